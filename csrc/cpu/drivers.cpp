@@ -1,0 +1,218 @@
+// Chooses the instruction set and splits the work over threads.
+//
+// No split changes a result: a sum belongs to one sample (or one segment of it, of a size fixed by the shape), segments
+// are added in order, and how many threads there are only decides who computes which.
+#include "isa.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include <omp.h>
+
+namespace journey::cpu {
+namespace {
+
+const Kernels* best_kernels() {
+#ifdef JOURNEY_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return &avx512::kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        return &avx2::kernels;
+#endif
+    return &baseline::kernels;
+}
+
+const Kernels* g_kernels = best_kernels();
+
+// Entries of one sample that are summed apart, so that threads can share a large parameter and sums stay short. At
+// least 16 times the sketch, so that adding the sums to the features costs little.
+int64_t segment_chunks(int64_t proj_dim) {
+    constexpr int64_t kSegmentEntries = 1 << 18;
+    return std::max(kSegmentEntries, 16 * proj_dim) / kLanes;
+}
+
+template <typename value_t>
+std::unique_ptr<value_t[]> allocate(int64_t count) {
+    return std::unique_ptr<value_t[]>(new (std::nothrow) value_t[static_cast<size_t>(count)]);
+}
+
+int clamp_threads(int num_threads, int64_t items) {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, items)));
+}
+
+struct SketchPlan {
+    int64_t chunks;        // of one sample
+    int64_t per_segment;   // chunks
+    int64_t num_segments;  // of one sample
+    int64_t element_bytes;
+    bool direct;  // so few entries that they are added to the features without sums of their own
+    float scale;
+};
+
+SketchRun make_run(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
+    SketchRun run{};
+    run.matrix = static_cast<const char*>(args.grads) + b * args.grads_batch_stride * plan.element_bytes;
+    run.sums = sums;
+    run.tiles = tiles;
+    run.dtype = args.dtype;
+    run.cols = args.cols;
+    run.row_begin = args.row_begin;
+    run.proj_dim = args.proj_dim;
+    run.chunk_begin = segment * plan.per_segment;
+    run.chunk_end = std::min(plan.chunks, run.chunk_begin + plan.per_segment);
+    run.key = args.key;
+    return run;
+}
+
+// Sums of one segment, all repetitions.
+void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
+    std::memset(sums, 0, static_cast<size_t>(args.proj_dim) * sizeof(float));
+    SketchRun run = make_run(args, plan, b, segment, sums, tiles);
+    for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
+        run.repetition = static_cast<uint32_t>(repetition);
+        g_kernels->sketch_run(run);
+    }
+}
+
+void add_sums(const SketchArgs& args, const SketchPlan& plan, int64_t b, const float* sums) {
+    float* features = args.features + b * args.features_stride;
+    for (int64_t k = 0; k < args.proj_dim; ++k) features[k] += plan.scale * sums[k];
+}
+
+bool sketch_samples(const SketchArgs& args, const SketchPlan& plan, int num_threads) {
+    bool allocated = true;
+#pragma omp parallel num_threads(clamp_threads(num_threads, args.batch)) reduction(&& : allocated)
+    {
+        const auto tiles = allocate<Tile>(kTileCache);
+        const auto sums = allocate<float>(args.proj_dim);
+        allocated = tiles && sums;
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < args.batch; ++b) {
+            if (!allocated) continue;
+            if (plan.direct) {
+                SketchRun run = make_run(args, plan, b, 0, args.features + b * args.features_stride, tiles.get());
+                g_kernels->sketch_run(run);
+                continue;
+            }
+            for (int64_t segment = 0; segment < plan.num_segments; ++segment) {
+                sum_segment(args, plan, b, segment, sums.get(), tiles.get());
+                add_sums(args, plan, b, sums.get());
+            }
+        }
+    }
+    return allocated;
+}
+
+bool sketch_segments(const SketchArgs& args, const SketchPlan& plan, int num_threads) {
+    // A window of segments at a time bounds the memory.
+    const int64_t window = std::min<int64_t>(plan.num_segments, 4 * num_threads);
+    const auto sums = allocate<float>(window * args.proj_dim);
+    if (!sums) return false;
+    bool allocated = true;
+    for (int64_t b = 0; b < args.batch; ++b) {
+        for (int64_t first = 0; first < plan.num_segments; first += window) {
+            const int64_t count = std::min(window, plan.num_segments - first);
+#pragma omp parallel num_threads(clamp_threads(num_threads, count)) reduction(&& : allocated)
+            {
+                const auto tiles = allocate<Tile>(kTileCache);
+                allocated = tiles != nullptr;
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < count; ++i)
+                    if (allocated) sum_segment(args, plan, b, first + i, sums.get() + i * args.proj_dim, tiles.get());
+            }
+            if (!allocated) return false;
+            for (int64_t i = 0; i < count; ++i) add_sums(args, plan, b, sums.get() + i * args.proj_dim);
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+bool sketch(const SketchArgs& args, int num_threads) {
+    SketchPlan plan{};
+    plan.chunks = args.rows * num_chunks(args.cols);
+    if (args.batch == 0 || plan.chunks == 0) return true;
+    plan.per_segment = segment_chunks(args.proj_dim);
+    plan.num_segments = (plan.chunks + plan.per_segment - 1) / plan.per_segment;
+    plan.element_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
+    plan.direct = args.nnz == 1 && plan.chunks * kLanes <= 4 * args.proj_dim;
+    plan.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
+    const bool by_sample = plan.num_segments == 1 || args.batch >= num_threads;
+    return by_sample ? sketch_samples(args, plan, num_threads) : sketch_segments(args, plan, num_threads);
+}
+
+bool project(const ProjectArgs& args, int num_threads) {
+    if (args.batch == 0 || args.grad_dim == 0 || args.proj_dim == 0) return true;
+    // Threads own columns, so that each entry of the projection is generated once; with fewer column blocks than
+    // threads they share the samples instead, and a block is generated by each.
+    const int64_t blocks = (args.proj_dim + kSignColumns - 1) / kSignColumns;
+    const int64_t batch_parts = blocks >= num_threads ? 1 : std::min<int64_t>(args.batch, num_threads / blocks);
+    const int64_t column_parts = std::min<int64_t>(blocks, num_threads);
+    const int64_t items = batch_parts * column_parts;
+    bool allocated = true;
+#pragma omp parallel num_threads(clamp_threads(num_threads, items)) reduction(&& : allocated)
+    {
+        const auto scratch = allocate<float>(kProjectScratchFloats);
+        allocated = scratch != nullptr;
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < items; ++item) {
+            if (!allocated) continue;
+            const int64_t c = item % column_parts, b = item / column_parts;
+            ProjectRun run{};
+            run.args = &args;
+            run.column_begin = blocks * c / column_parts * kSignColumns;
+            run.column_end = std::min(args.proj_dim, blocks * (c + 1) / column_parts * kSignColumns);
+            run.batch_begin = args.batch * b / batch_parts;
+            run.batch_end = args.batch * (b + 1) / batch_parts;
+            run.scratch = scratch.get();
+            g_kernels->project_run(run);
+        }
+    }
+    return allocated;
+}
+
+void philox_words(
+    const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, uint32_t stream, int64_t n, int64_t* out) {
+    for (int64_t i = 0; i < n; ++i) {
+        const Philox4 draw = philox(keys[i], indices[i], minors[i], static_cast<Stream>(stream));
+        for (int w = 0; w < 4; ++w) out[i * 4 + w] = draw.word[w];
+    }
+}
+
+void philox_normal(
+    const uint64_t* keys, const uint32_t* minors, int64_t n, int64_t numel, float* out, int num_threads) {
+#pragma omp parallel for num_threads(clamp_threads(num_threads, n)) schedule(static)
+    for (int64_t i = 0; i < n; ++i) g_kernels->normal_row(keys[i], minors[i], numel, out + i * numel);
+}
+
+const char* isa_name() { return g_kernels->name; }
+
+bool set_isa(const char* name) {
+    for (const Kernels* kernels : {
+#ifdef JOURNEY_X86
+             &avx512::kernels,
+             &avx2::kernels,
+#endif
+             &baseline::kernels}) {
+        // Only sets that the processor has: best_kernels() is the widest of them.
+        const bool available = kernels == &baseline::kernels || best_kernels() == kernels ||
+#ifdef JOURNEY_X86
+            (kernels == &avx2::kernels && best_kernels() == &avx512::kernels);
+#else
+            false;
+#endif
+        if (available && std::strcmp(kernels->name, name) == 0) {
+            g_kernels = kernels;
+            return true;
+        }
+    }
+    return false;
+}
+
+}  // namespace journey::cpu

@@ -1,0 +1,67 @@
+// The kernels that are compiled once per instruction set, and the table through which the drivers call them.
+//
+// The files *_kernel.cpp are built three times with other compiler flags, each time with JOURNEY_ISA set to the
+// namespace to live in. They include nothing of the standard library that could leave a wide instruction in a
+// function shared with the rest of the program.
+#pragma once
+
+#include "../common/dense_map.h"
+#include "../common/sketch_map.h"
+#include "kernels.h"
+
+namespace journey::cpu {
+
+// One contiguous run of chunks of one sample: chunks [chunk_begin, chunk_end) counted along the given rows.
+struct SketchRun {
+    const void* matrix;  // [rows, cols] of one sample
+    float* sums;         // [proj_dim], added to, unscaled
+    Tile* tiles;         // room for kTileCache tiles
+    DType dtype;
+    int64_t cols;
+    int64_t row_begin;
+    int64_t proj_dim;
+    int64_t chunk_begin;
+    int64_t chunk_end;
+    uint64_t key;
+    uint32_t repetition;
+};
+
+// Tiles of one row block that are looked up once and kept while the rows of the block pass by.
+constexpr int64_t kTileCache = 8192;
+
+// Columns [column_begin, column_end) of the dense projection for samples [batch_begin, batch_end).
+struct ProjectRun {
+    const ProjectArgs* args;
+    int64_t column_begin;  // a multiple of kSignColumns
+    int64_t column_end;
+    int64_t batch_begin;
+    int64_t batch_end;
+    float* scratch;        // room for kProjectScratchFloats floats
+};
+
+// Rows of the projection that are generated, used for every sample, and summed before they are added to the
+// features: 64 columns of them fill two thirds of a 48 KiB L1 cache, and the sums stay short.
+constexpr int64_t kProjectDepth = 128;
+constexpr int64_t kProjectRows = 6;  // samples per pass: 6 x 4 accumulators leave registers for the operands
+constexpr int64_t kProjectScratchFloats = kProjectDepth * (kSignColumns + kProjectRows);
+
+struct Kernels {
+    const char* name;
+    void (*sketch_run)(const SketchRun&);
+    void (*project_run)(const ProjectRun&);
+    void (*normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
+};
+
+namespace baseline {
+extern const Kernels kernels;
+}
+#ifdef JOURNEY_X86
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+}  // namespace journey::cpu

@@ -1,0 +1,38 @@
+// Standard normals of one noise stream, and the table of this instruction set's kernels.
+//
+//     out[e] = normal slot(e).word of draw (key, slot(e).index, minor, noise stream)     common/normal.h
+//
+// Reference: journey/reference.py::noise.
+#include "philox_kernel.h"
+
+namespace journey::cpu::JOURNEY_ISA {
+
+void sketch_run(const SketchRun& run);
+void project_run(const ProjectRun& run);
+
+namespace {
+
+constexpr int64_t kGroup = 64;  // normals from one Philox16
+
+void normal_row(uint64_t key, uint32_t minor, int64_t numel, float* out) {
+    Philox16 draws;
+    for (int64_t begin = 0; begin < numel; begin += kGroup) {
+        philox16_indices(key, static_cast<uint64_t>(begin / kGroup * kDraws), minor, kStreamNoise, draws);
+        if (begin + kGroup <= numel) {
+            normals16(draws, out + begin);
+        } else {
+            float tail[kGroup];
+            normals16(draws, tail);
+            for (int64_t e = begin; e < numel; ++e) out[e] = tail[e - begin];
+        }
+    }
+}
+
+#define JOURNEY_STRINGIFY(x) #x
+#define JOURNEY_NAME(x) JOURNEY_STRINGIFY(x)
+
+}  // namespace
+
+const Kernels kernels = {JOURNEY_NAME(JOURNEY_ISA), sketch_run, project_run, normal_row};
+
+}  // namespace journey::cpu::JOURNEY_ISA

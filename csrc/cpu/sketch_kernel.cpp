@@ -1,0 +1,103 @@
+// Block-rotation count sketch of one run of gradient entries.
+//
+//     sums[bucket(row, col)] += sign(row, col) * matrix[row, col]            map: common/sketch_map.h
+//
+// The matrix is read once, in memory order; the sums (proj_dim floats) stay in L1 or L2. A chunk of 32 columns is two
+// 16-lane vectors: flip signs by mask, permute lanes by XOR, add to one row of buckets. Floor: the time to read the
+// gradient. Reference: journey/reference.py::sketch.
+#include "philox_kernel.h"
+#include "simd.h"
+
+namespace journey::cpu::JOURNEY_ISA {
+namespace {
+
+constexpr int kHalf = 16;
+constexpr int64_t kSignGroup = 64;  // chunks whose sign words one Philox16 gives
+
+template <typename input_t>
+inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
+    const Permutation permutation = lane_xor(lane_mask & 15u);
+    // Bit 4 of the mask swaps the two halves of the bucket row.
+    float* first = bucket_row + (lane_mask & 16u);
+    float* second = bucket_row + (16u - (lane_mask & 16u));
+    const Vec16 a = permute16(negate16(load_input16(entries), signs & 0xFFFFu), permutation);
+    const Vec16 b = permute16(negate16(load_input16(entries + kHalf), signs >> kHalf), permutation);
+    store16(first, add16(load16(first), a));
+    store16(second, add16(load16(second), b));
+}
+
+// The last chunk of a row whose length is no multiple of 32: the missing lanes add zero.
+template <typename input_t>
+inline void add_partial_chunk(
+    const input_t* entries, int64_t count, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
+    input_t padded[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) padded[i] = entries[i];
+    add_chunk(padded, signs, lane_mask, bucket_row);
+}
+
+void find_tiles(const SketchRun& run, int64_t first_tile, int64_t count, int64_t bucket_rows) {
+    Philox16 draws;
+    for (int64_t begin = 0; begin < count; begin += kDraws) {
+        philox16_indices(
+            run.key, static_cast<uint64_t>(first_tile + begin), run.repetition, kStreamSketchTile, draws);
+        const int64_t filled = count - begin < kDraws ? count - begin : kDraws;
+        for (int64_t i = 0; i < filled; ++i)
+            run.tiles[begin + i] = tile_from_words(draws.word[0][i], draws.word[1][i], bucket_rows);
+    }
+}
+
+template <typename input_t>
+void run_typed(const SketchRun& run) {
+    const input_t* matrix = static_cast<const input_t*>(run.matrix);
+    const int64_t chunks = num_chunks(run.cols), bucket_rows = run.proj_dim / kLanes;
+    int64_t tiles_block = -1, tiles_begin = 0, tiles_end = 0;
+    int64_t sign_group = -1;
+    Philox16 signs;
+
+    for (int64_t q = run.chunk_begin; q < run.chunk_end;) {
+        // One piece: consecutive chunks of one row.
+        const int64_t row = q / chunks, first = q % chunks;
+        int64_t count = chunks - first < run.chunk_end - q ? chunks - first : run.chunk_end - q;
+        if (count > kTileCache) count = kTileCache;
+
+        const int64_t parameter_row = run.row_begin + row;
+        const int64_t block = parameter_row / bucket_rows, row_in_tile = parameter_row % bucket_rows;
+        if (block != tiles_block || first < tiles_begin || first + count > tiles_end) {
+            find_tiles(run, block * chunks + first, count, bucket_rows);
+            tiles_block = block, tiles_begin = first, tiles_end = first + count;
+        }
+
+        const input_t* entries = matrix + row * run.cols + first * kLanes;
+        for (int64_t i = 0; i < count; ++i, entries += kLanes) {
+            const int64_t chunk = parameter_row * chunks + first + i;
+            if (chunk / kSignGroup != sign_group) {
+                sign_group = chunk / kSignGroup;
+                philox16_indices(
+                    run.key, static_cast<uint64_t>(sign_group * kDraws), run.repetition, kStreamSketchSign, signs);
+            }
+            const uint32_t word = (&signs.word[0][0])[chunk % kSignGroup];
+            const Tile tile = run.tiles[first - tiles_begin + i];
+            int64_t bucket_row = row_in_tile + tile.rotation;
+            if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
+            float* target = run.sums + bucket_row * kLanes;
+            const int64_t left = run.cols - (first + i) * kLanes;
+            if (left >= kLanes)
+                add_chunk(entries, word, tile.lane_mask, target);
+            else
+                add_partial_chunk(entries, left, word, tile.lane_mask, target);
+        }
+        q += count;
+    }
+}
+
+}  // namespace
+
+void sketch_run(const SketchRun& run) {
+    switch (run.dtype) {
+        case DType::kFloat32: return run_typed<float>(run);
+        case DType::kFloat16: return run_typed<Half>(run);
+        case DType::kBFloat16: return run_typed<BFloat>(run);
+    }
+}
+
+}  // namespace journey::cpu::JOURNEY_ISA

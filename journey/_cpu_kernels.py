@@ -1,0 +1,120 @@
+"""The ops on host memory: hand pointers to the compiled kernels, and torch's BLAS the products that it does best.
+
+Arguments were checked in ``journey.ops``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from journey import _native
+from journey.geometry import ConvGeometry
+from journey.keys import to_unsigned
+from journey.weight_grad import weight_grad_tiles
+
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+# Columns of the Gram matrix per panel: the square on the diagonal wastes half of its work, which is 1 / 16 of the whole
+# at proj_dim 4096, and panels stay large enough for BLAS.
+_GRAM_PANEL = 512
+
+
+def philox_words(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
+    """Words of each draw. [num_draws, 4]"""
+    keys, indices, minors = keys.contiguous(), indices.contiguous(), minors.to(torch.int32)
+    words = torch.empty(keys.shape[0], 4, dtype=torch.int64)
+    _native.cpu.philox_words(
+        keys=keys.data_ptr(),
+        indices=indices.data_ptr(),
+        minors=minors.data_ptr(),
+        stream=stream,
+        n=keys.shape[0],
+        out=words.data_ptr(),
+    )
+    return words
+
+
+def philox_normal(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
+    """Rows of noise. [num_rows, numel]"""
+    keys, minors = keys.contiguous(), minors.to(torch.int32)
+    noise = torch.empty(keys.shape[0], numel)
+    _native.cpu.philox_normal(
+        keys=keys.data_ptr(),
+        minors=minors.data_ptr(),
+        n=keys.shape[0],
+        numel=numel,
+        out=noise.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    return noise
+
+
+def sketch_(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> None:
+    """Count sketch of one parameter's gradients."""
+    if not grads[0:1].is_contiguous():
+        grads = grads.contiguous()
+    _native.cpu.sketch(
+        grads=grads.data_ptr(),
+        features=features.data_ptr(),
+        dtype=DTYPE_CODES[grads.dtype],
+        batch=grads.shape[0],
+        rows=grads.shape[1],
+        cols=grads.shape[2],
+        grads_batch_stride=grads.stride(0),
+        features_stride=features.stride(0),
+        row_begin=row_begin,
+        proj_dim=features.shape[1],
+        key=to_unsigned(key),
+        nnz=nnz,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def project_(features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
+    """Dense random projection."""
+    if grads.shape[1] > 1 and grads.stride(1) != 1:
+        grads = grads.contiguous()
+    _native.cpu.project(
+        grads=grads.data_ptr(),
+        features=features.data_ptr(),
+        dtype=DTYPE_CODES[grads.dtype],
+        kind=kind,
+        batch=grads.shape[0],
+        grad_dim=grads.shape[1],
+        proj_dim=features.shape[1],
+        grads_stride=grads.stride(0),
+        features_stride=features.stride(0),
+        row_begin=row_begin,
+        key=to_unsigned(key),
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def sketch_outer_(
+    features: Tensor,
+    a: Tensor,
+    g: Tensor,
+    key: int,
+    nnz: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> None:
+    """Torch's matmul or convolution into a bounded tile, then the sketch kernel while the tile is in cache."""
+    conv = None
+    if kernel_size:
+        conv = ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
+        sketch_(features[group : group + grads.shape[0]], grads, key, row, nnz)
+
+
+def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
+    """One float64 matmul per block of samples and panel of columns, at and right of the diagonal."""
+    for block in features.split(block_size):
+        wide = block.double()
+        for column in range(0, gram.shape[0], _GRAM_PANEL):
+            panel = slice(column, column + _GRAM_PANEL)
+            gram[panel, column:].addmm_(wide[:, panel].T, wide[:, column:])

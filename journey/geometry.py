@@ -1,0 +1,41 @@
+"""How a convolution walks over its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Kernel and walk of a convolution over 1, 2 or 3 spatial dimensions, zero-padded.
+
+    Args:
+        kernel_size: Kernel positions per spatial dimension.
+        stride: Input positions between two output positions.
+        padding: Zeros added on both sides.
+        dilation: Input positions between two kernel positions.
+        groups: Blocks of channels that do not see each other.
+    """
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def spatial_dims(self) -> int:
+        """Number of spatial dimensions: 1, 2 or 3."""
+        return len(self.kernel_size)
+
+    @property
+    def kernel_positions(self) -> int:
+        """Number of kernel positions, the product of ``kernel_size``."""
+        return prod(self.kernel_size)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output position sees exactly the same input position and all channels."""
+        ones = (1,) * self.spatial_dims
+        return self.kernel_size == ones == self.stride and not any(self.padding) and self.groups == 1

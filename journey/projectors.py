@@ -1,0 +1,198 @@
+"""Linear maps from gradients to features: the count sketch, dense random projections, and the identity.
+
+A projector is a configuration; it holds no matrix. It adds the image of one parameter's gradients to the features, so
+the features of a model are the sum over its parameters, in any order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from journey import ops
+from journey.geometry import ConvGeometry
+from journey.keys import derive_key
+from journey.weight_grad import weight_grad_tiles
+
+
+@dataclass(frozen=True)
+class ParameterSlot:
+    """Where a parameter stands among those that are measured.
+
+    Args:
+        name: Name in ``model.named_parameters()``.
+        rows: First dimension, or 1 for a vector.
+        cols: Product of the other dimensions.
+        offset: Entries of the parameters before it.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    offset: int
+
+
+class Projector(ABC):
+    """A linear map from the gradients of named parameters to ``proj_dim`` features."""
+
+    @abstractmethod
+    def features_dim(self, num_parameters: int) -> int:
+        """Return the length of the features of a model with ``num_parameters`` measured parameters."""
+
+    @abstractmethod
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add the image of gradients of one parameter.
+
+        Args:
+            features: Added to, float32. [num_groups, proj_dim]
+            slot: The parameter.
+            grads: Rows ``row_begin ...`` of its gradients. [num_groups, num_rows, cols]
+            row_begin: First row of the parameter that ``grads`` holds.
+        """
+
+    def add_outer_(
+        self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
+    ) -> None:
+        """Add the image of weight gradients given as layer input and output gradient (``ops.sketch_outer_``)."""
+        for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
+            self.add_(features[group : group + grads.shape[0]], slot, grads, row)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what determines the map, as JSON values."""
+        return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class CountSketch(Projector):
+    """Block-rotation count sketch: one signed bucket per gradient entry and repetition, nothing stored.
+
+    Unbiased inner products with the accuracy of a dense projection, at the price of one pass over the gradient.
+
+    Args:
+        proj_dim: Features, a multiple of 32.
+        nnz: Independent sketches that are summed, 1 to 64.
+        seed: Names the map.
+
+    Raises:
+        ValueError: If ``proj_dim`` is not a positive multiple of 32 or ``nnz`` is out of range.
+    """
+
+    proj_dim: int = 4096
+    nnz: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.proj_dim < ops.LANES or self.proj_dim % ops.LANES:
+            below = max(ops.LANES, self.proj_dim // ops.LANES * ops.LANES)
+            raise ValueError(f"proj_dim must be a positive multiple of {ops.LANES} (for example {below}), got {self.proj_dim}")
+        if not 1 <= self.nnz <= ops.MAX_NNZ:
+            raise ValueError(f"nnz must be between 1 and {ops.MAX_NNZ}, got {self.nnz}")
+
+    def features_dim(self, num_parameters: int) -> int:
+        """Return ``proj_dim``."""
+        return self.proj_dim
+
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add the sketch of gradients of one parameter, see ``Projector.add_``."""
+        ops.sketch_(features, grads, key=self._key(slot), row_begin=row_begin, nnz=self.nnz)
+
+    def add_outer_(
+        self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
+    ) -> None:
+        """Add the sketch of weight gradients that are never formed, see ``Projector.add_outer_``."""
+        ops.sketch_outer_(features, a, g, key=self._key(slot), nnz=self.nnz, conv=conv)
+
+    def _key(self, slot: ParameterSlot) -> int:
+        return derive_key(self.seed, "sketch", slot.name)
+
+
+@dataclass(frozen=True)
+class _Dense(Projector):
+    """A dense random matrix, generated as it is used: 2 * proj_dim FLOPs per gradient entry.
+
+    Args:
+        proj_dim: Features.
+        seed: Names the matrix.
+
+    Raises:
+        ValueError: If ``proj_dim`` is not positive.
+    """
+
+    proj_dim: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.proj_dim < 1:
+            raise ValueError(f"proj_dim must be positive, got {self.proj_dim}")
+
+    def features_dim(self, num_parameters: int) -> int:
+        """Return ``proj_dim``."""
+        return self.proj_dim
+
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add the projection of gradients of one parameter, see ``Projector.add_``."""
+        kind = self._kind()
+        ops.project_(
+            features,
+            grads.flatten(1),
+            key=derive_key(self.seed, kind, slot.name),
+            kind=kind,
+            row_begin=row_begin * slot.cols,
+        )
+
+    @abstractmethod
+    def _kind(self) -> ops.ProjectionKind: ...
+
+
+@dataclass(frozen=True)
+class Rademacher(_Dense):
+    """Dense projection with entries +1 or -1, over sqrt(proj_dim): TRAK's default, the reference for the sketch.
+
+    Args:
+        proj_dim: Features.
+        seed: Names the matrix.
+
+    Raises:
+        ValueError: If ``proj_dim`` is not positive.
+    """
+
+    def _kind(self) -> ops.ProjectionKind:
+        return "rademacher"
+
+
+@dataclass(frozen=True)
+class Gaussian(_Dense):
+    """Dense projection with standard normal entries, over sqrt(proj_dim).
+
+    Args:
+        proj_dim: Features.
+        seed: Names the matrix.
+
+    Raises:
+        ValueError: If ``proj_dim`` is not positive.
+    """
+
+    def _kind(self) -> ops.ProjectionKind:
+        return "normal"
+
+
+@dataclass(frozen=True)
+class Identity(Projector):
+    """The gradients themselves, parameter after parameter in the order of ``model.named_parameters()``.
+
+    For tests and small models: a row has as many entries as the model has measured parameters.
+    """
+
+    def features_dim(self, num_parameters: int) -> int:
+        """Return ``num_parameters``."""
+        return num_parameters
+
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add gradients at their place, see ``Projector.add_``."""
+        begin = slot.offset + row_begin * slot.cols
+        features[:, begin : begin + grads[0].numel()] += grads.flatten(1)
