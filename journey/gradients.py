@@ -61,7 +61,8 @@ class GradientEngine:
         self.num_parameters = sum(p.numel() for p in self._parameters.values())
         self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
-        covered = {id(p) for module in self._rules for p in module.parameters(recurse=False)}
+        # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
+        covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
         self._uncovered = {name: p for name, p in self._parameters.items() if id(p) not in covered}
         if self._uncovered and uncovered == "error":
             raise CoverageError(_describe_uncovered(model, list(self._uncovered)))
@@ -106,8 +107,9 @@ class GradientEngine:
     def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
         """Compare freshly computed features of a batch with autograd's gradient of the whole batch.
 
-        Every per-sample gradient enters the sum, so a layer that is called in a way its rule does not know (through a
-        functional, with rows in another dimension, sharing statistics between rows) is found. Costs one training step.
+        Every per-sample gradient enters a sum with a weight of its own, so a layer that is called in a way its rule
+        does not know (through a functional, with rows in another dimension, sharing statistics between rows) is found.
+        Costs one training step.
 
         Args:
             features: What ``add_gradients_`` added to zeros. [num_groups, proj_dim]
@@ -120,16 +122,24 @@ class GradientEngine:
         """
         num_groups = features.shape[0]
         expected = features.new_zeros(1, features.shape[1])
-        whole = self._autograd(values, slice(0, num_rows), num_rows // num_groups, list(self._parameters))
+        # With equal weights a gradient that is ascribed to the wrong sample would still be in the sum. All are
+        # positive, so that they do not cancel gradients that are alike.
+        weights = torch.linspace(0.5, 1.5, num_groups, device=features.device)
+        row_weights = weights.repeat_interleave(num_rows // num_groups)
+
+        def weighted(rows: slice) -> Tensor:
+            return values(rows) * row_weights[rows]
+
+        whole = self._autograd(weighted, slice(0, num_rows), num_rows // num_groups, list(self._parameters))
         grads = {slot.name: grad for slot, grad in whole}
         for name, grad in grads.items():
             projector.add_(expected, self.slots[name], grad)
         tolerance = _CHECK_TOLERANCE[next(iter(self._parameters.values())).dtype]
         scale = expected.norm()
-        if (features.sum(0) - expected[0]).norm() <= tolerance * scale:
+        if (weights @ features - expected[0]).norm() <= tolerance * scale:
             return
         sums = _ParameterSums()
-        self.add_gradients_(features.new_zeros(num_groups, 1), values, num_rows=num_rows, projector=sums)
+        self.add_gradients_(weights[:, None], values, num_rows=num_rows, projector=sums)
         total = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
         wrong = [name for name in self.slots if _difference(sums.of, grads, name) > tolerance * total]
         raise GradientCheckError(
@@ -223,7 +233,7 @@ _CHECK_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e
 
 
 class _ParameterSums(Projector):
-    """Sums each parameter's gradient over all groups, to find out which one is wrong."""
+    """Sums each parameter's gradient over all groups, weighted by ``features``, to find out which one is wrong."""
 
     def __init__(self) -> None:
         self.of: dict[str, Tensor] = {}
@@ -232,8 +242,8 @@ class _ParameterSums(Projector):
         return 1
 
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
-        total = self.of.setdefault(slot.name, grads.new_zeros(1, slot.rows, slot.cols))
-        total[:, row_begin : row_begin + grads.shape[1]] += grads.sum(0, keepdim=True)
+        total = self.of.setdefault(slot.name, torch.zeros(1, slot.rows, slot.cols, device=grads.device))
+        total[:, row_begin : row_begin + grads.shape[1]] += torch.einsum("g,grc->rc", features[:, 0], grads.float())
 
 
 def _difference(left: dict[str, Tensor], right: dict[str, Tensor], name: str) -> float:

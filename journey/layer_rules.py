@@ -83,7 +83,7 @@ def _conv(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[
     # Where the stride does not divide, the last input positions are seen by no output position.
     yield Outer("weight", x, g, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g.flatten(2), num_groups))
+        yield Direct("bias", _sum_positions(g, num_groups))
 
 
 def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
@@ -97,16 +97,16 @@ def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) ->
         x = F.pad(x, [side for pad in reversed(extra) for side in (0, pad)])
     yield Outer("weight", g, x, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g.flatten(2), num_groups))
+        yield Direct("bias", _sum_positions(g, num_groups))
 
 
 def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
     assert isinstance(module, nn.GroupNorm)
     if module.weight is not None:
         normalized = F.group_norm(x.float(), module.num_groups, None, None, module.eps)
-        yield Direct("weight", _sum_positions((normalized * g).flatten(2), num_groups))
+        yield Direct("weight", _sum_positions(normalized * g, num_groups))
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g.flatten(2), num_groups))
+        yield Direct("bias", _sum_positions(g, num_groups))
 
 
 def _layer_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
@@ -156,8 +156,8 @@ def _embedding(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iter
 
 
 def _sum_positions(g: Tensor, num_groups: int) -> Tensor:
-    """Sum [num_rows, channels, positions] over the rows and positions of each group. [num_groups, 1, channels]"""
-    per_row = g.sum(-1, dtype=torch.float32)
+    """Sum [num_rows, channels, *positions] over the rows and positions of each group. [num_groups, 1, channels]"""
+    per_row = g.reshape(*g.shape[:2], -1).sum(-1, dtype=torch.float32)
     return per_row.reshape(num_groups, 1, -1, per_row.shape[-1]).sum(2)
 
 

@@ -1,0 +1,112 @@
+// What every kernel file shares: the one place that launches, reading of the three input types, and the split of work
+// into slices with its ordered sum.
+//
+// With JOURNEY_CUDA_EMULATION the same sources compile for the CPU, where tests run every kernel without a device.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../common/host_device.h"
+#include "kernels.h"
+
+#ifndef JOURNEY_CUDA_EMULATION
+#include <cuda_runtime.h>
+#endif
+
+namespace journey::cuda {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Grid {
+    int64_t x;
+    int64_t y = 1;
+    int64_t z = 1;
+};
+
+// Launches unless the grid is empty; a grid that the hardware cannot address is an error, not a wrap-around.
+template <typename... params_t, typename... args_t>
+[[nodiscard]] cudaError_t launch(
+    void (*kernel)(params_t...),
+    const Grid& grid,
+    int threads,
+    int64_t shared_bytes,
+    cudaStream_t stream,
+    const args_t&... args) {
+    constexpr int64_t kMaxX = 0x7FFFFFFF, kMaxYZ = 65535;
+    if (grid.x <= 0 || grid.y <= 0 || grid.z <= 0) return cudaSuccess;
+    if (grid.x > kMaxX || grid.y > kMaxYZ || grid.z > kMaxYZ) return cudaErrorInvalidConfiguration;
+    const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+#ifdef JOURNEY_CUDA_EMULATION
+    (void)stream;
+    return emulation::run(blocks, threads, static_cast<size_t>(shared_bytes), [&] { kernel(args...); });
+#else
+    kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream> > >(args...);
+    return cudaGetLastError();
+#endif
+}
+
+// The dynamic shared memory of a block, as floats.
+__device__ __forceinline__ float* dynamic_shared() {
+#ifdef JOURNEY_CUDA_EMULATION
+    return static_cast<float*>(emulation::dynamic_shared());
+#else
+    extern __shared__ float shared_floats[];
+    return shared_floats;
+#endif
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename input_t>
+struct TypeOf {
+    using type = input_t;
+};
+
+// Calls run(TypeOf<input_t>{}) with the C++ type of a dtype.
+template <typename function_t>
+[[nodiscard]] cudaError_t dispatch(DType dtype, const function_t& run) {
+    switch (dtype) {
+        case DType::kFloat32:
+            return run(TypeOf<float>{});
+        case DType::kFloat16:
+            return run(TypeOf<__half>{});
+        case DType::kBFloat16:
+            return run(TypeOf<__nv_bfloat16>{});
+    }
+    return cudaErrorInvalidValue;
+}
+
+// Four consecutive floats that move between shared memory and registers at once.
+struct alignas(16) Float4 {
+    float value[4];
+};
+
+// Work items cut into runs of equal length, a function of their number alone.
+struct Slices {
+    int64_t count;
+    int64_t length;
+};
+
+inline Slices make_slices(int64_t items, int64_t min_length, int64_t max_count) {
+    const int64_t length = std::max(min_length, ceil_div(items, max_count));
+    return Slices{ceil_div(items, length), length};
+}
+
+// features[b, k] += scale * (partials[b, 0, k] + partials[b, 1, k] + ...), in this order.
+[[nodiscard]] cudaError_t sum_slices(
+    const float* partials,  // [batch, num_slices, proj_dim]
+    float* features,        // [batch, proj_dim], added to
+    int64_t batch,
+    int64_t num_slices,
+    int64_t proj_dim,
+    int64_t features_stride,
+    float scale,
+    cudaStream_t stream);
+
+}  // namespace journey::cuda

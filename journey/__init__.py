@@ -1,0 +1,59 @@
+"""Which training images steered a diffusion model, at each step of the generation, towards this image.
+
+Three verbs: ``featurize`` measures a dataset once, ``record`` keeps the steps of a generation, ``score`` ranks the
+training images for each step.
+"""
+
+from journey import _native, ops, reference
+from journey.datasets import ImageFolder
+from journey.denoiser import Denoiser
+from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
+from journey.featurize import Features, featurize, open_features
+from journey.featurizer import Featurizer
+from journey.gradients import GradientEngine
+from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
+from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.report import write_png, write_report
+from journey.scoring import Ranked, Scores, Top, score
+from journey.solve import Spectrum, decompose
+from journey.store import FeatureStore
+from journey.trajectory import Trajectory, record
+
+__version__: str = _native.build_info()["version"]
+
+__all__ = [
+    "CountSketch",
+    "Denoiser",
+    "Draws",
+    "ExplicitDraws",
+    "FeatureStore",
+    "Features",
+    "Featurizer",
+    "Gaussian",
+    "GradientEngine",
+    "GridDraws",
+    "Identity",
+    "ImageFolder",
+    "Measurement",
+    "Prediction",
+    "Projector",
+    "Rademacher",
+    "Ranked",
+    "Scores",
+    "Spectrum",
+    "SquaredNorm",
+    "StratifiedDraws",
+    "Top",
+    "TrainingLoss",
+    "Trajectory",
+    "UniformDraws",
+    "decompose",
+    "featurize",
+    "open_features",
+    "ops",
+    "record",
+    "reference",
+    "score",
+    "write_png",
+    "write_report",
+]

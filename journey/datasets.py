@@ -1,0 +1,109 @@
+"""Training images in the forms people have them, as float tensors in the model's range [-1, 1]."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_KEYS = ("image", "pixel_values", "images", "img")
+
+
+class Dataset(Protocol):
+    """A map-style dataset: ``len(dataset)`` and ``dataset[i]``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class ImageFolder:
+    """The images of a folder and its subfolders, in the order of their paths.
+
+    Args:
+        folder: Where the images are.
+        size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        NotADirectoryError: If there is no such folder.
+        ValueError: If it holds no image, or ``channels`` is neither 1 nor 3.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, size: tuple[int, int] | None = None, channels: int = 3) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        self.size = size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        with Image.open(self.paths[index]) as opened:
+            image = opened.convert("L" if self.channels == 1 else "RGB")
+        if self.size is None:
+            return image
+        height, width = self.size
+        scale = max(height / image.height, width / image.width)
+        scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+def get_image(dataset: Dataset, index: int) -> Tensor:
+    """Return one image of a dataset in the model's form.
+
+    Args:
+        dataset: Items are float tensors in [-1, 1], uint8 tensors or arrays, PIL images, (image, ...) tuples, or dicts
+            with one of the keys ``image``, ``pixel_values``, ``images``, ``img``.
+        index: Which item.
+
+    Returns:
+        float32, in [-1, 1] for integer and PIL images, unchanged for floating point. [C, H, W]
+
+    Raises:
+        TypeError: If the item is none of these.
+        ValueError: If a dict has none of the keys.
+    """
+    item = dataset[index]
+    what = f"dataset[{index}]"
+    if isinstance(item, dict):
+        key = next((key for key in IMAGE_KEYS if key in item), None)
+        if key is None:
+            raise ValueError(f"{what} must have one of the keys {', '.join(IMAGE_KEYS)}, got {', '.join(map(str, item))}")
+        item = item[key]
+    elif isinstance(item, tuple | list) and item:
+        item = item[0]
+    if isinstance(item, Image.Image):
+        array = np.asarray(item.convert("RGB") if item.mode not in ("L", "RGB") else item)
+        item = torch.from_numpy(array.copy())
+        item = item.unsqueeze(0) if item.dim() == 2 else item.permute(2, 0, 1)
+    elif isinstance(item, np.ndarray):
+        item = torch.from_numpy(item)
+    if not isinstance(item, Tensor):
+        raise TypeError(f"{what} must be an image (tensor, array, PIL image, or a dict or tuple with one), got {type(item).__name__}")
+    if item.dtype == torch.uint8:
+        return item.float() / 127.5 - 1
+    if not item.is_floating_point():
+        raise TypeError(f"{what} must be uint8 or floating point in [-1, 1], got {item.dtype}")
+    return item.float()
+
+
+def get_images(dataset: Dataset, ids: Sequence[int]) -> Tensor:
+    """Return some images of a dataset as one batch. [num_samples, C, H, W]"""
+    return torch.stack([get_image(dataset, i) for i in ids])

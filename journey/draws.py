@@ -1,0 +1,261 @@
+"""Which timesteps and which noise a sample is measured with.
+
+A draw is a pure function of (seed, sample id, draw): neither the batch, its order, the shard nor the device enters, so
+the same sample always gets the same bits. The range of timesteps is cut into bins of equal width; each bin has its own
+draws and its own feature.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from journey import ops
+from journey.fingerprint import fingerprint_tensors
+from journey.keys import derive_key, to_signed
+
+_STREAM_TIMESTEP = 6  # csrc/common/philox.h
+
+
+class Draws(ABC):
+    """Timesteps and noise for every sample: ``num_draws`` in each of ``bins`` ranges of timesteps."""
+
+    num_draws: int
+    bins: int
+
+    @abstractmethod
+    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+        """Return the timesteps of some samples, int64. [num_samples, bins, num_draws]"""
+
+    @abstractmethod
+    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the noise of some samples, float32. [num_samples, bins, num_draws, *shape]"""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what determines the draws, as JSON values."""
+
+    def weights(self, num_train_timesteps: int) -> Tensor:
+        """Return each bin's share of the timesteps, float64, summing to one. [bins]"""
+        edges = _edges(self.bins, num_train_timesteps)
+        return (edges[1:] - edges[:-1]).double() / num_train_timesteps
+
+
+@dataclass(frozen=True)
+class _KeyedDraws(Draws):
+    """Draws from the counter-based generator, keyed by sample id.
+
+    Args:
+        num_draws: Draws per sample and bin.
+        bins: Ranges of timesteps of equal width, each with its own feature.
+        antithetic: Draws come in pairs with one timestep and opposite noise, so that what is odd in the noise cancels;
+            an odd last draw has no partner.
+        seed: Names the draws.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    num_draws: int = 8
+    bins: int = 1
+    antithetic: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("num_draws", "bins"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+        """Return the timesteps of some samples, see ``Draws.timesteps``."""
+        if self.bins > num_train_timesteps:
+            raise ValueError(f"bins must be at most the {num_train_timesteps} timesteps of the schedule, got {self.bins}")
+        edges = _edges(self.bins, num_train_timesteps)
+        low, width = edges[:-1].view(1, -1, 1), (edges[1:] - edges[:-1]).view(1, -1, 1)
+        independent = (self.num_draws + 1) // 2 if self.antithetic else self.num_draws
+        position = self._positions(ids, independent)  # in [0, 1)
+        times = (low + (position * width).floor().long()).clamp(max=(low + width - 1))
+        return times.repeat_interleave(2, -1)[..., : self.num_draws] if self.antithetic else times
+
+    @abstractmethod
+    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+        """Return where in its bin each timestep lies, in [0, 1). [num_samples, bins, independent]"""
+
+    def _uniforms(self, ids: Sequence[int], independent: int) -> Tensor:
+        """Return keyed uniforms in [0, 1), float64. [num_samples, bins, independent]"""
+        count = self.bins * independent
+        keys = _keys(self.seed, "timestep", ids).repeat_interleave(count)
+        indices = torch.arange(count).repeat(len(ids))
+        words = ops.philox_words(keys, indices, torch.zeros_like(keys), stream=_STREAM_TIMESTEP)
+        return (words[:, 0].double() / 2**32).view(len(ids), self.bins, independent)
+
+    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the noise of some samples, see ``Draws.noise``."""
+        keys = _keys(self.seed, "noise", ids)
+        return keyed_noise(keys, self.bins * self.num_draws, shape, device, antithetic=self.antithetic, per=self.num_draws)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the configuration."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class StratifiedDraws(_KeyedDraws):
+    """One uniform timestep in each of as many strata as there are independent draws: the default.
+
+    Args:
+        num_draws: Draws per sample and bin.
+        bins: Ranges of timesteps of equal width, each with its own feature.
+        antithetic: Draws come in pairs with one timestep and opposite noise.
+        seed: Names the draws.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+        strata = torch.arange(independent, dtype=torch.float64)
+        return (strata + self._uniforms(ids, independent)) / independent
+
+
+@dataclass(frozen=True)
+class UniformDraws(_KeyedDraws):
+    """Independent uniform timesteps, with replacement.
+
+    Args:
+        num_draws: Draws per sample and bin.
+        bins: Ranges of timesteps of equal width, each with its own feature.
+        antithetic: Draws come in pairs with one timestep and opposite noise.
+        seed: Names the draws.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+        return self._uniforms(ids, independent)
+
+
+@dataclass(frozen=True)
+class GridDraws(_KeyedDraws):
+    """Equally spaced timesteps, the same for every sample: low, low + width / n, ... (D-TRAK's grid).
+
+    Args:
+        num_draws: Draws per sample and bin.
+        bins: Ranges of timesteps of equal width, each with its own feature.
+        antithetic: Draws come in pairs with one timestep and opposite noise.
+        seed: Names the noise.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+        grid = torch.arange(independent, dtype=torch.float64) / independent
+        return grid.expand(len(ids), self.bins, independent)
+
+
+class ExplicitDraws(Draws):
+    """The caller's own timesteps and noise, as when comparing with another implementation. One bin.
+
+    Args:
+        timesteps: Timesteps, int64, of the dataset's sample i in row i, or one row for all samples.
+            [num_samples, num_draws] or [num_draws]
+        noise: Noise, float32, likewise. [num_samples, num_draws, *image] or [num_draws, *image]
+
+    Raises:
+        ValueError: If the shapes disagree.
+        TypeError: If the timesteps are not integers or the noise is not floating point.
+    """
+
+    bins = 1
+
+    def __init__(self, timesteps: Tensor, noise: Tensor) -> None:
+        timesteps, noise = torch.as_tensor(timesteps), torch.as_tensor(noise)
+        if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
+            raise TypeError(f"timesteps must be integers, got {timesteps.dtype}")
+        if not noise.is_floating_point():
+            raise TypeError(f"noise must be floating point, got {noise.dtype}")
+        if timesteps.dim() not in (1, 2) or noise.shape[: timesteps.dim()] != timesteps.shape or timesteps.numel() == 0:
+            raise ValueError(
+                "timesteps must be [num_samples, num_draws] or [num_draws] and noise the same followed by the image's "
+                f"shape, got {list(timesteps.shape)} and {list(noise.shape)}"
+            )
+        self._shared = timesteps.dim() == 1
+        self._timesteps, self._noise = timesteps.long().cpu(), noise.float().cpu()
+        self.num_draws = timesteps.shape[-1]
+
+    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+        """Return the timesteps of some samples, see ``Draws.timesteps``."""
+        low, high = int(self._timesteps.min()), int(self._timesteps.max())
+        if low < 0 or high >= num_train_timesteps:
+            raise ValueError(f"timesteps must be in [0, {num_train_timesteps}), got {low} to {high}")
+        return self._rows(self._timesteps, ids).unsqueeze(1)
+
+    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the noise of some samples, see ``Draws.noise``."""
+        noise = self._rows(self._noise, ids)
+        if tuple(noise.shape[2:]) != tuple(shape):
+            raise ValueError(f"noise must be of images {list(shape)}, got {list(noise.shape[2:])}")
+        return noise.unsqueeze(1).to(device)
+
+    def _rows(self, values: Tensor, ids: Sequence[int]) -> Tensor:
+        if self._shared:
+            return values.expand(len(ids), *values.shape)
+        if len(ids) and max(ids) >= len(values):
+            raise ValueError(f"timesteps and noise must have a row for every sample, got {len(values)} for sample {max(ids)}")
+        return values[torch.as_tensor(ids, dtype=torch.int64)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return a hash of the arrays."""
+        arrays = fingerprint_tensors({"timesteps": self._timesteps, "noise": self._noise})
+        return {"kind": "ExplicitDraws", "arrays": arrays}
+
+
+def keyed_noise(
+    keys: Tensor, count: int, shape: tuple[int, ...], device: torch.device, *, antithetic: bool, per: int
+) -> Tensor:
+    """Return standard normal noise for ``count`` draws of each key.
+
+    Args:
+        keys: One per sample, int64 (``journey.keys``). [num_samples]
+        count: Draws per sample, ``count / per`` runs of ``per`` draws.
+        shape: Shape of one image.
+        device: Where the noise is made; the bits are the same everywhere.
+        antithetic: Within a run, draw 2j + 1 is the negative of draw 2j.
+        per: Draws of a run.
+
+    Returns:
+        Noise, float32. [num_samples, count / per, per, *shape]
+    """
+    draws = torch.arange(count).view(-1, per)
+    minors = draws - draws % per % 2 if antithetic else draws  # the draw whose bits are used
+    flat = ops.philox_normal(
+        keys.repeat_interleave(count).to(device), minors.flatten().repeat(len(keys)).to(device), prod(shape)
+    )
+    noise = flat.view(len(keys), count // per, per, *shape)
+    if antithetic:
+        noise[:, :, 1::2] *= -1
+    return noise
+
+
+def query_noise(seed: int, ids: Sequence[int], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the antithetic noise with which queries are re-noised at one timestep. [num_queries, num_draws, *shape]"""
+    keys = _keys(seed, f"query noise at {timestep}", ids)
+    return keyed_noise(keys, num_draws, shape, device, antithetic=True, per=num_draws).squeeze(1)
+
+
+def _keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
+    return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64)
+
+
+def _edges(bins: int, num_train_timesteps: int) -> Tensor:
+    """Timesteps at which bins begin and end, int64. [bins + 1]"""
+    return torch.arange(bins + 1) * num_train_timesteps // bins

@@ -1,0 +1,55 @@
+"""Errors that a caller may want to tell apart. Each message says what was found and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class StoreError(RuntimeError):
+    """A feature store cannot be used as asked. Base of the errors below; raised itself for a damaged manifest."""
+
+
+class StoreFormatError(StoreError):
+    """The store was written in a format that this version does not read."""
+
+
+class StoreMismatchError(StoreError):
+    """The folder holds the features of a different run."""
+
+
+class IncompleteStoreError(StoreError):
+    """Shards are missing: featurizing has not finished."""
+
+
+class CorruptShardError(StoreError):
+    """A shard file is not what was written: truncated, altered, or from another place."""
+
+
+@contextlib.contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Make an OSError raised inside say which folder could not be written to; keep its number, and so its type."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        message = f"cannot write to this folder ({error.strerror or error}); free its space or give another folder"
+        raise OSError(error.errno, message, str(folder)) from error
+
+
+class CoverageError(ValueError):
+    """A parameter or a layer of the model has no per-sample gradient rule that applies."""
+
+
+class GradientCheckError(RuntimeError):
+    """Per-sample gradients disagree with autograd's gradient of the batch."""
+
+
+class InPlaceError(RuntimeError):
+    """A tensor that the gradient of a layer needs was overwritten before it was used."""
+
+
+class NonFiniteGradientError(RuntimeError):
+    """A per-sample gradient or a measured value is NaN or infinite."""

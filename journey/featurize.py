@@ -1,0 +1,317 @@
+"""Features of a whole dataset, written to a store that survives any interruption."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from journey import _native
+from journey.checkpoints import Checkpoint, loaded
+from journey.datasets import Dataset, ImageFolder, get_image
+from journey.denoiser import Denoiser, as_denoiser
+from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
+from journey.errors import StoreMismatchError
+from journey.featurizer import Featurizer
+from journey.fingerprint import TensorFingerprint, fingerprint_json, fingerprint_tensors
+from journey.manifest import Manifest
+from journey.measurements import Measurement, SquaredNorm, TrainingLoss
+from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.store import FeatureStore
+
+# Rows (samples x draws) of a batch where the caller names no batch size.
+_ROWS_PER_BATCH = 64
+# Images whose pixels enter the dataset's fingerprint, evenly spread.
+_FINGERPRINTED_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a dataset on disk, and what is needed to measure queries in the same way.
+
+    Attributes:
+        store: The features.
+        featurizer: The measurement, on the network whose weights ``checkpoints`` replace in turn.
+        draws: Which timesteps and noise the training images were measured with.
+        checkpoints: The weights, as given; None stands for the network's own.
+    """
+
+    store: FeatureStore
+    featurizer: Featurizer
+    draws: Draws
+    checkpoints: tuple[Checkpoint | None, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training images."""
+        return self.store.manifest.num_samples
+
+    def matrix(self, checkpoint: int = 0) -> Tensor:
+        """Return the whole-range features of all training images under one checkpoint.
+
+        ``matrix[i] = sum_b w_b features[i, b]`` with ``w_b`` the bin's share of the timesteps.
+
+        Args:
+            checkpoint: Which checkpoint, by position.
+
+        Returns:
+            float32. [num_samples, proj_dim]
+        """
+        features = self.store.features(self.store.manifest.checkpoints[checkpoint])
+        weights = self.draws.weights(self.featurizer.denoiser.num_train_timesteps).float()
+        return torch.einsum("nbk,b->nk", features, weights)
+
+    def check_model(self) -> None:
+        """Refuse a model that is not, or no longer, the one the features were measured with.
+
+        Raises:
+            StoreMismatchError: Names what differs.
+        """
+        now = fingerprints(self.featurizer, self.draws, self.checkpoints)
+        current = replace(self.store.manifest, fingerprints={**self.store.manifest.fingerprints, **now})
+        differences = [f"{name}: {old} in the store, {new} now" for name, old, new in self.store.manifest.differences(current)]
+        if differences:
+            raise StoreMismatchError(
+                f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. Restore it, "
+                "or featurize again into another folder"
+            )
+
+
+def featurize(
+    model: Any,
+    dataset: Dataset | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    measurement: Measurement | None = None,
+    draws: Draws | None = None,
+    projector: Projector | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    select: Callable[[str], bool] | None = None,
+    uncovered: Literal["error", "autograd"] = "error",
+    batch_size: int | None = None,
+    shard_size: int = 256,
+    rank: int = 0,
+    world_size: int = 1,
+    check: bool = True,
+    progress: bool = True,
+) -> Features:
+    """Measure every image of a dataset and store its projected gradients.
+
+    Runs on the device of the model. Finished shards are kept: the same call after an interruption continues, and gives
+    the same bytes as an uninterrupted one. Several processes may share the work: each takes every ``world_size``-th
+    shard, and there is nothing to merge.
+
+    Args:
+        model: A diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``), a pair ``(network, scheduler)``, a
+            ``Denoiser``, or the path or repo id of a saved pipeline. In eval mode.
+        dataset: A map-style dataset of images (see ``journey.datasets.get_image``) or a folder of images. The id of an
+            image is its index.
+        out: Folder of the store.
+        measurement: What is differentiated, ``TrainingLoss()`` by default.
+        draws: Timesteps and noise, ``StratifiedDraws()`` by default.
+        projector: Maps gradients to features, ``CountSketch(4096)`` by default.
+        checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
+        select: Which trainable parameters to measure, by name; all by default.
+        uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
+        batch_size: Images per batch; by default as many as make 64 rows with their draws. Changes features only by
+            rounding.
+        shard_size: Images per file.
+        rank: Which of the processes this one is.
+        world_size: How many processes share the work.
+        check: Compare the first batch with autograd, which costs one training step.
+        progress: Show a progress bar with samples per second and the time left.
+
+    Returns:
+        The stored features, ready for ``journey.score``.
+
+    Raises:
+        ValueError: If the dataset is empty, an image does not fit the model or is not finite, the model is in train
+            mode, or an argument is out of range.
+        TypeError: If the model or an image has an unknown form.
+        CoverageError: If a parameter has no gradient rule; names it.
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the images.
+        StoreMismatchError: If ``out`` holds the features of a different run; names what differs.
+        OSError: If ``out`` cannot be written to.
+
+    Example:
+        >>> features = journey.featurize((unet, scheduler), dataset, "features/")
+    """
+    denoiser = as_denoiser(model)
+    if isinstance(dataset, str | os.PathLike):
+        dataset = ImageFolder(dataset, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
+    if len(dataset) == 0:
+        raise ValueError("dataset must hold at least one image, got an empty one")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
+    draws = StratifiedDraws() if draws is None else draws
+    if batch_size is None:
+        batch_size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
+    if not weights:
+        raise ValueError("checkpoints must name at least one set of weights, got none")
+    featurizer = Featurizer(
+        denoiser,
+        measurement=TrainingLoss() if measurement is None else measurement,
+        projector=CountSketch() if projector is None else projector,
+        select=select,
+        uncovered=uncovered,
+    )
+    manifest = Manifest(
+        num_samples=len(dataset),
+        shard_size=shard_size,
+        bins=draws.bins,
+        proj_dim=featurizer.features_dim,
+        checkpoints=[str(i) for i in range(len(weights))],
+        library_version=_native.build_info()["version"],
+        fingerprints={
+            **fingerprints(featurizer, draws, weights),
+            "dataset": _fingerprint_dataset(dataset, denoiser),
+            "batch_size": batch_size,
+        },
+    )
+    features = Features(FeatureStore.create_or_resume(out, manifest), featurizer, draws, weights)
+    _fill(features, dataset, batch_size, rank, world_size, check, progress)
+    return features
+
+
+def open_features(
+    path: str | os.PathLike[str],
+    model: Any,
+    *,
+    measurement: Measurement | None = None,
+    draws: Draws | None = None,
+    projector: Projector | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    select: Callable[[str], bool] | None = None,
+    uncovered: Literal["error", "autograd"] = "error",
+) -> Features:
+    """Open the features that an earlier ``featurize`` stored, to score with them.
+
+    Args:
+        path: Folder of the store.
+        model: The model they were measured with, as for ``featurize``.
+        measurement: As given to ``featurize``; the library's own are read from the store.
+        draws: Likewise.
+        projector: Likewise.
+        checkpoints: As given to ``featurize``.
+        select: As given to ``featurize``.
+        uncovered: As given to ``featurize``.
+
+    Returns:
+        The features.
+
+    Raises:
+        FileNotFoundError: If there is no store at ``path``.
+        ValueError: If the store was made with a measurement, draws or projector of the caller's own that is not given.
+        StoreMismatchError: If the model or an argument is not that of the features; names what differs.
+    """
+    store = FeatureStore.open(path)
+    stored = store.manifest.fingerprints
+    featurizer = Featurizer(
+        as_denoiser(model),
+        measurement=measurement or _rebuild(stored, "measurement", _MEASUREMENTS),
+        projector=projector or _rebuild(stored, "projector", _PROJECTORS),
+        select=select,
+        uncovered=uncovered,
+    )
+    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
+    features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
+    features.check_model()
+    return features
+
+
+_MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm)}
+_PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
+_DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws)}
+
+
+def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -> Any:
+    fields = dict(stored[name])
+    kind = fields.pop("kind")
+    if kind not in classes:
+        raise ValueError(f"the features were made with {name} {kind}, which is not one of the library's: give it as {name}=")
+    return classes[kind](**fields)
+
+
+def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any]:
+    """Return what the features of an image depend on besides the image, as JSON values."""
+    denoiser = featurizer.denoiser
+    hashes = []
+    for checkpoint in checkpoints:
+        with loaded(denoiser.network, checkpoint):
+            hashes.append(fingerprint_tensors(denoiser.network.state_dict()))
+    names = [slot.name for slot in featurizer.engine.slots.values()]
+    return {
+        "weights": hashes,
+        "architecture": type(denoiser.network).__name__,
+        "schedule": fingerprint_tensors({"alphas_cumprod": denoiser.scheduler.alphas_cumprod}),
+        "prediction_type": denoiser.prediction_type,
+        "parameters": {"count": featurizer.engine.num_parameters, "names": fingerprint_json(names)},
+        "measurement": featurizer.measurement.fingerprint(),
+        "projector": featurizer.projector.fingerprint(),
+        "draws": draws.fingerprint(),
+    }
+
+
+def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
+    """Hash the pixels of images spread over the dataset: enough to tell datasets apart without reading them twice."""
+    count = min(len(dataset), _FINGERPRINTED_IMAGES)
+    pixels = TensorFingerprint()
+    for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
+        image = get_image(dataset, i)
+        denoiser.check_image(image, f"dataset[{i}]")
+        pixels.update(str(i), image)
+    return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest()}
+
+
+def _fill(
+    features: Features, dataset: Dataset, batch_size: int, rank: int, world_size: int, check: bool, progress: bool
+) -> None:
+    """Compute the shards of this process that are missing."""
+    store = features.store
+    names = store.manifest.checkpoints
+    todo = {name: [i for i in store.missing(name) if i % world_size == rank] for name in names}
+    num_images = sum(end - begin for name in names for begin, end in map(store.shard_range, todo[name]))
+    zeros: list[int] = []
+    with tqdm(total=num_images, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
+        for name, checkpoint in zip(names, features.checkpoints, strict=True):
+            if not todo[name]:
+                continue
+            with loaded(features.featurizer.denoiser.network, checkpoint):
+                for index in todo[name]:
+                    begin, end = store.shard_range(index)
+                    rows, values = [], []
+                    for first in range(begin, end, batch_size):
+                        ids = list(range(first, min(first + batch_size, end)))
+                        batch, measured = _measure(features, dataset, ids, check)
+                        check = False
+                        rows.append(batch.cpu())
+                        values.append(measured.cpu())
+                        zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
+                        bar.update(len(ids))
+                    store.write_shard(
+                        name, index, features=torch.cat(rows), values=torch.cat(values), ids=torch.arange(begin, end)
+                    )
+    if zeros:
+        shown = ", ".join(map(str, zeros[:16]))
+        warnings.warn(f"the gradient of {len(zeros)} samples is zero in every entry: {shown}", stacklevel=3)
+
+
+def _measure(features: Features, dataset: Dataset, ids: list[int], check: bool) -> tuple[Tensor, Tensor]:
+    denoiser, draws = features.featurizer.denoiser, features.draws
+    images = []
+    for i in ids:
+        images.append(get_image(dataset, i))
+        denoiser.check_image(images[-1], f"dataset[{i}]")
+    batch = torch.stack(images)
+    timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
+    noise = draws.noise(ids, tuple(batch.shape[1:]), denoiser.device)
+    return features.featurizer.features(batch, timesteps, noise, ids=ids, check=check)

@@ -1,0 +1,113 @@
+"""The measurement of a batch of images: noise them, run the denoiser, project each image's gradient.
+
+Training images and queries go through the same code, so that their features can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from journey.denoiser import Denoiser
+from journey.errors import NonFiniteGradientError
+from journey.gradients import GradientEngine
+from journey.measurements import Measurement, Prediction
+from journey.projectors import Projector
+
+
+class Featurizer:
+    """Features of images under the denoiser's current weights.
+
+    Args:
+        denoiser: The model and its schedule.
+        measurement: What is differentiated.
+        projector: Maps gradients to features.
+        select: Which trainable parameters are measured, by name; all by default.
+        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+
+    Raises:
+        CoverageError: If parameters are not covered, see ``journey.gradients.GradientEngine``.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        measurement: Measurement,
+        projector: Projector,
+        select: Callable[[str], bool] | None = None,
+        uncovered: Literal["error", "autograd"] = "error",
+    ) -> None:
+        self.denoiser = denoiser
+        self.measurement = measurement
+        self.projector = projector
+        self.engine = GradientEngine(denoiser.network, select=select, uncovered=uncovered)
+        self.features_dim = projector.features_dim(self.engine.num_parameters)
+
+    def features(
+        self,
+        images: Tensor,  # [num_samples, C, H, W]
+        timesteps: Tensor,  # [num_samples, bins, num_draws]
+        noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
+        *,
+        ids: list[int] | None = None,
+        check: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Measure each image: per bin, the projected gradient of the mean measurement over the draws.
+
+        ``features[i, b] = projector(grad of mean_d measurement(images[i], timesteps[i, b, d], noise[i, b, d]))``
+
+        All draws of all images go through the denoiser in one batch.
+
+        Args:
+            images: Clean images in the model's range, float32. [num_samples, C, H, W]
+            timesteps: int64. [num_samples, bins, num_draws]
+            noise: float32. [num_samples, bins, num_draws, C, H, W]
+            ids: Names the images in errors.
+            check: Also compare with autograd's gradient of the whole batch, which costs one training step.
+
+        Returns:
+            Features, float32 [num_samples, bins, proj_dim], and the mean measurements, float32 [num_samples, bins], on
+            the model's device.
+
+        Raises:
+            NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images.
+            GradientCheckError: If the check fails.
+
+        Reference:
+            Georgiev et al., "The Journey, Not the Destination", 2023, section 3; there gradients are summed over draws,
+            a constant factor.
+        """
+        num_samples, bins, num_draws = timesteps.shape
+        num_rows = timesteps.numel()
+        device = self.denoiser.device
+        x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
+        times = timesteps.reshape(-1).to(device)
+        epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
+        x_t = self.denoiser.add_noise(x0, epsilon, times)
+        target = self.denoiser.target(x0, epsilon, times)
+
+        def values(rows: slice) -> Tensor:
+            prediction = self.denoiser.predict(x_t[rows], times[rows])
+            return self.measurement(
+                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows])
+            )
+
+        features = torch.zeros(num_samples * bins, self.features_dim, device=device)
+        measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
+        averages = measured.view(num_samples, bins, num_draws).mean(-1)
+        features = features.view(num_samples, bins, -1)
+        finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
+        if not finite.all():
+            where = (~finite.all(-1)).nonzero().flatten().tolist()
+            names = [str(ids[i] if ids is not None else i) for i in where]
+            raise NonFiniteGradientError(
+                f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; nothing "
+                "of them was kept. Check the model's weights and the images; with a float16 model use bfloat16 or float32"
+            )
+        if check:
+            self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
+        return features, averages
