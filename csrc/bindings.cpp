@@ -86,14 +86,12 @@ void project(
     check_memory(journey::cpu::project(args, num_threads));
 }
 
-void philox_words(
-    uintptr_t keys, uintptr_t indices, uintptr_t minors, uint32_t stream, int64_t n, uintptr_t out) {
+void philox_words(uintptr_t keys, uintptr_t indices, uintptr_t minors, uint32_t stream, int64_t n, uintptr_t out) {
     journey::cpu::philox_words(
         as<const uint64_t>(keys), as<const uint64_t>(indices), as<const uint32_t>(minors), stream, n, as<int64_t>(out));
 }
 
-void philox_normal(
-    uintptr_t keys, uintptr_t minors, int64_t n, int64_t numel, uintptr_t out, int num_threads) {
+void philox_normal(uintptr_t keys, uintptr_t minors, int64_t n, int64_t numel, uintptr_t out, int num_threads) {
     journey::cpu::philox_normal(
         as<const uint64_t>(keys), as<const uint32_t>(minors), n, numel, as<float>(out), num_threads);
 }
@@ -126,58 +124,19 @@ PYBIND11_MODULE(_native, m) {
     py::module_ cpu = m.def_submodule("cpu", "Kernels for host memory.");
     const auto release = py::call_guard<py::gil_scoped_release>();
     cpu.def(
-        "sketch",
-        &sketch,
-        py::arg("grads"),
-        py::arg("features"),
-        py::arg("dtype"),
-        py::arg("batch"),
-        py::arg("rows"),
-        py::arg("cols"),
-        py::arg("grads_batch_stride"),
-        py::arg("features_stride"),
-        py::arg("row_begin"),
-        py::arg("proj_dim"),
-        py::arg("key"),
-        py::arg("nnz"),
-        py::arg("num_threads"),
-        release);
+        "sketch", &sketch, py::arg("grads"), py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("rows"),
+        py::arg("cols"), py::arg("grads_batch_stride"), py::arg("features_stride"), py::arg("row_begin"),
+        py::arg("proj_dim"), py::arg("key"), py::arg("nnz"), py::arg("num_threads"), release);
     cpu.def(
-        "project",
-        &project,
-        py::arg("grads"),
-        py::arg("features"),
-        py::arg("dtype"),
-        py::arg("kind"),
-        py::arg("batch"),
-        py::arg("grad_dim"),
-        py::arg("proj_dim"),
-        py::arg("grads_stride"),
-        py::arg("features_stride"),
-        py::arg("row_begin"),
-        py::arg("key"),
-        py::arg("num_threads"),
-        release);
+        "project", &project, py::arg("grads"), py::arg("features"), py::arg("dtype"), py::arg("kind"), py::arg("batch"),
+        py::arg("grad_dim"), py::arg("proj_dim"), py::arg("grads_stride"), py::arg("features_stride"),
+        py::arg("row_begin"), py::arg("key"), py::arg("num_threads"), release);
     cpu.def(
-        "philox_words",
-        &philox_words,
-        py::arg("keys"),
-        py::arg("indices"),
-        py::arg("minors"),
-        py::arg("stream"),
-        py::arg("n"),
-        py::arg("out"),
-        release);
+        "philox_words", &philox_words, py::arg("keys"), py::arg("indices"), py::arg("minors"), py::arg("stream"),
+        py::arg("n"), py::arg("out"), release);
     cpu.def(
-        "philox_normal",
-        &philox_normal,
-        py::arg("keys"),
-        py::arg("minors"),
-        py::arg("n"),
-        py::arg("numel"),
-        py::arg("out"),
-        py::arg("num_threads"),
-        release);
+        "philox_normal", &philox_normal, py::arg("keys"), py::arg("minors"), py::arg("n"), py::arg("numel"),
+        py::arg("out"), py::arg("num_threads"), release);
     cpu.def("isa", &journey::cpu::isa_name, "The instruction set in use: avx512, avx2 or baseline.");
     cpu.def(
         "set_isa",
@@ -186,8 +145,7 @@ PYBIND11_MODULE(_native, m) {
                 throw std::invalid_argument(
                     "isa must be one that this build and processor have (avx512, avx2, baseline), got " + name);
         },
-        py::arg("name"),
-        "Use another instruction set, for tests and benches.");
+        py::arg("name"), "Use another instruction set, for tests and benches.");
 
 #ifdef JOURNEY_WITH_CUDA
     bind_cuda(m);

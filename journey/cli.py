@@ -57,16 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "threads", None):
         torch.set_num_threads(options.threads)
+    out: Path | None = getattr(options, "out", None)
     try:
         options.run(options)
+        if out is not None:
+            _echo(out, arguments)
     except KeyboardInterrupt:
+        if out is not None and (out / "manifest.json").exists():
+            _echo(out, arguments)
         print("journey: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         return 130
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         print(f"journey: {error}", file=sys.stderr)
         return 1
-    finally:
-        _echo(getattr(options, "out", None), arguments)
     return 0
 
 
@@ -116,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
     return commands.add_parser(
         name, help=text, description=text, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,7 +205,13 @@ def _score(options: argparse.Namespace) -> None:
     count = min(options.num_scored, len(trajectory.timesteps))
     steps = [int(trajectory.timesteps[(2 * i + 1) * len(trajectory.timesteps) // (2 * count)]) for i in range(count)]
     scores = score(
-        features, trajectory, steps=steps, damping=damping, num_draws=options.query_draws, seed=options.seed, progress=progress
+        features,
+        trajectory,
+        steps=steps,
+        damping=damping,
+        num_draws=options.query_draws,
+        seed=options.seed,
+        progress=progress,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     trajectory.save(options.out / "trajectory.safetensors")
@@ -221,7 +232,6 @@ def _number(text: str) -> float:
         raise ValueError(f'damping must be "auto" or a number >= 0, got {text!r}') from None
 
 
-def _echo(out: Path | None, arguments: list[str]) -> None:
+def _echo(out: Path, arguments: list[str]) -> None:
     """Leave the command in the output folder, so that the run can be repeated."""
-    if out is not None and out.is_dir():
-        (out / "command.txt").write_text("journey " + shlex.join(arguments) + "\n")
+    (out / "command.txt").write_text("journey " + shlex.join(arguments) + "\n")

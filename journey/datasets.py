@@ -37,7 +37,9 @@ class ImageFolder:
         ValueError: If it holds no image, or ``channels`` is neither 1 nor 3.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, size: tuple[int, int] | None = None, channels: int = 3) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, size: tuple[int, int] | None = None, channels: int = 3
+    ) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
@@ -85,7 +87,9 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
     if isinstance(item, dict):
         key = next((key for key in IMAGE_KEYS if key in item), None)
         if key is None:
-            raise ValueError(f"{what} must have one of the keys {', '.join(IMAGE_KEYS)}, got {', '.join(map(str, item))}")
+            raise ValueError(
+                f"{what} must have one of the keys {', '.join(IMAGE_KEYS)}, got {', '.join(map(str, item))}"
+            )
         item = item[key]
     elif isinstance(item, tuple | list) and item:
         item = item[0]
@@ -96,7 +100,10 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
     elif isinstance(item, np.ndarray):
         item = torch.from_numpy(item)
     if not isinstance(item, Tensor):
-        raise TypeError(f"{what} must be an image (tensor, array, PIL image, or a dict or tuple with one), got {type(item).__name__}")
+        raise TypeError(
+            f"{what} must be an image (tensor, array, PIL image, or a dict or tuple with one), "
+            f"got {type(item).__name__}"
+        )
     if item.dtype == torch.uint8:
         return item.float() / 127.5 - 1
     if not item.is_floating_point():

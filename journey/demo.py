@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -72,7 +71,9 @@ def run_demo(
 
     # The deterministic sampler, on the schedule that the model was trained for.
     denoiser = Denoiser(unet, DDIMScheduler.from_config(noise_scheduler.config))
-    trajectory = record(denoiser, seed=seed, num_images=num_images, num_inference_steps=_SAMPLER_STEPS, progress=progress)
+    trajectory = record(
+        denoiser, seed=seed, num_images=num_images, num_inference_steps=_SAMPLER_STEPS, progress=progress
+    )
     trajectory.save(out / "trajectory.safetensors")
     clock.lap("record")
 
@@ -94,17 +95,15 @@ def run_demo(
     labels = knn_labels(trajectory.images, dataset)
     same_class, chance = _same_class(scores, labels, dataset)
     notes = [
-        f"Model: a DDPM with {sum(p.numel() for p in unet.parameters()):,} parameters, trained for {train_steps:,} steps "
-        f"on {len(dataset):,} handwritten digits (scikit-learn).",
+        f"Model: a DDPM with {sum(p.numel() for p in unet.parameters()):,} parameters, trained for {train_steps:,} "
+        f"steps on {len(dataset):,} handwritten digits (scikit-learn).",
         f"Top {_TOP} proponents with the digit of the generated image: {same_class[-1]:.0%} at the last scored step, "
         f"{same_class[0]:.0%} at the first; {chance:.0%} by chance.",
     ]
-    captions = {
-        "labels": [f"digit {int(label)}" for label in dataset.labels],
-        "query_captions": [f"looks like {int(label)}" for label in labels],
-    }
-    write_report(out / "report.html", trajectory, scores, dataset, notes=notes, **captions)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, **captions)
+    captions = [f"digit {int(label)}" for label in dataset.labels]
+    looks = [f"looks like {int(label)}" for label in labels]
+    write_report(out / "report.html", trajectory, scores, dataset, notes=notes, labels=captions, query_captions=looks)
+    write_png(out / "report.png", trajectory, scores, dataset, query=0, labels=captions, query_captions=looks)
     clock.lap("report")
     result = DemoResult(steps, same_class, chance, seconds)
     (out / "result.json").write_text(json.dumps(result.__dict__, indent=2) + "\n")

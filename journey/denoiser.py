@@ -44,7 +44,8 @@ class Denoiser:
         self.prediction_type = str(scheduler.config.prediction_type)
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
-                f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}"
+                f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
+                f"got {self.prediction_type!r}"
             )
         self._alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
 
@@ -89,7 +90,7 @@ class Denoiser:
         return prediction.float()
 
     def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, float32 on the device of ``timesteps``, as [num_rows, 1, 1, 1].
+        """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, float32, where ``timesteps`` are. [num_rows, 1, 1, 1]
 
         Reference:
             Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, Eq. 4.
@@ -129,9 +130,13 @@ class Denoiser:
         if image.dim() != 3:
             raise ValueError(f"{what} must be an image [C, H, W], got {list(image.shape)}")
         if self.in_channels is not None and image.shape[0] != self.in_channels:
-            raise ValueError(f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}")
+            raise ValueError(
+                f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}"
+            )
         if self.sample_size is not None and tuple(image.shape[1:]) != self.sample_size:
-            raise ValueError(f"{what} must be {self.sample_size} pixels, as the model takes, got {tuple(image.shape[1:])}")
+            raise ValueError(
+                f"{what} must be {self.sample_size} pixels, as the model takes, got {tuple(image.shape[1:])}"
+            )
         if not torch.isfinite(image).all():
             raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
 
@@ -159,9 +164,11 @@ def as_denoiser(model: Any) -> Denoiser:
     if isinstance(model, DiffusionPipeline) and hasattr(model, "unet") and hasattr(model, "scheduler"):
         components = [name for name in ("vae", "text_encoder") if getattr(model, name, None) is not None]
         if components:
-            raise TypeError(f"model must be an unconditional pixel pipeline, got {type(model).__name__} with {components}")
+            raise TypeError(
+                f"model must be an unconditional pixel pipeline, got {type(model).__name__} with {components}"
+            )
         return Denoiser(model.unet, model.scheduler)
     raise TypeError(
-        "model must be a diffusers pipeline with unet and scheduler, a pair (network, scheduler), or the path of a saved "
-        f"pipeline, got {type(model).__name__}"
+        "model must be a diffusers pipeline with unet and scheduler, a pair (network, scheduler), or the path of a "
+        f"saved pipeline, got {type(model).__name__}"
     )

@@ -76,7 +76,9 @@ class _KeyedDraws(Draws):
     def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         if self.bins > num_train_timesteps:
-            raise ValueError(f"bins must be at most the {num_train_timesteps} timesteps of the schedule, got {self.bins}")
+            raise ValueError(
+                f"bins must be at most the {num_train_timesteps} timesteps of the schedule, got {self.bins}"
+            )
         edges = _edges(self.bins, num_train_timesteps)
         low, width = edges[:-1].view(1, -1, 1), (edges[1:] - edges[:-1]).view(1, -1, 1)
         independent = (self.num_draws + 1) // 2 if self.antithetic else self.num_draws
@@ -99,7 +101,9 @@ class _KeyedDraws(Draws):
     def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
         keys = _keys(self.seed, "noise", ids)
-        return keyed_noise(keys, self.bins * self.num_draws, shape, device, antithetic=self.antithetic, per=self.num_draws)
+        return keyed_noise(
+            keys, self.bins * self.num_draws, shape, device, antithetic=self.antithetic, per=self.num_draws
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the configuration."""
@@ -210,7 +214,9 @@ class ExplicitDraws(Draws):
         if self._shared:
             return values.expand(len(ids), *values.shape)
         if len(ids) and max(ids) >= len(values):
-            raise ValueError(f"timesteps and noise must have a row for every sample, got {len(values)} for sample {max(ids)}")
+            raise ValueError(
+                f"timesteps and noise must have a row for every sample, got {len(values)} for sample {max(ids)}"
+            )
         return values[torch.as_tensor(ids, dtype=torch.int64)]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -246,7 +252,9 @@ def keyed_noise(
     return noise
 
 
-def query_noise(seed: int, ids: Sequence[int], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def query_noise(
+    seed: int, ids: Sequence[int], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Return the antithetic noise with which queries are re-noised at one timestep. [num_queries, num_draws, *shape]"""
     keys = _keys(seed, f"query noise at {timestep}", ids)
     return keyed_noise(keys, num_draws, shape, device, antithetic=True, per=num_draws).squeeze(1)

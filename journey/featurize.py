@@ -75,11 +75,13 @@ class Features:
         """
         now = fingerprints(self.featurizer, self.draws, self.checkpoints)
         current = replace(self.store.manifest, fingerprints={**self.store.manifest.fingerprints, **now})
-        differences = [f"{name}: {old} in the store, {new} now" for name, old, new in self.store.manifest.differences(current)]
+        differences = [
+            f"{name}: {old} in the store, {new} now" for name, old, new in self.store.manifest.differences(current)
+        ]
         if differences:
             raise StoreMismatchError(
-                f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. Restore it, "
-                "or featurize again into another folder"
+                f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. "
+                "Restore it, or featurize again into another folder"
             )
 
 
@@ -237,7 +239,9 @@ def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -
     fields = dict(stored[name])
     kind = fields.pop("kind")
     if kind not in classes:
-        raise ValueError(f"the features were made with {name} {kind}, which is not one of the library's: give it as {name}=")
+        raise ValueError(
+            f"the features were made with {name} {kind}, which is not one of the library's: give it as {name}="
+        )
     return classes[kind](**fields)
 
 

@@ -105,8 +105,9 @@ class Featurizer:
             where = (~finite.all(-1)).nonzero().flatten().tolist()
             names = [str(ids[i] if ids is not None else i) for i in where]
             raise NonFiniteGradientError(
-                f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; nothing "
-                "of them was kept. Check the model's weights and the images; with a float16 model use bfloat16 or float32"
+                f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; "
+                "nothing of them was kept. Check the model's weights and the images; a float16 model may need bfloat16 "
+                "or float32"
             )
         if check:
             self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)

@@ -72,9 +72,7 @@ class GradientEngine:
             return find_rule(module)
         return None
 
-    def add_gradients_(
-        self, features: Tensor, values: Values, *, num_rows: int, projector: Projector
-    ) -> Tensor:
+    def add_gradients_(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> Tensor:
         """Add each group's projected gradient of the mean of its rows' values.
 
         ``features[i] += projector(grad of mean(values of the rows of group i))``
@@ -157,7 +155,9 @@ class GradientEngine:
         with self._frozen(except_for=names), torch.enable_grad():
             loss = values(rows).sum() / rows_per_group
             parameters = [self._parameters[name] for name in names]
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(names)
+            grads = (
+                torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(names)
+            )
         for name, grad in zip(names, grads, strict=True):
             if grad is not None:
                 slot = self.slots[name]
@@ -249,9 +249,9 @@ class _ParameterSums(Projector):
 def _difference(left: dict[str, Tensor], right: dict[str, Tensor], name: str) -> float:
     """Norm of the difference of two gradients, either of which may be missing, which is zero."""
     if name in left and name in right:
-        return (left[name] - right[name]).norm().item()
+        return float((left[name] - right[name]).norm())
     present = left.get(name, right.get(name))
-    return 0.0 if present is None else present.norm().item()
+    return 0.0 if present is None else float(present.norm())
 
 
 def _slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
@@ -266,8 +266,8 @@ def _slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
 def _describe_uncovered(model: nn.Module, names: list[str]) -> str:
     owners = sorted({type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names})
     return (
-        f"no gradient rule for {_some(names)} (in {', '.join(owners)}). Leave them out with select=..., or measure them "
-        'with uncovered="autograd" (one forward and backward pass per sample)'
+        f"no gradient rule for {_some(names)} (in {', '.join(owners)}). Leave them out with select=..., or measure "
+        'them with uncovered="autograd" (one forward and backward pass per sample)'
     )
 
 

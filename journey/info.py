@@ -28,11 +28,18 @@ def describe_installation() -> dict[str, Any]:
     }
     if not build["cuda"]:
         return {**info, "CUDA kernels": f"off: {build['cuda_off_reason']}"}
-    info["CUDA kernels"] = f"on: {build['cuda_compiler']}, architectures {build['cuda_architectures']} and PTX of the last"
+    info["CUDA kernels"] = (
+        f"on: {build['cuda_compiler']}, architectures {build['cuda_architectures']} and PTX of the last"
+    )
     info["CUDA runtime, driver"] = f"{_native.cuda.runtime_version()}, {_native.cuda.driver_version() or 'no driver'}"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     if devices:
         return {**info, "CUDA devices": ", ".join(devices)}
     if _native.cuda.device_count():
-        return {**info, "CUDA devices": f"{_native.cuda.device_count()}, unused: torch {torch.__version__} cannot use CUDA"}
+        return {
+            **info,
+            "CUDA devices": f"{_native.cuda.device_count()}, unused: torch {torch.__version__} cannot use CUDA",
+        }
     return {**info, "CUDA devices": "none found; tensors on the CPU use the CPU kernels"}

@@ -1,8 +1,8 @@
 """What the gradient of each parameter of a layer is, given the layer's input and the gradient of its output.
 
-A rule yields contributions, one or more per parameter, that are summed over all calls of the layer. Weight matrices come
-as the pair whose outer product they are (``Outer``), so that a fused kernel can sketch the product without forming it;
-the rest, small by nature, come as gradients (``Direct``).
+A rule yields contributions, one or more per parameter, that are summed over all calls of the layer. Weight matrices
+come as the pair whose outer product they are (``Outer``), so that a fused kernel can sketch the product without forming
+it; the rest, small by nature, come as gradients (``Direct``).
 """
 
 from __future__ import annotations

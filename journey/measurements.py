@@ -47,7 +47,7 @@ class Measurement(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the measurement, as JSON values: its name, and its fields if it is a dataclass."""
-        fields = asdict(self) if is_dataclass(self) else {}
+        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
         return {"kind": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
 

@@ -383,4 +383,6 @@ def _check_conv(a: Tensor, g: Tensor, conv: ConvGeometry) -> None:
             f"got {list(g.shape)}"
         )
     if a.shape[1] % conv.groups or g.shape[1] % conv.groups:
-        raise ValueError(f"channels of a and g must be divisible by {conv.groups} groups, got {a.shape[1]}, {g.shape[1]}")
+        raise ValueError(
+            f"channels of a and g must be divisible by {conv.groups} groups, got {a.shape[1]}, {g.shape[1]}"
+        )

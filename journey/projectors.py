@@ -88,7 +88,9 @@ class CountSketch(Projector):
         """Check the numbers."""
         if self.proj_dim < ops.LANES or self.proj_dim % ops.LANES:
             below = max(ops.LANES, self.proj_dim // ops.LANES * ops.LANES)
-            raise ValueError(f"proj_dim must be a positive multiple of {ops.LANES} (for example {below}), got {self.proj_dim}")
+            raise ValueError(
+                f"proj_dim must be a positive multiple of {ops.LANES} (for example {below}), got {self.proj_dim}"
+            )
         if not 1 <= self.nnz <= ops.MAX_NNZ:
             raise ValueError(f"nnz must be between 1 and {ops.MAX_NNZ}, got {self.nnz}")
 

@@ -96,12 +96,22 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores as one safetensors file."""
-        tensors = {"values": self.values.contiguous(), "timesteps": self.timesteps, "train_ids": torch.tensor(self.train_ids)}
+        tensors = {
+            "values": self.values.contiguous(),
+            "timesteps": self.timesteps,
+            "train_ids": torch.tensor(self.train_ids),
+        }
         save_file(tensors, path, metadata={"kind": "scores", "damping": json.dumps(self.damping)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Scores:
         """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The scores.
 
         Raises:
             ValueError: If the file holds something else.
@@ -145,7 +155,7 @@ def score(
         progress: Show a progress bar.
 
     Returns:
-        Scores in the unit of the measurement, up to the constant learning rate; positive is a proponent.
+        Scores, without a unit: the gradients' unit cancels. Positive is a proponent.
 
     Raises:
         ValueError: If a step was not recorded, or an argument is out of range.
@@ -168,7 +178,8 @@ def score(
         expected = (trajectory.num_queries, len(chosen), noise.shape[2] if noise.dim() > 2 else 0, *shape)
         if tuple(noise.shape) != expected or expected[2] == 0:
             raise ValueError(
-                f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, got {list(noise.shape)}"
+                f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, "
+                f"got {list(noise.shape)}"
             )
     elif num_draws < 1:
         raise ValueError(f"num_draws must be positive, got {num_draws}")

@@ -118,8 +118,8 @@ class Spectrum:
         floor = self._noise_floor()
         if damping * self.mean_eigenvalue < floor and bool((self.eigenvalues <= floor).any()):
             warnings.warn(
-                f"damping {damping:g} is below the rounding noise of the features ({floor / self.mean_eigenvalue:.1e} of "
-                "the mean eigenvalue) and some eigenvalues are too; these directions are dropped",
+                f"damping {damping:g} is below the rounding noise of the features ({floor / self.mean_eigenvalue:.1e} "
+                "of the mean eigenvalue) and some eigenvalues are too; these directions are dropped",
                 stacklevel=3,
             )
         rank = self.effective_rank(damping)

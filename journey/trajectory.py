@@ -42,7 +42,8 @@ class Trajectory:
         for name in ("x_t", "x0_hat"):
             if tuple(getattr(self, name).shape) != expected:
                 raise ValueError(
-                    f"{name} must be [num_queries, num_steps, C, H, W] = {list(expected)}, got {list(getattr(self, name).shape)}"
+                    f"{name} must be [num_queries, num_steps, C, H, W] = {list(expected)}, "
+                    f"got {list(getattr(self, name).shape)}"
                 )
 
     @property
@@ -57,6 +58,12 @@ class Trajectory:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trajectory:
         """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The trajectory.
 
         Raises:
             ValueError: If the file holds something else.
@@ -99,7 +106,9 @@ def record(
     """
     denoiser = as_denoiser(pipeline)
     if denoiser.in_channels is None or denoiser.sample_size is None:
-        raise TypeError(f"model must tell in_channels and sample_size in its config, {type(denoiser.network).__name__} does not")
+        raise TypeError(
+            f"model must tell in_channels and sample_size in its config, {type(denoiser.network).__name__} does not"
+        )
     for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
@@ -120,7 +129,9 @@ def record(
     x_t, x0_hat = {}, {}
     with torch.no_grad():
         for t in tqdm(visited, unit="step", desc="record", disable=not progress, dynamic_ncols=True):
-            prediction = denoiser.predict(scheduler.scale_model_input(x, t), torch.full((num_images,), t, device=x.device))
+            prediction = denoiser.predict(
+                scheduler.scale_model_input(x, t), torch.full((num_images,), t, device=x.device)
+            )
             step = scheduler.step(prediction, t, x, generator=generators)
             if getattr(step, "pred_original_sample", None) is None:
                 raise TypeError(

@@ -123,7 +123,7 @@ def _convolution_weight_grad(a: Tensor, g: Tensor, conv: ConvGeometry, groups: i
     # Only the shape of the weight is read.
     weight = torch.empty(1, dtype=a.dtype, device=a.device).expand(shape)
     zeros = [0] * conv.spatial_dims
-    _, grads, _ = torch.ops.aten.convolution_backward(
+    grads: Tensor = torch.ops.aten.convolution_backward(
         g, a, weight, None, conv.stride, conv.padding, conv.dilation, False, zeros, groups, [False, True, False]
-    )
+    )[1]
     return grads

@@ -31,9 +31,9 @@ JOURNEY_HOST_DEVICE float polynomial(const float (&c)[kTerms], float x) {
 // ln(u) for u in (0, 1).
 JOURNEY_HOST_DEVICE float log_unit(float u) {
     // Minimax coefficients of (ln(1 + f) - f + f^2 / 2) / f^3 on [sqrt(1/2) - 1, sqrt(2) - 1] (Cephes logf).
-    constexpr float kLog[9] = {
-        3.3333331174e-1f, -2.4999993993e-1f, 2.0000714765e-1f, -1.6668057665e-1f, 1.4249322787e-1f,
-        -1.2420140846e-1f, 1.1676998740e-1f, -1.1514610310e-1f, 7.0376836292e-2f};
+    constexpr float kLog[9] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,
+                               -1.6668057665e-1f, 1.4249322787e-1f,  -1.2420140846e-1f,
+                               1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
     constexpr uint32_t kSqrtHalfBits = 0x3F3504F3u;
 
     // Split u = m * 2^e with m in [sqrt(1/2), sqrt(2)): shift the bits so that sqrt(1/2) starts an octave.

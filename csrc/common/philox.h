@@ -59,9 +59,7 @@ struct Slot {
     int word;
 };
 
-JOURNEY_HOST_DEVICE Slot slot(uint64_t i) {
-    return Slot{(i / 64) * 16 + i % 16, static_cast<int>((i % 64) / 16)};
-}
+JOURNEY_HOST_DEVICE Slot slot(uint64_t i) { return Slot{(i / 64) * 16 + i % 16, static_cast<int>((i % 64) / 16)}; }
 
 // A uniform in (0, 1) with 24 significant bits: never 0 and never 1, exact in fp32.
 JOURNEY_HOST_DEVICE float uniform(uint32_t word) {

@@ -54,7 +54,8 @@ struct SketchPlan {
     float scale;
 };
 
-SketchRun make_run(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
+SketchRun make_run(
+    const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
     SketchRun run{};
     run.matrix = static_cast<const char*>(args.grads) + b * args.grads_batch_stride * plan.element_bytes;
     run.sums = sums;
@@ -196,16 +197,15 @@ const char* isa_name() { return g_kernels->name; }
 bool set_isa(const char* name) {
     for (const Kernels* kernels : {
 #ifdef JOURNEY_X86
-             &avx512::kernels,
-             &avx2::kernels,
+             &avx512::kernels, &avx2::kernels,
 #endif
              &baseline::kernels}) {
         // Only sets that the processor has: best_kernels() is the widest of them.
         const bool available = kernels == &baseline::kernels || best_kernels() == kernels ||
 #ifdef JOURNEY_X86
-            (kernels == &avx2::kernels && best_kernels() == &avx512::kernels);
+                               (kernels == &avx2::kernels && best_kernels() == &avx512::kernels);
 #else
-            false;
+                               false;
 #endif
         if (available && std::strcmp(kernels->name, name) == 0) {
             g_kernels = kernels;

@@ -36,7 +36,7 @@ struct ProjectRun {
     int64_t column_end;
     int64_t batch_begin;
     int64_t batch_end;
-    float* scratch;        // room for kProjectScratchFloats floats
+    float* scratch;  // room for kProjectScratchFloats floats
 };
 
 // Rows of the projection that are generated, used for every sample, and summed before they are added to the

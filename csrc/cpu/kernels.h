@@ -14,9 +14,9 @@ enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 enum class Dense : int { kRademacher = 0, kNormal = 1 };
 
 struct SketchArgs {
-    const void* grads;           // [batch, rows, cols], each [rows, cols] contiguous
-    float* features;             // [batch, proj_dim], added to
-    DType dtype;                 // of grads
+    const void* grads;  // [batch, rows, cols], each [rows, cols] contiguous
+    float* features;    // [batch, proj_dim], added to
+    DType dtype;        // of grads
     int64_t batch;
     int64_t rows;
     int64_t cols;
@@ -25,23 +25,23 @@ struct SketchArgs {
     int64_t row_begin;           // which row of the parameter the first given row is
     int64_t proj_dim;            // a multiple of 32
     uint64_t key;
-    int64_t nnz;                 // independent sketches, summed and divided by sqrt(nnz)
+    int64_t nnz;  // independent sketches, summed and divided by sqrt(nnz)
 };
 
 // features[b, :] += sketch of grads[b], see common/sketch_map.h. False when memory for the sums could not be had.
 [[nodiscard]] bool sketch(const SketchArgs& args, int num_threads);
 
 struct ProjectArgs {
-    const void* grads;           // [batch, grad_dim]
-    float* features;             // [batch, proj_dim], added to
-    DType dtype;                 // of grads
+    const void* grads;  // [batch, grad_dim]
+    float* features;    // [batch, proj_dim], added to
+    DType dtype;        // of grads
     Dense kind;
     int64_t batch;
     int64_t grad_dim;
     int64_t proj_dim;
-    int64_t grads_stride;        // in elements
-    int64_t features_stride;     // in elements
-    int64_t row_begin;           // which row of the projection the first gradient entry meets
+    int64_t grads_stride;     // in elements
+    int64_t features_stride;  // in elements
+    int64_t row_begin;        // which row of the projection the first gradient entry meets
     uint64_t key;
 };
 
@@ -55,7 +55,7 @@ void philox_words(
     const uint32_t* minors,   // [n]
     uint32_t stream,
     int64_t n,
-    int64_t* out);            // [n, 4]
+    int64_t* out);  // [n, 4]
 
 // out[i, e] = standard normal e of the noise stream (keys[i], minors[i]).
 void philox_normal(
@@ -63,7 +63,7 @@ void philox_normal(
     const uint32_t* minors,  // [n]
     int64_t n,
     int64_t numel,
-    float* out,              // [n, numel], contiguous
+    float* out,  // [n, numel], contiguous
     int num_threads);
 
 // The instruction set chosen at run time: "avx512", "avx2" or "baseline".

@@ -3,8 +3,8 @@
 //     features[b, k] += sum_d grads[b, d] * P[row_begin + d, k] / sqrt(proj_dim)      P: common/dense_map.h
 //
 // A block of 128 x 128 entries of P is generated into L2 and used for every sample, six samples at a time in registers.
-// Floor: 2 * batch * grad_dim * proj_dim FLOPs; generating costs about one draw (ten rounds) per 128 signs or 4 normals.
-// Sums run over 128 entries in registers and then over blocks. Reference: journey/reference.py::project.
+// Floor: 2 * batch * grad_dim * proj_dim FLOPs; generating costs about one draw (ten rounds) per 128 signs or 4
+// normals. Sums run over 128 entries in registers and then over blocks. Reference: journey/reference.py::project.
 #include "philox_kernel.h"
 #include "simd.h"
 
@@ -13,7 +13,7 @@
 namespace journey::cpu::JOURNEY_ISA {
 namespace {
 
-constexpr int kVectors = 4;               // vectors of 16 columns that a pass holds in registers, per sample
+constexpr int kVectors = 4;  // vectors of 16 columns that a pass holds in registers, per sample
 constexpr int kPassColumns = 16 * kVectors;
 static_assert(kSignColumns % kPassColumns == 0 && kSignColumns % kNormalColumns == 0, "a block is whole passes");
 
@@ -22,11 +22,8 @@ void generate_signs(const ProjectArgs& args, int64_t d, int64_t depth, int64_t c
     const Vec16 one = fill16(1.0f);
     for (int64_t begin = 0; begin < depth; begin += kDraws) {
         philox16_indices(
-            args.key,
-            static_cast<uint64_t>(args.row_begin + d + begin),
-            static_cast<uint32_t>(column / kSignColumns),
-            kStreamDenseSign,
-            draws);
+            args.key, static_cast<uint64_t>(args.row_begin + d + begin), static_cast<uint32_t>(column / kSignColumns),
+            kStreamDenseSign, draws);
         for (int64_t i = 0; i < kDraws && begin + i < depth; ++i) {
             float* row = block + (begin + i) * kSignColumns;
             for (int w = 0; w < 4; ++w) {
@@ -42,11 +39,8 @@ void generate_normals(const ProjectArgs& args, int64_t d, int64_t depth, int64_t
     for (int64_t i = 0; i < depth; ++i) {
         for (int64_t c = 0; c < kSignColumns; c += kNormalColumns) {
             philox16_minors(
-                args.key,
-                static_cast<uint64_t>(args.row_begin + d + i),
-                static_cast<uint32_t>((column + c) / kNormalColumns * kDraws),
-                kStreamDenseNormal,
-                draws);
+                args.key, static_cast<uint64_t>(args.row_begin + d + i),
+                static_cast<uint32_t>((column + c) / kNormalColumns * kDraws), kStreamDenseNormal, draws);
             normals16(draws, block + i * kSignColumns + c);
         }
     }
@@ -91,8 +85,8 @@ void multiply(
 }
 
 using multiply_t = void (*)(const float*, const float*, int64_t, int64_t, float, float*, int64_t);
-constexpr multiply_t kMultiply[kProjectRows] = {
-    multiply<1>, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>};
+constexpr multiply_t kMultiply[kProjectRows] = {multiply<1>, multiply<2>, multiply<3>,
+                                                multiply<4>, multiply<5>, multiply<6>};
 
 template <typename input_t>
 void run_typed(const ProjectRun& run) {
@@ -117,13 +111,8 @@ void run_typed(const ProjectRun& run) {
                 for (int64_t c = 0; c < kSignColumns && column + c < run.column_end; c += kPassColumns) {
                     const int64_t left = run.column_end - column - c;
                     kMultiply[rows - 1](
-                        entries,
-                        block + c,
-                        depth,
-                        left < kPassColumns ? left : kPassColumns,
-                        scale,
-                        args.features + b * args.features_stride + column + c,
-                        args.features_stride);
+                        entries, block + c, depth, left < kPassColumns ? left : kPassColumns, scale,
+                        args.features + b * args.features_stride + column + c, args.features_stride);
                 }
             }
         }
@@ -134,9 +123,12 @@ void run_typed(const ProjectRun& run) {
 
 void project_run(const ProjectRun& run) {
     switch (run.args->dtype) {
-        case DType::kFloat32: return run_typed<float>(run);
-        case DType::kFloat16: return run_typed<Half>(run);
-        case DType::kBFloat16: return run_typed<BFloat>(run);
+        case DType::kFloat32:
+            return run_typed<float>(run);
+        case DType::kFloat16:
+            return run_typed<Half>(run);
+        case DType::kBFloat16:
+            return run_typed<BFloat>(run);
     }
 }
 

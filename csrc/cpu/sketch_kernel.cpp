@@ -38,8 +38,7 @@ inline void add_partial_chunk(
 void find_tiles(const SketchRun& run, int64_t first_tile, int64_t count, int64_t bucket_rows) {
     Philox16 draws;
     for (int64_t begin = 0; begin < count; begin += kDraws) {
-        philox16_indices(
-            run.key, static_cast<uint64_t>(first_tile + begin), run.repetition, kStreamSketchTile, draws);
+        philox16_indices(run.key, static_cast<uint64_t>(first_tile + begin), run.repetition, kStreamSketchTile, draws);
         const int64_t filled = count - begin < kDraws ? count - begin : kDraws;
         for (int64_t i = 0; i < filled; ++i)
             run.tiles[begin + i] = tile_from_words(draws.word[0][i], draws.word[1][i], bucket_rows);
@@ -68,23 +67,29 @@ void run_typed(const SketchRun& run) {
         }
 
         const input_t* entries = matrix + row * run.cols + first * kLanes;
-        for (int64_t i = 0; i < count; ++i, entries += kLanes) {
-            const int64_t chunk = parameter_row * chunks + first + i;
-            if (chunk / kSignGroup != sign_group) {
-                sign_group = chunk / kSignGroup;
+        const int64_t full = run.cols / kLanes - first;  // chunks from here on that have all 32 columns
+        for (int64_t i = 0; i < count;) {
+            // The chunks of this piece that share a group of sign words.
+            const uint64_t chunk = static_cast<uint64_t>(parameter_row * chunks + first + i);
+            const int64_t in_group = static_cast<int64_t>(chunk % kSignGroup);
+            if (static_cast<int64_t>(chunk / kSignGroup) != sign_group) {
+                sign_group = static_cast<int64_t>(chunk / kSignGroup);
                 philox16_indices(
                     run.key, static_cast<uint64_t>(sign_group * kDraws), run.repetition, kStreamSketchSign, signs);
             }
-            const uint32_t word = (&signs.word[0][0])[chunk % kSignGroup];
-            const Tile tile = run.tiles[first - tiles_begin + i];
-            int64_t bucket_row = row_in_tile + tile.rotation;
-            if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
-            float* target = run.sums + bucket_row * kLanes;
-            const int64_t left = run.cols - (first + i) * kLanes;
-            if (left >= kLanes)
-                add_chunk(entries, word, tile.lane_mask, target);
-            else
-                add_partial_chunk(entries, left, word, tile.lane_mask, target);
+            const uint32_t* words = &signs.word[0][0] + in_group;
+            const Tile* tiles = run.tiles + (first - tiles_begin + i);
+            const int64_t together = count - i < kSignGroup - in_group ? count - i : kSignGroup - in_group;
+            for (int64_t j = 0; j < together; ++j, entries += kLanes) {
+                int64_t bucket_row = row_in_tile + tiles[j].rotation;
+                if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
+                float* target = run.sums + bucket_row * kLanes;
+                if (i + j < full)
+                    add_chunk(entries, words[j], tiles[j].lane_mask, target);
+                else
+                    add_partial_chunk(entries, run.cols % kLanes, words[j], tiles[j].lane_mask, target);
+            }
+            i += together;
         }
         q += count;
     }
@@ -94,9 +99,12 @@ void run_typed(const SketchRun& run) {
 
 void sketch_run(const SketchRun& run) {
     switch (run.dtype) {
-        case DType::kFloat32: return run_typed<float>(run);
-        case DType::kFloat16: return run_typed<Half>(run);
-        case DType::kBFloat16: return run_typed<BFloat>(run);
+        case DType::kFloat32:
+            return run_typed<float>(run);
+        case DType::kFloat16:
+            return run_typed<Half>(run);
+        case DType::kBFloat16:
+            return run_typed<BFloat>(run);
     }
 }
 

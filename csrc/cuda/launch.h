@@ -44,7 +44,7 @@ template <typename... params_t, typename... args_t>
     (void)stream;
     return emulation::run(blocks, threads, static_cast<size_t>(shared_bytes), [&] { kernel(args...); });
 #else
-    kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream> > >(args...);
+    kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(args...);
     return cudaGetLastError();
 #endif
 }

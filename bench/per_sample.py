@@ -1,0 +1,92 @@
+"""Per-sample gradients as they are usually computed, whole and unprojected: the peers of the featurizing step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def vmap_gradients(network: nn.Module) -> Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+    """Return the function ``(x_t, timesteps, target) -> gradients by parameter, [num_rows, *shape]`` by torch.func."""
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x_t: Tensor, timestep: Tensor, target: Tensor) -> Tensor:
+        prediction = functional_call(network, parameters, (x_t[None], timestep[None])).sample[0]
+        return (target - prediction).square().mean()
+
+    per_sample: Callable[..., dict[str, Tensor]] = vmap(grad(loss), in_dims=(None, 0, 0, 0))
+
+    def gradients(x_t: Tensor, timesteps: Tensor, target: Tensor) -> dict[str, Tensor]:
+        # vmap has no rule for fused attention on the CPU and would loop over the rows; the plain form is faster.
+        with sdpa_kernel(SDPBackend.MATH):
+            return per_sample(parameters, x_t, timesteps, target)
+
+    return gradients
+
+
+class NaiveHooks:
+    """The usual hook engine: autograd runs as always, and hooks unfold and multiply each layer's pair a second time.
+
+    Linear, Conv2d and GroupNorm, one draw per sample.
+
+    Args:
+        network: What to differentiate.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Find the layers."""
+        self._network = network
+        self._modules = {
+            m: name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.GroupNorm)
+        }
+
+    def gradients(self, loss: Callable[[], Tensor], num_rows: int) -> dict[str, Tensor]:
+        """Run a training step and collect each row's gradient of its own mean loss.
+
+        Args:
+            loss: Mean over the batch.
+            num_rows: Rows of the batch.
+
+        Returns:
+            Gradients by parameter. [num_rows, *shape]
+        """
+        found: dict[str, Tensor] = {}
+
+        def capture(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            x = args[0].detach()
+            output.register_hook(lambda g: _collect(found, self._modules[module], module, x, g * num_rows))
+
+        handles = [module.register_forward_hook(capture) for module in self._modules]
+        try:
+            self._network.zero_grad(set_to_none=True)
+            loss().backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+
+@torch.no_grad()
+def _collect(found: dict[str, Tensor], name: str, module: nn.Module, x: Tensor, g: Tensor) -> None:
+    num_rows = len(g)
+    if isinstance(module, nn.GroupNorm):
+        normalized = F.group_norm(x, module.num_groups, None, None, module.eps)
+        weight = (normalized * g).flatten(2).sum(2)
+        bias = g.flatten(2).sum(2)
+    elif isinstance(module, nn.Conv2d):
+        columns = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+        weight = torch.bmm(g.flatten(2), columns.transpose(1, 2)).view(num_rows, *module.weight.shape)
+        bias = g.flatten(2).sum(2)
+    else:
+        a, g = x.reshape(num_rows, -1, x.shape[-1]), g.reshape(num_rows, -1, g.shape[-1])
+        weight, bias = torch.bmm(g.transpose(1, 2), a), g.sum(1)
+    for parameter, grads in (("weight", weight), ("bias", bias)):
+        if getattr(module, parameter) is not None:
+            key = f"{name}.{parameter}"
+            found[key] = found[key] + grads if key in found else grads

@@ -1,0 +1,247 @@
+"""Builds the CUDA kernels for the CPU and calls them, each twice: with threads and blocks forwards and backwards.
+
+Arguments are CPU tensors. Every call checks what every kernel promises: both orders give the same bits (a race or a
+missing barrier would not), the workspace may hold anything before, and nothing outside outputs and workspace changes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from collections.abc import Callable
+from ctypes import Structure, byref, c_int, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+KINDS = {"rademacher": 0, "normal": 1}
+SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9  # of cudaError_t
+
+_GUARD = 256  # entries around an output or a workspace that must keep what they held
+
+
+def _pointers(names: str) -> list[tuple[str, type]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+def _int64s(names: str) -> list[tuple[str, type]]:
+    return [(name, c_int64) for name in names.split()]
+
+
+class SketchArgs(Structure):
+    """journey::cuda::SketchArgs."""
+
+    _fields_ = (
+        *_pointers("grads features workspace"),
+        ("dtype", c_int),
+        *_int64s("batch rows cols grads_batch_stride features_stride row_begin proj_dim"),
+        ("key", c_uint64),
+        ("nnz", c_int64),
+    )
+
+
+class ProjectArgs(Structure):
+    """journey::cuda::ProjectArgs."""
+
+    _fields_ = (
+        *_pointers("grads features workspace"),
+        ("dtype", c_int),
+        ("kind", c_int),
+        *_int64s("batch grad_dim proj_dim grads_stride features_stride row_begin"),
+        ("key", c_uint64),
+    )
+
+
+class SketchOuterArgs(Structure):
+    """journey::cuda::SketchOuterArgs; a_strides and g_strides are (row, channel, y, x)."""
+
+    _fields_ = (
+        *_pointers("a g features workspace"),
+        ("dtype", c_int),
+        ("a_strides", c_int64 * 4),
+        ("g_strides", c_int64 * 4),
+        *_int64s("num_groups rows_per_group in_channels in_height in_width out_channels out_height out_width"),
+        *_int64s("kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w conv_groups"),
+        *_int64s("features_stride proj_dim"),
+        ("key", c_uint64),
+        ("nnz", c_int64),
+    )
+
+
+class CudaError(RuntimeError):
+    """A launcher returned something else than success; ``args[0]`` is the cudaError_t."""
+
+
+def build(compiler: str, folder: Path) -> Emulated:
+    """Compile every ``.cu`` file and the test's C interface into one shared library."""
+    library = folder / "emulated.so"
+    here = Path(__file__).parent
+    # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
+    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), here / "emulation_api.cpp"]
+    command = [compiler, "-x", "c++", *flags, "-DJOURNEY_CUDA_EMULATION", f"-I{here}"]
+    subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
+    return Emulated(ctypes.CDLL(str(library)))
+
+
+class Emulated:
+    """The launchers of ``csrc/cuda/kernels.h`` over CPU tensors, and the maps of ``csrc/common`` on the host."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        for name in ("sketch_workspace", "project_workspace", "sketch_outer_workspace"):
+            getattr(library, name).restype = c_int64
+
+    def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
+        """Words of each draw, int64. [n, 4]."""
+        minors = minors.to(torch.int32)
+        pointers = [c_void_p(tensor.data_ptr()) for tensor in (keys, indices, minors)]
+        n = len(keys)
+        return self._overwritten(
+            (n, 4), torch.int64, lambda out: self.library.run_philox_words(*pointers, out, c_int64(n), stream)
+        )
+
+    def philox_normal(self, keys: Tensor, minors: Tensor, numel: int) -> Tensor:
+        """Rows of normals. [n, numel]."""
+        minors = minors.to(torch.int32)
+        pointers = [c_void_p(tensor.data_ptr()) for tensor in (keys, minors)]
+        n = len(keys)
+        return self._overwritten(
+            (n, numel),
+            torch.float32,
+            lambda out: self.library.run_philox_normal(*pointers, out, c_int64(n), c_int64(numel)),
+        )
+
+    def sketch(self, grads: Tensor, proj_dim: int, key: int, *, row_begin: int = 0, nnz: int = 1) -> Tensor:
+        """Sketch of gradients whose matrices are contiguous. [batch, proj_dim]."""
+        args = SketchArgs(grads=grads.data_ptr(), dtype=DTYPES[grads.dtype], row_begin=row_begin, key=key, nnz=nnz)
+        args.batch, args.rows, args.cols = grads.shape
+        args.grads_batch_stride, args.proj_dim = grads.stride(0), proj_dim
+        return self._added(args, args.batch, self.library.run_sketch, self.library.sketch_workspace)
+
+    def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
+        """Dense projection of gradients with contiguous rows. [batch, proj_dim]."""
+        args = ProjectArgs(grads=grads.data_ptr(), dtype=DTYPES[grads.dtype], kind=KINDS[kind], key=key)
+        args.batch, args.grad_dim = grads.shape
+        args.grads_stride, args.proj_dim, args.row_begin = grads.stride(0), proj_dim, row_begin
+        return self._added(args, args.batch, self.library.run_project, self.library.project_workspace)
+
+    def sketch_outer(
+        self, a: Tensor, g: Tensor, proj_dim: int, key: int, groups: int, *, conv: object = None, nnz: int = 1
+    ) -> Tensor:
+        """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
+        if conv is None:  # [rows, positions, channels] is an image of one column and as many rows as positions
+            a, g = a.transpose(1, 2).unsqueeze(3), g.transpose(1, 2).unsqueeze(3)
+            kernel_size = stride = dilation = (1, 1)
+            padding, conv_groups = (0, 0), 1
+        elif a.dim() == 3:
+            a, g = a.unsqueeze(2), g.unsqueeze(2)
+            kernel_size, stride, dilation = (1, *conv.kernel_size), (1, *conv.stride), (1, *conv.dilation)
+            padding, conv_groups = (0, *conv.padding), conv.groups
+        else:
+            kernel_size, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+            padding, conv_groups = conv.padding, conv.groups
+        args = SketchOuterArgs(a=a.data_ptr(), g=g.data_ptr(), dtype=DTYPES[a.dtype], key=key, nnz=nnz)
+        args.a_strides, args.g_strides = (c_int64 * 4)(*a.stride()), (c_int64 * 4)(*g.stride())
+        args.num_groups, args.rows_per_group = groups, a.shape[0] // groups if groups else 0
+        _, args.in_channels, args.in_height, args.in_width = a.shape
+        _, args.out_channels, args.out_height, args.out_width = g.shape
+        (args.kernel_h, args.kernel_w), (args.stride_h, args.stride_w) = kernel_size, stride
+        (args.pad_h, args.pad_w), (args.dilation_h, args.dilation_w) = padding, dilation
+        args.conv_groups, args.proj_dim = conv_groups, proj_dim
+        return self._added(args, groups, self.library.run_sketch_outer, self.library.sketch_outer_workspace)
+
+    def accumulate_gram_(self, gram: Tensor, features: Tensor) -> None:
+        """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
+        before = gram.clone()
+        results = []
+        for reverse in (False, True):
+            self.library.set_reversed(reverse)
+            gram.copy_(before)
+            sizes = [c_int64(size) for size in (*features.shape, features.stride(0), gram.stride(0))]
+            pointers = c_void_p(features.data_ptr()), c_void_p(gram.data_ptr())
+            _check(self.library.run_accumulate_gram(*pointers, DTYPES[features.dtype], *sizes))
+            results.append(gram.clone())
+        assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
+
+    def host_normal(self, key: int, minor: int, numel: int) -> Tensor:
+        """One row of normals from ``csrc/common/normal.h``. [numel]."""
+        out = torch.empty(numel)
+        self.library.host_normal(c_uint64(key), minor, c_void_p(out.data_ptr()), c_int64(numel))
+        return out
+
+    def host_sketch_map(
+        self, key: int, rows: int, cols: int, proj_dim: int, repetition: int = 0, *, row_begin: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Bucket and sign of every entry from ``csrc/common/sketch_map.h``. [rows, cols], [rows, cols]."""
+        buckets, signs = torch.empty(rows, cols, dtype=torch.int64), torch.empty(rows, cols, dtype=torch.float64)
+        sizes = [c_int64(size) for size in (row_begin, rows, cols, proj_dim)]
+        pointers = c_void_p(buckets.data_ptr()), c_void_p(signs.data_ptr())
+        self.library.host_sketch_map(c_uint64(key), repetition, *sizes, *pointers)
+        return buckets, signs
+
+    def host_projection(self, key: int, rows: int, columns: int, kind: str, *, row_begin: int = 0) -> Tensor:
+        """Entries of a dense projection from ``csrc/common/dense_map.h``, float64. [rows, columns]."""
+        out = torch.empty(rows, columns, dtype=torch.float64)
+        sizes = [c_int64(size) for size in (row_begin, rows, columns)]
+        self.library.host_projection(KINDS[kind], c_uint64(key), *sizes, c_void_p(out.data_ptr()))
+        return out
+
+    def _overwritten(self, shape: tuple[int, ...], dtype: torch.dtype, run: Callable[[c_void_p], int]) -> Tensor:
+        """Run a kernel that overwrites its output, from poison in both orders."""
+        results = []
+        for reverse in (False, True):
+            self.library.set_reversed(reverse)
+            buffer = _poisoned(torch.Size(shape).numel() + 2 * _GUARD, dtype)
+            out = buffer[_GUARD:-_GUARD]
+            _check(run(c_void_p(out.data_ptr())))
+            results.append(out.clone())
+            out.copy_(_poisoned(out.numel(), dtype))
+            assert _same_bits(buffer, _poisoned(buffer.numel(), dtype)), "it wrote outside its output"
+        assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
+        return results[0].reshape(shape)
+
+    def _added(
+        self,
+        args: SketchArgs | ProjectArgs | SketchOuterArgs,
+        rows: int,
+        run: Callable[[object], int],
+        workspace_size: Callable[[object], int],
+    ) -> Tensor:
+        """Run a kernel that adds to features inside a larger buffer: onto zeros, then backwards onto the result."""
+        buffer = torch.zeros(rows + 2, args.proj_dim + 64)
+        features = buffer[1 : rows + 1, 32 : 32 + args.proj_dim]
+        args.features, args.features_stride = features.data_ptr(), features.stride(0)
+        size = workspace_size(byref(args))
+        results = []
+        for reverse in (False, True):
+            self.library.set_reversed(reverse)
+            workspace = _poisoned(size + 2 * _GUARD, torch.float32)
+            args.workspace = workspace[_GUARD:].data_ptr() if size else None
+            _check(run(byref(args)))
+            results.append(features.clone())
+            outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
+            assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
+        features.zero_()
+        assert not buffer.any(), "it wrote outside the features"
+        # x + x is exact, so the second run must give twice the first to the last bit.
+        assert _same_bits(2 * results[0], results[1]), "the order of threads or blocks shows, or it does not add"
+        return results[0]
+
+
+def _poisoned(count: int, dtype: torch.dtype) -> Tensor:
+    """All bits set, which is NaN in every floating dtype. [count]."""
+    return torch.full((count * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Equality that holds for NaN too."""
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+
+
+def _check(status: int) -> None:
+    if status != SUCCESS:
+        raise CudaError(status)

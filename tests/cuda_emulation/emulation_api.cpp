@@ -1,0 +1,82 @@
+// What the emulation test can call: every launcher, and the maps of csrc/common as the CPU computes them.
+#include "../../csrc/common/dense_map.h"
+#include "../../csrc/common/sketch_map.h"
+#include "../../csrc/cuda/kernels.h"
+
+using namespace journey;
+
+extern "C" {
+
+// Runs threads and blocks from the last to the first, or from the first to the last.
+void set_reversed(int reversed) { emulation::machine.reversed = reversed != 0; }
+
+int run_philox_words(
+    const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, int64_t* out, int64_t n, uint32_t use) {
+    return cuda::philox_words(keys, indices, minors, out, n, use, nullptr);
+}
+
+int run_philox_normal(const uint64_t* keys, const uint32_t* minors, float* out, int64_t n, int64_t numel) {
+    return cuda::philox_normal(keys, minors, out, n, numel, nullptr);
+}
+
+int run_sketch(const cuda::SketchArgs* args) { return cuda::sketch(*args, nullptr); }
+int64_t sketch_workspace(const cuda::SketchArgs* args) { return cuda::sketch_workspace_floats(*args); }
+
+int run_project(const cuda::ProjectArgs* args) { return cuda::project(*args, nullptr); }
+int64_t project_workspace(const cuda::ProjectArgs* args) { return cuda::project_workspace_floats(*args); }
+
+int run_sketch_outer(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer(*args, nullptr); }
+int64_t sketch_outer_workspace(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer_workspace_floats(*args); }
+
+int run_accumulate_gram(
+    const void* features,
+    double* gram,
+    int dtype,
+    int64_t num_samples,
+    int64_t proj_dim,
+    int64_t features_stride,
+    int64_t gram_stride) {
+    return cuda::accumulate_gram(
+        features, gram, static_cast<cuda::DType>(dtype), num_samples, proj_dim, features_stride, gram_stride, nullptr);
+}
+
+void host_normal(uint64_t key, uint32_t minor, float* out, int64_t numel) {
+    for (int64_t e = 0; e < numel; ++e) {
+        const Slot at = slot(static_cast<uint64_t>(e));
+        const Philox4 draw = philox(key, at.index, minor, kStreamNoise);
+        const int pair = at.word / 2 * 2;
+        out[e] = normal2(draw.word[pair], draw.word[pair + 1]).value[at.word % 2];
+    }
+}
+
+void host_sketch_map(
+    uint64_t key,
+    uint32_t repetition,
+    int64_t row_begin,
+    int64_t rows,
+    int64_t cols,
+    int64_t proj_dim,
+    int64_t* buckets,
+    double* signs) {
+    for (int64_t i = 0; i < rows * cols; ++i) {
+        const Bucket bucket = sketch_bucket(key, repetition, row_begin + i / cols, i % cols, cols, proj_dim);
+        buckets[i] = bucket.index;
+        signs[i] = bucket.negative ? -1.0 : 1.0;
+    }
+}
+
+// Entry (d, k) of the dense projections.
+void host_projection(int kind, uint64_t key, int64_t row_begin, int64_t rows, int64_t columns, double* out) {
+    for (int64_t i = 0; i < rows * columns; ++i) {
+        const int64_t d = row_begin + i / columns, k = i % columns;
+        if (kind == 0) {
+            const Philox4 draw = dense_signs(key, d, k / kSignColumns);
+            out[i] = (draw.word[k % kSignColumns / 32] >> (k % 32)) & 1u ? -1.0 : 1.0;
+        } else {
+            const Slot at = slot(static_cast<uint64_t>(k));
+            out[i] = dense_normals(key, d, static_cast<uint32_t>(at.index)).value[at.word];
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,126 @@
+"""Images come in the forms that people have them and leave as float tensors in [-1, 1]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from journey.datasets import ImageFolder, get_image, get_images
+
+PIXELS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)  # [2, 3]
+EXPECTED = torch.tensor([[[-1.0, -0.6, -0.2], [0.2, 0.6, 1.0]]])  # [1, 2, 3]
+FLOAT = EXPECTED.clone()
+
+ITEMS: dict[str, Any] = {
+    "float tensor": FLOAT,
+    "double array": FLOAT.double().numpy(),
+    "uint8 tensor": torch.from_numpy(PIXELS)[None],
+    "uint8 array": PIXELS[None],
+    "grey PIL image": Image.fromarray(PIXELS),
+    "tuple with a label": (FLOAT, 3),
+    "list": [FLOAT],
+    "dict": {"label": 1, "image": FLOAT},
+    "dict of pixel_values": {"pixel_values": FLOAT},
+    "dict of images": {"images": FLOAT},
+    "dict of img": {"img": Image.fromarray(PIXELS)},
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_an_image_has_the_same_numbers_in_every_form(name: str) -> None:
+    found = get_image([None, ITEMS[name]], 1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, EXPECTED, rtol=0, atol=1e-6)
+
+
+def test_colours_are_channels_in_the_order_red_green_blue() -> None:
+    image = Image.new("RGB", (3, 2), (255, 0, 51))
+    image.putpixel((2, 1), (0, 255, 255))
+    found = get_image([image], 0)
+    assert found.shape == (3, 2, 3)
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, -1.0, -0.6]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[:, 1, 2], torch.tensor([-1.0, 1.0, 1.0]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK"])
+def test_other_colour_modes_become_rgb(mode: str) -> None:
+    image = Image.new("RGB", (3, 2), (255, 0, 255)).convert(mode)
+    found = get_image([image], 0)
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([1.0, -1.0, 1.0]), rtol=0, atol=0.02)  # a palette is coarse
+
+
+def test_floating_point_images_are_not_rescaled() -> None:
+    assert get_image([torch.full((1, 2, 2), 3.5, dtype=torch.float64)], 0).unique().tolist() == [3.5]
+
+
+def test_several_images_are_stacked_in_the_order_of_their_ids() -> None:
+    images = torch.rand(5, 1, 2, 2)
+    assert torch.equal(get_images(images, [3, 0]), images[[3, 0]])
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ("cat.png", TypeError, r"dataset\[1\] must be an image .* got str"),
+        ((), TypeError, r"dataset\[1\] must be an image .* got tuple"),
+        (torch.zeros(1, 2, 2).long(), TypeError, r"dataset\[1\] must be uint8 or floating point .* got torch\.int64"),
+        ({"picture": 1, "label": 2}, ValueError, r"one of the keys image, pixel_values, images, img, got picture, label"),
+    ],
+)
+def test_an_item_that_is_no_image_is_refused(item: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        get_image([None, item], 1)
+
+
+def save(path: Path, size: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    """Write an image of one colour; size is width and height, as PIL has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def test_a_folder_lists_its_images_by_path_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c/d.webp", "B.bmp"):
+        save(tmp_path / name, (4, 4), (9, 9, 9))
+    (tmp_path / "notes.txt").write_text("no image")
+    folder = ImageFolder(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in folder.paths] == ["B.bmp", "a.JPG", "b.png", "c/d.webp"]
+    assert len(folder) == 4
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_folder_gives_the_channels_that_are_asked_for(tmp_path: Path, channels: int, mode: str) -> None:
+    save(tmp_path / "red.png", (4, 4), (255, 0, 0))
+    assert ImageFolder(tmp_path, channels=channels)[0].mode == mode
+    assert get_image(ImageFolder(tmp_path, channels=channels), 0).shape == (channels, 4, 4)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (2, 12), (8, 8), (30, 20)])
+def test_images_are_scaled_to_cover_and_cropped_in_the_centre(tmp_path: Path, size: tuple[int, int]) -> None:
+    # Left half black, right half white: a centred crop has its edge in the middle.
+    array = np.zeros((10, 20, 3), dtype=np.uint8)
+    array[:, 10:] = 255
+    Image.fromarray(array).save(tmp_path / "halves.png")
+    image = get_image(ImageFolder(tmp_path, size=size), 0)
+    assert tuple(image.shape) == (3, *size)
+    torch.testing.assert_close(image, -image.flip(2), rtol=0, atol=0.05)  # 8 bits, rounded twice
+    assert image[:, :, 0].max() < 0 < image[:, :, -1].min()
+
+
+def test_an_image_keeps_its_size_unless_told(tmp_path: Path) -> None:
+    save(tmp_path / "wide.png", (5, 3), (1, 2, 3))
+    assert get_image(ImageFolder(tmp_path), 0).shape == (3, 3, 5)
+
+
+def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotADirectoryError, match=r"dataset must be a folder of images, got .*absent"):
+        ImageFolder(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"holds no image \(\.png, \.jpg"):
+        ImageFolder(tmp_path)
+    save(tmp_path / "x.png", (2, 2), (0, 0, 0))
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
+        ImageFolder(tmp_path, channels=4)
