@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -126,13 +127,14 @@ def record(
     x = start[:, 0, 0] * scheduler.init_noise_sigma
     # The sampler's own noise: one CPU generator per image, so that neither the device nor the batch matters.
     generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in range(num_images)]
+    own_noise = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
     x_t, x0_hat = {}, {}
     with torch.no_grad():
         for t in tqdm(visited, unit="step", desc="record", disable=not progress, dynamic_ncols=True):
             prediction = denoiser.predict(
                 scheduler.scale_model_input(x, t), torch.full((num_images,), t, device=x.device)
             )
-            step = scheduler.step(prediction, t, x, generator=generators)
+            step = scheduler.step(prediction, t, x, **own_noise)
             if getattr(step, "pred_original_sample", None) is None:
                 raise TypeError(
                     f"the scheduler must give pred_original_sample (DDPM, DDIM), {type(scheduler).__name__} does not"

@@ -107,9 +107,11 @@ inline void philox16_minors(uint64_t key, uint64_t index, uint32_t minor, Stream
     philox16(key, x);
 }
 
-// out[w * 16 + lane] = normal w of draw `lane`.
-inline void normals16(const Philox16& x, float* out) {
+// out[w * 16 + lane] = normal w of draw `lane`. Not inlined: on its own the loop vectorises, inside a caller it may
+// not.
+__attribute__((noinline)) inline void normals16(const Philox16& x, float* __restrict out) {
     for (int pair = 0; pair < 4; pair += 2) {
+#pragma GCC ivdep
         for (int lane = 0; lane < kDraws; ++lane) {
             const Normal2 n = normal2(x.word[pair][lane], x.word[pair + 1][lane]);
             out[pair * kDraws + lane] = n.value[0];
