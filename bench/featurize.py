@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.case import PROJ_DIM, SEED, Case, Context
 from bench.harness import Call, Effort, Goal, Ratio, Row, Timings, checked, interleave, relative_error
@@ -34,14 +35,7 @@ class Workload:
     def __init__(self, num_samples: int, num_draws: int) -> None:
         """Make the network and the batch."""
         torch.manual_seed(SEED)
-        self.network = UNet2DModel(
-            sample_size=32,
-            block_out_channels=(64, 128, 128),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        ).eval()
-        self.num_parameters = sum(p.numel() for p in self.network.parameters())
+        self.network = _small_unet()
         self.projector = CountSketch(PROJ_DIM)
         denoiser = Denoiser(self.network, DDPMScheduler())
         self.featurizer = Featurizer(denoiser, measurement=TrainingLoss(), projector=self.projector)
@@ -61,7 +55,8 @@ class Workload:
 
     def loss(self, x_t: Tensor) -> Tensor:
         """Return the training loss of the whole batch."""
-        return (self.target - self.network(x_t, self.times).sample).square().mean()
+        prediction: Tensor = self.network(x_t, self.times).sample
+        return (self.target - prediction).square().mean()
 
     def training_step(self) -> None:
         """Run forward and backward with all weight gradients, without an optimiser."""
@@ -96,6 +91,18 @@ class Workload:
             matrix = grad.flatten(1) if grad.dim() > 1 else grad[None]
             features += reference.sketch(matrix[None], PROJ_DIM, derive_key(self.projector.seed, "sketch", name))
         return features
+
+
+def _small_unet() -> nn.Module:
+    network: Any = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    evaluated: nn.Module = cast(nn.Module, network).eval()
+    return evaluated
 
 
 def cases(context: Context) -> Iterator[Case]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import NamedTuple
@@ -141,7 +141,7 @@ def spread(values: list[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def interleave(calls: dict[str, Call], device: torch.device, *, budget: float, rounds: tuple[int, int]) -> Timings:
+def interleave(calls: Mapping[str, Call], device: torch.device, *, budget: float, rounds: tuple[int, int]) -> Timings:
     """Time calls in turn, as many rounds as the budget allows.
 
     Args:
@@ -203,7 +203,9 @@ QUICK = Effort(budget=1.0, rounds=(5, 20))
 FULL = Effort(budget=3.0, rounds=(20, 60))
 
 
-def measure(row: Row, ours: Call, *, effort: Effort, bound: Bound, peers: dict[str, Call], floor: str = "") -> Timings:
+def measure(
+    row: Row, ours: Call, *, effort: Effort, bound: Bound, peers: Mapping[str, Call], floor: str = ""
+) -> Timings:
     """Time one operation beside its bound and its peers, and fill in its row.
 
     Args:

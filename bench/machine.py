@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.harness import Bound, Effort, Row, interleave
+from bench.harness import Bound, Call, Effort, Row, interleave
 from journey import _native
 
 SLICE_BYTES = 8 * 4608 * 1024 * 4  # one batch of eight fp32 gradients of a 3x3 convolution with 512 channels
@@ -63,7 +64,7 @@ class Ceilings:
 
     device: torch.device
     reader: Callable[[Tensor], object]
-    gemm: Callable[[], object]
+    gemm: Call
     gemm_flops: float
 
     def read_bound(self, slices: Iterator[Tensor]) -> Bound:
@@ -101,7 +102,8 @@ class ColdSlices(Iterator[Tensor]):
 
     def __next__(self) -> Tensor:
         """Return the next slice."""
-        return next(self._next)
+        following: Tensor = next(self._next)
+        return following
 
 
 def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, list[Row]]:
@@ -118,10 +120,7 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
     size = _GEMM_SIZE[device.type]
     a, b, product = (torch.randn(size, size, device=device) for _ in range(3))
     destination = torch.empty_like(cold.slices[0])
-    calls: dict[str, Callable[[], object]] = {
-        name: lambda read=read: read(next(cold))
-        for name, read in _READERS.items()  # type: ignore[misc]
-    }
+    calls: dict[str, Call] = {name: partial(_read_next, read, cold) for name, read in _READERS.items()}
     calls["copy"] = lambda: destination.copy_(next(cold))
     calls["gemm"] = lambda: torch.mm(a, b, out=product)
     timings = interleave(calls, device, budget=2 * effort.budget, rounds=effort.rounds)
@@ -154,6 +153,10 @@ _READERS: dict[str, Callable[[Tensor], object]] = {
     "dot(x, x)": lambda x: torch.dot(x, x),
     "amax": lambda x: x.amax(),
 }
+
+
+def _read_next(read: Callable[[Tensor], object], slices: Iterator[Tensor]) -> object:
+    return read(next(slices))
 
 
 def _cpu_model() -> str:

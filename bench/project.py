@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def _maker(projector_class: Any, kind: str, device: torch.device) -> Maker:
 def _best_block_size(make: Maker, grads: Tensor) -> int:
     """Return the fastest of traker's block sizes that do not keep the matrix, which no model's would fit."""
     projectors = {size: make(CHECKED_DIM, size) for size in (32, 100, 512, 2048)}
-    calls: dict[str, Call] = {str(size): lambda p=p: p.project(grads, 0) for size, p in projectors.items()}  # type: ignore[misc]
+    calls: dict[str, Call] = {str(size): partial(p.project, grads, 0) for size, p in projectors.items()}
     timings = interleave(calls, grads.device, budget=0, rounds=(2, 2))
     return min(projectors, key=lambda size: timings.of(str(size)).median)
 

@@ -50,7 +50,7 @@ def _run(row: Row, context: Context, cold: ColdSlices, nnz: int, proj_dim: int) 
 
     peers = {}
     if grads.dtype == torch.float32 and nnz == 1 and proj_dim == PROJ_DIM:
-        bucket, sign = reference.sketch_map(KEY, *grads.shape[1:], proj_dim)
+        bucket, sign = reference.sketch_map(KEY, grads.shape[1], grads.shape[2], proj_dim)
         bucket, sign = bucket.flatten().to(context.device), sign.float().flatten().to(context.device)
         stored = context.zeros(len(grads), proj_dim)
         peers["index_add_ with a stored map"] = lambda: stored.index_add_(1, bucket, next(cold).flatten(1) * sign)

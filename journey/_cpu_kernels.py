@@ -112,9 +112,10 @@ def sketch_outer_(
 
 
 def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
-    """One float64 matmul per block of samples and panel of columns, at and right of the diagonal."""
+    """Float64 matmuls per block of samples and panel of columns: the diagonal square, then what is on its right."""
     for block in features.split(block_size):
         wide = block.double()
         for column in range(0, gram.shape[0], _GRAM_PANEL):
-            panel = slice(column, column + _GRAM_PANEL)
-            gram[panel, column:].addmm_(wide[:, panel].T, wide[:, column:])
+            panel, right = slice(column, column + _GRAM_PANEL), slice(column + _GRAM_PANEL, None)
+            gram[panel, panel] += (wide[:, panel].T @ wide[:, panel]).triu()
+            gram[panel, right].addmm_(wide[:, panel].T, wide[:, right])

@@ -100,8 +100,8 @@ def run_demo(
         f"Top {_TOP} proponents with the digit of the generated image: {same_class[-1]:.0%} at the last scored step, "
         f"{same_class[0]:.0%} at the first; {chance:.0%} by chance.",
     ]
-    captions = [f"digit {int(label)}" for label in dataset.labels]
-    looks = [f"looks like {int(label)}" for label in labels]
+    captions = [f"a {int(label)}" for label in dataset.labels]
+    looks = [f"looks like a {int(label)}" for label in labels]
     write_report(out / "report.html", trajectory, scores, dataset, notes=notes, labels=captions, query_captions=looks)
     write_png(out / "report.png", trajectory, scores, dataset, query=0, labels=captions, query_captions=looks)
     clock.lap("report")

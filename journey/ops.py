@@ -111,7 +111,7 @@ def philox_words(
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
     for name, tensor in (("keys", keys), ("indices", indices), ("minors", minors)):
-        _check_int64_vector(name, tensor, keys.shape[0] if keys.dim() else 0)
+        _check_int64_vector(name, tensor, keys)
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream must be in [0, 2**32), got {stream}")
     result: Tensor = torch.ops.journey.philox_words(keys, indices, minors, stream)
@@ -141,7 +141,7 @@ def philox_normal(
         Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
     """
     for name, tensor in (("keys", keys), ("minors", minors)):
-        _check_int64_vector(name, tensor, keys.shape[0] if keys.dim() else 0)
+        _check_int64_vector(name, tensor, keys)
     if numel < 0:
         raise ValueError(f"numel must not be negative, got {numel}")
     result: Tensor = torch.ops.journey.philox_normal(keys, minors, numel)
@@ -303,8 +303,7 @@ def accumulate_gram_(
     ``gram += triu(features.T @ features)``
 
     Args:
-        gram: Running sum, float64; entries below the diagonal are neither read nor written, up to the square panels on
-            the diagonal. [proj_dim, proj_dim]
+        gram: Running sum, float64; entries below the diagonal are neither read nor written. [proj_dim, proj_dim]
         features: Projected gradients, float16, bfloat16 or float32. On the CPU products and sums are in float64; on
             CUDA products are in float32 within 32 samples and sums in float64. [num_samples, proj_dim]
         block_size: Samples per block. Changes memory and speed, and the result only by rounding.
@@ -339,6 +338,8 @@ def _check_features(features: Tensor, rows: int, rows_name: str) -> None:
         raise TypeError(f"features must be float32, got {features.dtype}")
     if features.shape[1] > 1 and features.stride(1) != 1:
         raise ValueError(f"features must have contiguous rows, got strides {features.stride()}")
+    if features.shape[0] > 1 and features.stride(0) < features.shape[1]:
+        raise ValueError(f"features must have rows that do not overlap, got strides {features.stride()}")
 
 
 def _check_dims(name: str, tensor: Tensor, form: str, dims: int) -> None:
@@ -353,7 +354,10 @@ def _check_input(name: str, tensor: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} must be on {like.device} like the result, got {tensor.device}")
 
 
-def _check_int64_vector(name: str, tensor: Tensor, length: int) -> None:
+def _check_int64_vector(name: str, tensor: Tensor, like: Tensor) -> None:
+    length = like.shape[0] if like.dim() else 0
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {like.device} like keys, got {tensor.device}")
     if tensor.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {tensor.dtype}")
     if list(tensor.shape) != [length]:

@@ -43,7 +43,8 @@ def weight_grad_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry 
         conv: Geometry of the convolution, None for a Linear layer.
 
     Yields:
-        Tiles that together cover [num_groups, d_out, d_in * kernel_positions / groups] exactly once.
+        Tiles that together cover [num_groups, d_out, d_in * kernel_positions / groups] exactly once, in float32 for
+        half precision inputs and else in the dtype of the inputs.
     """
     if a.shape[0] == 0:
         return
@@ -75,11 +76,17 @@ def _matmul_tiles(g: Tensor, a: Tensor) -> Iterator[Tile]:
         step = max(1, TILE_FLOATS // cols)
         for group in range(num_groups):
             for row in range(0, rows, step):
-                yield Tile(torch.mm(g[group, row : row + step], a[group].T)[None], group, row)
+                yield Tile(torch.mm(_wide(g[group, row : row + step]), _wide(a[group]).T)[None], group, row)
         return
     step = max(1, SHARED_TILE_FLOATS // (rows * cols))
     for group in range(0, num_groups, step):
-        yield Tile(torch.bmm(g[group : group + step], a[group : group + step].transpose(1, 2)), group, 0)
+        some = slice(group, group + step)
+        yield Tile(torch.bmm(_wide(g[some]), _wide(a[some]).transpose(1, 2)), group, 0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32: a product of halves would be rounded to half again."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _unfolds(g: Tensor, num_groups: int, conv: ConvGeometry) -> bool:
@@ -113,7 +120,7 @@ def _convolution_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry
             g_block = g[rows, block * c_out : (block + count) * c_out]
             for row in range(0, c_out, channels):
                 g_tile = g_block[:, row : row + channels] if channels < c_out else g_block
-                grads = _convolution_weight_grad(a_block, g_tile, conv, count)
+                grads = _convolution_weight_grad(_wide(a_block), _wide(g_tile), conv, count)
                 yield Tile(grads.reshape(1, g_tile.shape[1], cols), group, block * c_out + row)
 
 

@@ -19,6 +19,7 @@ namespace journey::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocks = 4;                // per multiprocessor at least, so at most 128 registers per thread
 constexpr int kTileRows = 64;             // output channels per tile, 4 per thread
 constexpr int kTileCols = kLanes;         // one chunk of columns, 4 per thread
 constexpr int kDepth = 16;                // (row, position) pairs staged at once
@@ -174,7 +175,7 @@ __device__ __forceinline__ void form_tile(
             stage<input_t>(args, at, begin, run_depth, shared);
             // The staged values are written.
             __syncthreads();
-#pragma unroll
+#pragma unroll 4
             for (int depth = 0; depth < kDepth; ++depth) {
                 const Float4 g = shared.g[depth][row_group], a = shared.a[depth][column_group];
 #pragma unroll
@@ -236,7 +237,7 @@ __device__ __forceinline__ void sketch_tile_entries(
 // Parallel over [groups, slices of tiles]: a block is one group and slice and owns proj_dim sums, a thread owns 4 x 4
 // entries of each tile. With kSharedSums the sums live in shared memory, else in the block's part of the workspace.
 template <typename input_t, bool kSharedSums>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sketch_outer_kernel(const SketchOuterArgs args, const Tiling tiling, const Slices slices) {
     __shared__ Shared shared;
     const int thread = static_cast<int>(threadIdx.x);

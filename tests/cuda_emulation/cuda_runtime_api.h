@@ -8,6 +8,7 @@
 // Not emulated: the memory model, atomics, warp shuffles, several blocks at once.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -109,7 +110,7 @@ inline int release(int begin, int end, State barrier) {
 }
 
 inline bool run_block(int threads) {
-    std::memset(machine.dynamic_shared.data(), 0xFF, machine.dynamic_shared.size());
+    std::fill(machine.dynamic_shared.begin(), machine.dynamic_shared.end(), static_cast<char>(0xFF));
     for (int i = 0; i < threads; ++i) machine.fibers[i].state = State::kReady;
 
     for (int done = 0, ready = threads; done < threads;) {

@@ -1,0 +1,142 @@
+"""The command line: every command does its job on a tiny model, repeats, and explains what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+from journey import Scores, Trajectory, __version__, demo
+from journey.cli import main
+from journey.digits import DigitsDataset, load_digits_dataset
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    path = tmp_path_factory.mktemp("model")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        pixels = torch.randint(0, 256, (10, 12, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(path / f"{i}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def features(model: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "features"
+    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(out), "--quiet"]
+    assert main([*arguments, "--proj-dim", "64", "--num-draws", "2", "--shard-size", "4"]) == 0
+    return out
+
+
+def test_info_prints_the_version_and_whether_cuda_was_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    lines = dict(
+        line.split(maxsplit=1) for line in capsys.readouterr().out.replace("CUDA kernels", "CUDA_kernels").splitlines()
+    )
+    assert lines["journey"] == __version__
+    assert lines["CUDA_kernels"].startswith(("on: ", "off: "))
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["featurize", "--help"])
+    assert stop.value.code == 0
+    assert "journey featurize --model" in capsys.readouterr().out
+
+
+def test_featurize_leaves_its_command_beside_the_store_and_can_be_repeated(
+    features: Path, model: Path, images: Path
+) -> None:
+    before = {path.name: path.read_bytes() for path in features.iterdir()}
+    command = before["command.txt"].decode().split()
+    assert command[:2] == ["journey", "featurize"]
+    assert main(command[1:]) == 0
+    assert {path.name: path.read_bytes() for path in features.iterdir()} == before
+    manifest = json.loads(before["manifest.json"])
+    assert manifest["num_samples"] == 6
+
+
+def test_score_reads_the_store_and_writes_scores_and_report(
+    features: Path, model: Path, images: Path, tmp_path: Path
+) -> None:
+    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    numbers = ["--num-images", "2", "--num-inference-steps", "5", "--num-scored", "3", "--query-draws", "2"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), *numbers]) == 0
+    scores = Scores.load(tmp_path / "out" / "scores.safetensors")
+    trajectory = Trajectory.load(tmp_path / "out" / "trajectory.safetensors")
+    assert list(scores.values.shape) == [2, 3, 6]
+    assert set(scores.timesteps.tolist()) <= set(trajectory.timesteps.tolist())
+    assert "0.png" in (tmp_path / "out" / "report.html").read_text()
+    with Image.open(tmp_path / "out" / "report.png") as picture:
+        picture.verify()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--damping", "much"], 'damping must be "auto" or a number'),
+        (["--features", "nowhere"], "nowhere"),
+        (["--data", "nowhere"], "dataset must be a folder of images, got nowhere"),
+    ],
+)
+def test_a_mistake_is_explained_in_one_line_and_exits_with_one(
+    changes: list[str],
+    message: str,
+    features: Path,
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    small = ["--out", str(tmp_path / "out"), "--num-inference-steps", "2", "--num-scored", "1", "--query-draws", "1"]
+    assert main([*arguments, *small, *changes]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("journey: ")
+    assert message in error
+
+
+def test_a_store_of_another_run_is_refused_and_kept(
+    features: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in features.iterdir()}
+    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(features), "--quiet"]
+    assert main([*arguments, "--proj-dim", "96"]) == 1
+    assert "proj_dim: 64 in the store, 96 now" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in features.iterdir()} == before
+
+
+def test_demo_writes_the_report_and_repeats_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_digits_dataset()
+    few = DigitsDataset(whole.images[:24], whole.labels[:24])
+    monkeypatch.setattr(demo, "load_digits_dataset", lambda: few)
+    arguments = ["demo", "--train-steps", "3", "--num-images", "2", "--num-draws", "2", "--quiet"]
+    for name in ("first", "second"):
+        assert main([*arguments, "--out", str(tmp_path / name)]) == 0
+    for name in ("report.html", "report.png", "scores.safetensors", "features/manifest.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    result = json.loads((tmp_path / "first" / "result.json").read_text())
+    assert len(result["same_class"]) == len(result["timesteps"])

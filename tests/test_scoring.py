@@ -1,0 +1,379 @@
+"""Scores are the explicit formula, in the right order and with the right sign, and say what training would do."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import randn
+from diffusers import DDPMScheduler
+from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images, make_scheduler
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import journey
+from journey import CountSketch, ExplicitDraws, Identity, Scores, StratifiedDraws, Trajectory
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
+from journey.store import FeatureStore
+
+# All different, so that no two axes can be swapped unnoticed.
+NUM_QUERIES, NUM_STEPS, NUM_DRAWS, NUM_TRAIN = 2, 3, 4, 5
+STEPS = [80, 40, 10]
+
+
+def make_trajectory(seed: int = 20) -> Trajectory:
+    """Recorded steps that no model made: every latent and every prediction is another image."""
+    x_t, x0_hat = (randn(NUM_QUERIES, NUM_STEPS, *IMAGE, seed=seed + i) for i in range(2))
+    return Trajectory(torch.tensor(STEPS), x_t, torch.tanh(x0_hat), torch.tanh(randn(NUM_QUERIES, *IMAGE, seed=seed + 2)))
+
+
+def make_noise(num_steps: int = NUM_STEPS) -> Tensor:
+    """The caller's noise for queries. [num_queries, num_steps, num_draws, *IMAGE]."""
+    return randn(NUM_QUERIES, num_steps, NUM_DRAWS, *IMAGE, seed=30)
+
+
+def make_explicit() -> tuple[Tensor, Tensor]:
+    """Timesteps and noise of the training images. [num_train, num_draws], [num_train, num_draws, *IMAGE]."""
+    generator = torch.Generator().manual_seed(1)
+    timesteps = torch.randint(0, 100, (NUM_TRAIN, NUM_DRAWS), generator=generator)
+    return timesteps, randn(NUM_TRAIN, NUM_DRAWS, *IMAGE, seed=40)
+
+
+def featurize(out: Path, network: nn.Module | None = None, **options: Any) -> journey.Features:
+    """Exact gradients of five images with explicit draws, unless told otherwise."""
+    model = (SmallDenoiser() if network is None else network, make_scheduler())
+    dataset = Images(make_images(NUM_TRAIN))
+    defaults = {"projector": Identity(), "draws": ExplicitDraws(*make_explicit()), "shard_size": 2, "progress": False}
+    defaults |= {"dataset": dataset} | options
+    return journey.featurize(model, defaults.pop("dataset"), out, **defaults)
+
+
+def score(features: journey.Features, trajectory: Trajectory | None = None, **options: Any) -> Scores:
+    """Score quietly with the noise of ``make_noise``, unless told otherwise."""
+    defaults = {"damping": 0.1, "noise": make_noise(), "progress": False}
+    return journey.score(features, make_trajectory() if trajectory is None else trajectory, **{**defaults, **options})
+
+
+def mean_gradient(network: nn.Module, scheduler: DDPMScheduler, image: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+    """Gradient of the training loss, mean over draws, by autograd and diffusers alone, in float64. [grad_dim]."""
+    network = copy.deepcopy(network).double()
+    x_t = scheduler.add_noise(image.double().expand(len(times), *IMAGE), noise.double(), times)
+    loss = torch.nn.functional.mse_loss(network(x_t, times), noise.double())
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
+
+
+def explicit_scores(network: nn.Module, damping: float, steps: list[int] = STEPS) -> np.ndarray:
+    """``query (Phi^T Phi + damping * mean eigenvalue * I)^-1 Phi^T`` from the first principles. As the scores."""
+    scheduler, (timesteps, noise) = make_scheduler(), make_explicit()
+    trajectory, query_noise = make_trajectory(), make_noise(len(steps))
+    train = zip(make_images(NUM_TRAIN), timesteps, noise, strict=True)
+    phi = torch.stack([mean_gradient(network, scheduler, *sample) for sample in train]).numpy()
+    gram = phi.T @ phi
+    inverse = np.linalg.inv(gram + damping * np.trace(gram) / NUM_TRAIN * np.eye(len(gram)))
+    scores = np.empty((NUM_QUERIES, len(steps), NUM_TRAIN))
+    for q in range(NUM_QUERIES):
+        for s, t in enumerate(steps):
+            image = trajectory.x0_hat[q, STEPS.index(t)]
+            query = mean_gradient(network, scheduler, image, torch.full((NUM_DRAWS,), t), query_noise[q, s])
+            scores[q, s] = query.numpy() @ inverse @ phi.T
+    return scores
+
+
+def assert_near(found: Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
+    """Every entry within a fraction of the largest."""
+    assert tuple(found.shape) == expected.shape
+    error = np.abs(found.numpy() - expected).max() / np.abs(expected).max()
+    assert error <= tolerance, f"scores are off by {error:.1e} of the largest"
+
+
+# With 5 samples and 250 parameters, the smaller damping is as good as none: the Gram matrix's condition is about 30.
+@pytest.mark.parametrize("damping", [1e-7, 0.1, 10.0])
+def test_scores_are_the_explicit_formula(tmp_path: Path, damping: float) -> None:
+    found = score(featurize(tmp_path / "f"), damping=damping)
+    assert_near(found.values, explicit_scores(SmallDenoiser(), damping))
+    assert (found.timesteps.tolist(), found.train_ids, found.damping) == (STEPS, list(range(NUM_TRAIN)), damping)
+
+
+def test_scores_are_the_explicit_formula_when_samples_outnumber_parameters(tmp_path: Path) -> None:
+    network = LinearDenoiser()  # 3 parameters: the primal form
+    features = featurize(tmp_path / "f", network)
+    phi = features.matrix().double().numpy()
+    query = np.stack([np.stack([row.numpy() for row in rows]) for rows in queries(network)])
+    gram = phi.T @ phi
+    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / 3 * np.eye(3))
+    assert_near(score(features).values, query @ inverse @ phi.T)
+
+
+def queries(network: nn.Module) -> list[list[Tensor]]:
+    """Gradients of every query at every step."""
+    trajectory, noise = make_trajectory(), make_noise()
+    return [
+        [
+            mean_gradient(network, make_scheduler(), trajectory.x0_hat[q, s], torch.full((NUM_DRAWS,), t), noise[q, s])
+            for s, t in enumerate(STEPS)
+        ]
+        for q in range(NUM_QUERIES)
+    ]
+
+
+@pytest.mark.parametrize("steps", [[40], [10, 80]])
+def test_chosen_steps_are_scored_in_the_order_that_is_asked_for(tmp_path: Path, steps: list[int]) -> None:
+    found = score(featurize(tmp_path / "f"), steps=steps, noise=make_noise(len(steps)))
+    assert found.timesteps.tolist() == steps
+    assert_near(found.values, explicit_scores(SmallDenoiser(), 0.1, steps))
+
+
+def query_loss(network: nn.Module, image: Tensor, t: int, noise: Tensor) -> float:
+    """Mean training loss of an image at one timestep, in float64."""
+    times = torch.full((len(noise),), t)
+    x_t = make_scheduler().add_noise(image.double().expand(len(noise), *IMAGE), noise.double(), times)
+    with torch.no_grad():
+        return torch.nn.functional.mse_loss(network(x_t, times), noise.double()).item()
+
+
+def fit_(network: nn.Module) -> None:
+    """Bring a network near the minimum of its training loss, so that images pull it in different directions."""
+    timesteps, noise = make_explicit()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        for image, times, e in zip(make_images(NUM_TRAIN), timesteps, noise, strict=True):
+            x_t = make_scheduler().add_noise(image.expand(NUM_DRAWS, *IMAGE), e, times)
+            (torch.nn.functional.mse_loss(network(x_t, times), e) / NUM_TRAIN).backward()
+        optimizer.step()
+
+
+def test_a_positive_score_means_that_training_on_the_image_lowers_the_loss_of_the_query(tmp_path: Path) -> None:
+    """The loss is quadratic in the parameters, so a central difference along a gradient step is exact."""
+    network, rate, damping = LinearDenoiser(), 0.1, 1e6
+    fit_(network)
+    features = featurize(tmp_path / "f", network)
+    with pytest.warns(UserWarning, match="effective rank"):
+        found = score(features, damping=damping)
+    trajectory, noise, (timesteps, train_noise) = make_trajectory(), make_noise(), make_explicit()
+    lowered = torch.empty(NUM_QUERIES, NUM_STEPS, NUM_TRAIN, dtype=torch.float64)
+    for i, image in enumerate(make_images(NUM_TRAIN)):
+        grad = mean_gradient(network, make_scheduler(), image, timesteps[i], train_noise[i])
+        before, after = (copy.deepcopy(network).double() for _ in range(2))
+        here = nn.utils.parameters_to_vector(before.parameters()).detach()
+        nn.utils.vector_to_parameters(here + rate * grad, before.parameters())
+        nn.utils.vector_to_parameters(here - rate * grad, after.parameters())
+        for q in range(NUM_QUERIES):
+            for s, t in enumerate(STEPS):
+                losses = [query_loss(net, trajectory.x0_hat[q, s], t, noise[q, s]) for net in (before, after)]
+                lowered[q, s, i] = (losses[0] - losses[1]) / (2 * rate)
+    gram = features.matrix().double().T @ features.matrix().double()
+    ridge = damping * gram.trace() / 3  # so large that the inverse is the identity over the ridge
+    torch.testing.assert_close(found.values.double() * ridge, lowered, rtol=1e-4, atol=1e-4 * lowered.abs().max().item())
+    assert (lowered > 0).any()
+    assert (lowered < 0).any()
+    best, worst = (ranked.ids[..., 0] for ranked in found.top(1))
+    assert torch.equal(best, lowered.argmax(-1)), "the first proponent is not the image that lowers the loss most"
+    assert torch.equal(worst, lowered.argmin(-1)), "the first opponent is not the image that raises the loss most"
+
+
+def test_an_image_is_its_own_strongest_proponent(tmp_path: Path) -> None:
+    timesteps, noise = make_explicit()
+    draws = ExplicitDraws(torch.full_like(timesteps, 40), noise)
+    features = featurize(tmp_path / "f", draws=draws)
+    images = make_images(NUM_TRAIN)
+    trajectory = Trajectory(torch.tensor([40]), images[:, None], images[:, None], images)
+    found = score(features, trajectory, noise=noise[:, None])
+    assert found.top(1).proponents.ids.flatten().tolist() == list(range(NUM_TRAIN))
+    leverages = journey.decompose(lambda: iter([features.matrix()]), *features.matrix().shape).leverages(0.1)
+    torch.testing.assert_close(found.values[:, 0].diag().double(), leverages, rtol=1e-4, atol=0)
+
+
+def test_permuting_the_training_set_permutes_the_scores(tmp_path: Path) -> None:
+    order = [3, 0, 4, 2, 1]
+    timesteps, noise = make_explicit()
+    expected = score(featurize(tmp_path / "f")).values[..., order]
+    draws = ExplicitDraws(timesteps[order], noise[order])
+    found = score(featurize(tmp_path / "g", dataset=Images(make_images(NUM_TRAIN)[order]), draws=draws))
+    assert_near(found.values, expected.numpy(), 1e-5)
+
+
+def test_permuting_the_queries_permutes_the_scores(tmp_path: Path) -> None:
+    features, trajectory = featurize(tmp_path / "f"), make_trajectory()
+    flipped = replace(
+        trajectory, **{name: getattr(trajectory, name).flip(0) for name in ("x_t", "x0_hat", "images")}
+    )
+    expected = score(features, trajectory).values.flip(0)
+    assert_near(score(features, flipped, noise=make_noise().flip(0)).values, expected.numpy(), 1e-5)
+
+
+def test_scores_under_several_checkpoints_are_averaged(tmp_path: Path) -> None:
+    network = SmallDenoiser(0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights = [SmallDenoiser(seed) for seed in (1, 2)]
+    found = score(featurize(tmp_path / "both", network, checkpoints=weights))
+    alone = [explicit_scores(SmallDenoiser(seed), 0.1) for seed in (1, 2)]
+    assert_near(found.values, (alone[0] + alone[1]) / 2)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_bins_enter_with_their_weights(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f", draws=StratifiedDraws(num_draws=2, bins=3))
+    bins = features.store.features("0").double()
+    phi = (0.33 * bins[:, 0] + 0.33 * bins[:, 1] + 0.34 * bins[:, 2]).numpy()
+    gram = phi.T @ phi
+    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / NUM_TRAIN * np.eye(len(gram)))
+    query = np.stack([np.stack([row.numpy() for row in rows]) for rows in queries(SmallDenoiser())])
+    assert_near(score(features).values, query @ inverse @ phi.T)
+
+
+def test_automatic_damping_is_chosen_from_the_measured_values(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    found = score(features, damping="auto")
+    shard = features.store.load("0")
+    spectrum = journey.decompose(lambda: iter([shard.features[:, 0]]), NUM_TRAIN, shard.features.shape[-1])
+    assert found.damping == spectrum.choose_damping(shard.values[:, 0])
+    assert_near(found.values, score(features, damping=found.damping).values.numpy(), 1e-6)
+
+
+def test_keyed_noise_gives_the_same_scores_for_any_other_queries_and_steps(tmp_path: Path) -> None:
+    features, trajectory = featurize(tmp_path / "f", projector=CountSketch(64)), make_trajectory()
+    whole = score(features, noise=None, num_draws=4, seed=3)
+    first = Trajectory(trajectory.timesteps, trajectory.x_t[:1], trajectory.x0_hat[:1], trajectory.images[:1])
+    part = score(features, first, noise=None, num_draws=4, seed=3, steps=[10])
+    assert_near(part.values, whole.values[:1, 2:].numpy(), 1e-5)
+    other = score(features, noise=None, num_draws=4, seed=4)
+    assert (other.values - whole.values).abs().max() > 1e-3 * whole.values.abs().max()
+
+
+def test_more_rows_than_a_batch_holds_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = featurize(tmp_path / "f")
+    expected = score(features)
+    monkeypatch.setattr("journey.scoring._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
+    assert_near(score(features).values, expected.values.numpy(), 1e-5)
+
+
+# The object that is returned.
+
+
+def make_scores(values: Any, ids: list[int] | None = None) -> Scores:
+    """Scores of one query at one step."""
+    row = torch.tensor(values, dtype=torch.float32)
+    return Scores(row[None, None], torch.tensor([40]), list(range(len(row))) if ids is None else ids, 0.1)
+
+
+def test_top_gives_the_strongest_of_either_sign_with_their_dataset_ids() -> None:
+    top = make_scores([0.5, -2.0, 3.0, 0.0, -1.0], ids=[10, 11, 12, 13, 14]).top(2)
+    assert (top.proponents.ids.flatten().tolist(), top.proponents.values.flatten().tolist()) == ([12, 10], [3.0, 0.5])
+    assert (top.opponents.ids.flatten().tolist(), top.opponents.values.flatten().tolist()) == ([11, 14], [-2.0, -1.0])
+    assert (top.proponents.ids.dtype, top.proponents.values.dtype) == (torch.int64, torch.float32)
+    assert top.proponents.ids.shape == (1, 1, 2)
+
+
+def test_equal_scores_are_ranked_by_position() -> None:
+    values = [1.0, 2.0] * 40  # more than the sixteen entries up to which sorting happens to be stable
+    top = make_scores(values).top(40)
+    assert top.proponents.ids.flatten().tolist() == list(range(1, 80, 2))
+    assert top.opponents.ids.flatten().tolist() == list(range(0, 80, 2))
+
+
+def test_every_query_and_step_is_ranked_by_itself() -> None:
+    values = randn(2, 3, 7)
+    scores = Scores(values, torch.tensor(STEPS), list(range(7)), 0.1)
+    top = scores.top(7)
+    for q in range(2):
+        for s in range(3):
+            order = sorted(range(7), key=lambda i: -values[q, s, i].item())  # noqa: B023
+            assert top.proponents.ids[q, s].tolist() == order
+            assert top.opponents.ids[q, s].tolist() == order[::-1]
+
+
+@pytest.mark.parametrize("k", [0, -1, 6])
+def test_more_images_than_there_are_cannot_be_ranked(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k must be between 1 and the 5 training images, got {k}"):
+        make_scores([0.5, -2.0, 3.0, 0.0, -1.0]).top(k)
+
+
+def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
+    saved = Scores(randn(2, 3, 5), torch.tensor(STEPS), [4, 0, 9, 1, 2], 1 / 3)
+    saved.save(tmp_path / "scores.safetensors")
+    found = Scores.load(tmp_path / "scores.safetensors")
+    assert torch.equal(found.values, saved.values)
+    assert torch.equal(found.timesteps, saved.timesteps)
+    assert (found.train_ids, found.damping) == (saved.train_ids, saved.damping)
+
+
+def test_a_file_that_holds_no_scores_is_refused(tmp_path: Path) -> None:
+    save_file({"values": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds no saved scores"):
+        Scores.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 5), (2, 3, 6)])
+def test_scores_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"values must be \[num_queries, num_steps, num_train\] = \[\.\.\., 3, 5\], got"):
+        Scores(torch.zeros(shape), torch.tensor(STEPS), list(range(5)), 0.1)
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [80, 41]}, r"steps must be among the recorded timesteps \[80, 40, 10\], got \[41\]"),
+        ({"steps": []}, r"steps must be among the recorded timesteps .* got none"),
+        ({"damping": -1.0}, r'damping must be "auto" or a number >= 0, got -1\.0'),
+        ({"damping": float("nan")}, 'damping must be "auto" or a number >= 0, got nan'),
+        ({"damping": "gcv"}, "damping must be \"auto\" or a number >= 0, got 'gcv'"),
+        ({"noise": None, "num_draws": 0}, "num_draws must be positive, got 0"),
+        ({"noise": make_noise(2)}, r"noise must be .* = \[2, 3, 4, 1, 8, 8\], got \[2, 2, 4, 1, 8, 8\]"),
+        ({"noise": make_noise()[:, :, :0]}, r"noise must be \[num_queries, num_steps, num_draws, C, H, W\]"),
+        ({"noise": randn(2)}, r"noise must be .* got \[2\]"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    features = featurize(tmp_path / "f", projector=CountSketch(32))
+    with pytest.raises(ValueError, match=message):
+        score(features, **options)
+
+
+def test_a_model_that_changed_since_featurizing_is_refused(tmp_path: Path) -> None:
+    network = SmallDenoiser()
+    features = featurize(tmp_path / "f", network)
+    network.outward.bias.data += 1e-6
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.weights\[0\]: .* Restore it, or featurize again"):
+        score(features)
+
+
+def test_a_checkpoint_that_changed_since_featurizing_is_refused(tmp_path: Path) -> None:
+    checkpoint = SmallDenoiser(1)
+    features = featurize(tmp_path / "f", checkpoints=[checkpoint])
+    checkpoint.time.weight.data[0, 0] += 1
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.weights\[0\]"):
+        score(features)
+
+
+def test_draws_that_are_not_those_of_the_features_are_refused(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.draws\.kind"):
+        score(replace(features, draws=StratifiedDraws()))
+
+
+def test_a_damaged_shard_is_never_scored_with(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    path = features.store.shard_path("0", 1)
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-100] + bytes([intact[-100] ^ 1]) + intact[-99:])
+    with pytest.raises(CorruptShardError, match=rf"{path.name} is damaged: expected the SHA-256"):
+        score(features)
+    path.write_bytes(intact[:-1])
+    with pytest.raises(CorruptShardError, match=f"{path.name} is damaged: expected {len(intact)} bytes"):
+        score(features)
+
+
+def test_features_that_are_not_complete_are_refused(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f", rank=1, world_size=2)
+    with pytest.raises(IncompleteStoreError, match="misses 2 of 3 shards"):
+        score(features)
+    assert FeatureStore.open(tmp_path / "f").missing("0") == [0, 2]
