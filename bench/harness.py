@@ -227,9 +227,8 @@ def measure(
     row.rate = bound.work / row.seconds.median / 1e9
     row.rate_unit = "GFLOP/s" if "GEMM" in bound.name else "GB/s"
     for name in peers:
-        is_floor = name == floor
-        value = timings.ratio("ours", name) if is_floor else timings.ratio(name, "ours")
-        row.ratios.append(Ratio(name, value, "cost" if is_floor else "speedup"))
+        kind, first, second = ("cost", "ours", name) if name == floor else ("speedup", name, "ours")
+        row.ratios.append(Ratio(name, timings.ratio(first, second), kind))
     return timings
 
 
@@ -297,7 +296,5 @@ def describe_error(error: float) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds in the unit that suits them."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    unit, scale = ("s", 1.0) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("us", 1e6)
+    return f"{seconds * scale:.3g} {unit}"

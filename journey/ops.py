@@ -318,6 +318,8 @@ def accumulate_gram_(
     """
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"gram must be [proj_dim, proj_dim], got {list(gram.shape)}")
+    if gram.shape[0] > 1 and gram.stride(1) != 1:
+        raise ValueError(f"gram must have contiguous rows, got strides {gram.stride()}")
     _check_dims("features", features, "[num_samples, proj_dim]", 2)
     if features.shape[1] != gram.shape[0]:
         raise ValueError(f"features must be [num_samples, {gram.shape[0]}], got {list(features.shape)}")

@@ -43,7 +43,7 @@ def make_unet(seed: int = 0, **changes: Any) -> UNet2DModel:
 
 
 class SmallDenoiser(nn.Module):
-    """A denoiser of 500 parameters: a convolution, a time embedding, a norm, a convolution. Takes 8x8 grey images."""
+    """A denoiser of 193 parameters: a convolution, a time embedding, a norm, a convolution. Takes 8x8 grey images."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -126,9 +126,7 @@ def split(model: nn.Module, grads: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield name, piece
 
 
-def assert_same_gradients(
-    model: nn.Module, actual: Tensor, expected: Tensor, *, may_be_zero: bool = False
-) -> None:
+def assert_same_gradients(model: nn.Module, actual: Tensor, expected: Tensor, *, may_be_zero: bool = False) -> None:
     """Hold every sample's gradient of every parameter to 1e-5 of its norm or 1e-6 of the sample's whole gradient.
 
     Both sides sum the same float32 products in another order, so their difference is a small multiple of 6e-8; the

@@ -91,11 +91,13 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_changed(fault: str) 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     network = SmallDenoiser()
-    with pytest.raises(FileNotFoundError, match=r"checkpoint must be an existing .* got .*absent"), loaded(
-        network, tmp_path / "absent"
+    with (
+        pytest.raises(FileNotFoundError, match=r"checkpoint must be an existing .* got .*absent"),
+        loaded(network, tmp_path / "absent"),
     ):
         pass
-    with pytest.raises(FileNotFoundError, match=r"holds none of diffusion_pytorch_model\.safetensors"), loaded(
-        network, tmp_path
+    with (
+        pytest.raises(FileNotFoundError, match=r"holds none of diffusion_pytorch_model\.safetensors"),
+        loaded(network, tmp_path),
     ):
         pass

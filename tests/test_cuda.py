@@ -115,7 +115,7 @@ def test_runs_where_the_tensors_are_and_gives_equal_bits_there(operation):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("proj_dim", [32, 4064, 4096, 4128, 12_288])  # a block is 4096 buckets
-@pytest.mark.parametrize("rows, cols", [(1, 1), (127, 33), (128, 32), (129, 31), (7, 10_007), (1009, 63)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (127, 33), (128, 32), (129, 31), (7, 10_007), (1009, 63)])
 def test_sketch_is_exact_on_integers(rows, cols, proj_dim, dtype):
     for batch, nnz in [(1, 1), (3, 4)]:
         grads = integers(batch, rows, cols).to(dtype)
@@ -141,7 +141,7 @@ def test_project_is_as_exact_as_torch(batch, grad_dim, kind):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("d_in, d_out", [(31, 63), (32, 64), (33, 65), (257, 131)])  # a tile is 64 x 32
+@pytest.mark.parametrize(("d_in", "d_out"), [(31, 63), (32, 64), (33, 65), (257, 131)])  # a tile is 64 x 32
 @pytest.mark.parametrize("positions", [1, 127, 129])  # 128 positions a run
 def test_fused_linear_is_exact_on_integers(positions, d_in, d_out, dtype):
     a, g = integers(4, positions, d_in, seed=1).to(dtype), integers(4, positions, d_out, seed=2).to(dtype)

@@ -33,7 +33,7 @@ def int64s(*values: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "counter, key, expected",
+    ("counter", "key", "expected"),
     [
         ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -68,7 +68,7 @@ def test_normals_equal_the_host_bit_for_bit_and_the_reference_within_their_promi
 
 
 @pytest.mark.parametrize(
-    "rows, cols, proj_dim, row_begin",
+    ("rows", "cols", "proj_dim", "row_begin"),
     [(1, 1, 32, 0), (3, 33, 32, 0), (5, 31, 96, 2**45 + 3), (40, 7, 1024, 31), (2, 65, 8192, 2**31 - 1)],
 )
 def test_every_entry_has_the_bucket_and_the_sign_of_host_and_reference(kernels, rows, cols, proj_dim, row_begin):
@@ -81,7 +81,7 @@ def test_every_entry_has_the_bucket_and_the_sign_of_host_and_reference(kernels, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, cols", MATRICES)
+@pytest.mark.parametrize(("rows", "cols"), MATRICES)
 def test_sketch_is_exact_on_integers(kernels, rows, cols, dtype):
     for batch, proj_dim, nnz in [(0, 96, 1), (1, 32, 1), (3, 96, 4), (2, 1024, 1), (2, 4160, 4)]:
         grads = integers(batch, rows, cols).to(dtype)
@@ -97,7 +97,7 @@ def test_sketch_in_many_slices_stays_as_exact_as_torch(kernels):
     assert_as_exact_as_torch(kernels.sketch(grads, 32, KEY), plain, expected)
 
 
-@pytest.mark.parametrize("rows, cols", [(1, 4099), (131, 37)])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 4099), (131, 37)])
 def test_sketch_does_not_depend_on_the_batch_or_its_stride(kernels, rows, cols):
     grads = randn(5, rows, cols)
     whole = kernels.sketch(grads, 96, KEY, nnz=2)
@@ -130,7 +130,7 @@ def test_samples_more_than_2_to_the_31_elements_apart_are_found(kernels):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
-@pytest.mark.parametrize("grad_dim, proj_dim, row_begin", [(1, 1, 0), (70, 129, 2**45 + 3), (33, 300, 2**32 - 7)])
+@pytest.mark.parametrize(("grad_dim", "proj_dim", "row_begin"), [(1, 1, 0), (70, 129, 2**45 + 3), (33, 300, 2**32 - 7)])
 def test_every_entry_of_the_projection_has_the_bits_of_the_host(kernels, grad_dim, proj_dim, row_begin, kind):
     actual = kernels.project(torch.eye(grad_dim), proj_dim, KEY, kind, row_begin=row_begin)
     expected = kernels.host_projection(KEY, grad_dim, proj_dim, kind, row_begin=row_begin)
@@ -141,7 +141,7 @@ def test_every_entry_of_the_projection_has_the_bits_of_the_host(kernels, grad_di
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("batch, grad_dim", [(0, 5), (3, 0), (1, 1), (2, 31), (31, 32), (33, 257), (5, 4097)])
+@pytest.mark.parametrize(("batch", "grad_dim"), [(0, 5), (3, 0), (1, 1), (2, 31), (31, 32), (33, 257), (5, 4097)])
 def test_signed_sums_are_exact_on_integers(kernels, batch, grad_dim, dtype):
     grads = integers(batch, grad_dim).to(dtype)
     for proj_dim in (4, 256):  # powers of four scale exactly
@@ -150,7 +150,9 @@ def test_signed_sums_are_exact_on_integers(kernels, batch, grad_dim, dtype):
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
-@pytest.mark.parametrize("batch, grad_dim, proj_dim", [(3, 257, 127), (33, 100, 65), (2, 9001, 33), (2, 20_011, 1)])
+@pytest.mark.parametrize(
+    ("batch", "grad_dim", "proj_dim"), [(3, 257, 127), (33, 100, 65), (2, 9001, 33), (2, 20_011, 1)]
+)
 def test_projection_is_as_exact_as_torch(kernels, batch, grad_dim, proj_dim, kind):
     grads = 1 + randn(batch, grad_dim)
     matrix = kernels.host_projection(KEY, grad_dim, proj_dim, kind)
@@ -176,7 +178,7 @@ def layer_tensors(conv: Conv, rows: int, make=integers) -> tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "positions, d_in, d_out",
+    ("positions", "d_in", "d_out"),
     [(1, 1, 1), (1, 31, 33), (5, 32, 64), (7, 33, 65), (129, 13, 101), (3, 257, 67), (0, 4, 4)],
 )
 def test_linear_gradients_are_sketched_exactly_on_integers(kernels, positions, d_in, d_out, dtype):
@@ -242,7 +244,9 @@ def test_fused_sketch_does_not_depend_on_the_batch(kernels):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_samples, proj_dim", [(0, 5), (1, 1), (31, 63), (32, 64), (33, 65), (100, 129), (5, 200)])
+@pytest.mark.parametrize(
+    ("num_samples", "proj_dim"), [(0, 5), (1, 1), (31, 63), (32, 64), (33, 65), (100, 129), (5, 200)]
+)
 def test_gram_is_exact_on_integers_and_leaves_the_lower_triangle_alone(kernels, num_samples, proj_dim, dtype):
     features = integers(num_samples, proj_dim + 3).to(dtype)[:, 1:-2]
     upper = torch.ones(proj_dim, proj_dim).triu().bool()

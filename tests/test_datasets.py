@@ -69,7 +69,11 @@ def test_several_images_are_stacked_in_the_order_of_their_ids() -> None:
         ("cat.png", TypeError, r"dataset\[1\] must be an image .* got str"),
         ((), TypeError, r"dataset\[1\] must be an image .* got tuple"),
         (torch.zeros(1, 2, 2).long(), TypeError, r"dataset\[1\] must be uint8 or floating point .* got torch\.int64"),
-        ({"picture": 1, "label": 2}, ValueError, r"one of the keys image, pixel_values, images, img, got picture, label"),
+        (
+            {"picture": 1, "label": 2},
+            ValueError,
+            r"one of the keys image, pixel_values, images, img, got picture, label",
+        ),
     ],
 )
 def test_an_item_that_is_no_image_is_refused(item: Any, error: type[Exception], message: str) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 

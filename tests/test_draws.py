@@ -84,7 +84,9 @@ def test_stratified_timesteps_are_uniform_within_their_stratum() -> None:
     for stratum in range(4):
         counts = torch.bincount(timesteps[:, 0, stratum] - 10 * stratum, minlength=10).double()
         chi_squared = ((counts - 400) ** 2 / 400).sum().item()
-        assert chi_squared < 36, f"stratum {stratum}: chi-squared {chi_squared:.1f} with 9 degrees of freedom"  # p = 4e-5
+        assert chi_squared < 36, (
+            f"stratum {stratum}: chi-squared {chi_squared:.1f} with 9 degrees of freedom"
+        )  # p = 4e-5
 
 
 def test_uniform_timesteps_are_independent_and_uniform() -> None:
@@ -94,9 +96,7 @@ def test_uniform_timesteps_are_independent_and_uniform() -> None:
     assert chi_squared < 165, f"chi-squared {chi_squared:.1f} with 99 degrees of freedom"  # p = 4e-5
 
 
-@pytest.mark.parametrize(
-    ("bins", "expected"), [(1, [[0, 25, 50, 75]]), (2, [[0, 12, 25, 37], [50, 62, 75, 87]])]
-)
+@pytest.mark.parametrize(("bins", "expected"), [(1, [[0, 25, 50, 75]]), (2, [[0, 12, 25, 37], [50, 62, 75, 87]])])
 def test_grid_timesteps_are_equally_spaced_for_every_sample(bins: int, expected: list[list[int]]) -> None:
     timesteps = GridDraws(num_draws=4, bins=bins, antithetic=False).timesteps([3, 9], 100)
     assert timesteps.tolist() == [expected, expected]
@@ -176,10 +176,20 @@ def test_explicit_draws_without_samples_are_shared() -> None:
     ("timesteps", "noise", "error", "message"),
     [
         (torch.rand(3, 2), randn(3, 2, *IMAGE), TypeError, r"timesteps must be integers, got torch\.float32"),
-        (torch.ones(3, 2, dtype=torch.bool), randn(3, 2, *IMAGE), TypeError, r"timesteps must be integers, got torch\.bool"),
+        (
+            torch.ones(3, 2, dtype=torch.bool),
+            randn(3, 2, *IMAGE),
+            TypeError,
+            r"timesteps must be integers, got torch\.bool",
+        ),
         (torch.ones(3, 2).long(), torch.ones(3, 2, *IMAGE).int(), TypeError, "noise must be floating point"),
         (torch.ones(3, 2).long(), randn(2, 3, *IMAGE), ValueError, r"got \[3, 2\] and \[2, 3, 1, 3, 5\]"),
-        (torch.ones(3, 2, 1).long(), randn(3, 2, 1, *IMAGE), ValueError, r"timesteps must be \[num_samples, num_draws\]"),
+        (
+            torch.ones(3, 2, 1).long(),
+            randn(3, 2, 1, *IMAGE),
+            ValueError,
+            r"timesteps must be \[num_samples, num_draws\]",
+        ),
         (torch.ones(0, 2).long(), randn(0, 2, *IMAGE), ValueError, r"got \[0, 2\]"),
     ],
 )
@@ -229,4 +239,6 @@ def test_fingerprints_differ_when_the_draws_do() -> None:
     ]
     found = [repr(draws.fingerprint()) for draws in all_draws]
     assert len(set(found)) == len(found)
-    assert ExplicitDraws(timesteps, noise).fingerprint() == ExplicitDraws(timesteps.clone(), noise.clone()).fingerprint()
+    assert (
+        ExplicitDraws(timesteps, noise).fingerprint() == ExplicitDraws(timesteps.clone(), noise.clone()).fingerprint()
+    )

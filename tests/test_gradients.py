@@ -70,7 +70,9 @@ class Stack(nn.Module):
     ],
     ids=["class embedding, several draws", "scale and shift", "learned times"],
 )
-def test_every_parameter_of_a_unet_has_the_gradients_of_autograd(changes: dict[str, object], rows_per_group: int) -> None:
+def test_every_parameter_of_a_unet_has_the_gradients_of_autograd(
+    changes: dict[str, object], rows_per_group: int
+) -> None:
     model = make_unet(**changes)
     num_rows = NUM_GROUPS * rows_per_group
     inputs: dict[str, Tensor] = {"sample": randn(num_rows, 1, 8, 8), "timestep": torch.arange(num_rows) * 7 + 3}
@@ -99,9 +101,7 @@ def test_a_branch_that_does_not_depend_on_the_image_is_measured() -> None:
     def run(m: Stack, x: Tensor, t: Tensor) -> Tensor:
         return m.outer(torch.tanh(m.inner(x) + m.second(F.silu(m.first(t)))))
 
-    model = Stack(
-        run, inner=nn.Linear(4, 6), first=nn.Linear(2, 5), second=nn.Linear(5, 6), outer=nn.Linear(6, 3)
-    )
+    model = Stack(run, inner=nn.Linear(4, 6), first=nn.Linear(2, 5), second=nn.Linear(5, 6), outer=nn.Linear(6, 3))
     assert_matches_autograd(model, values_of(model, randn(6, 4), randn(6, 2, seed=1)))
 
 
@@ -161,7 +161,9 @@ def test_an_input_that_is_modified_before_backward_is_an_error(where: str) -> No
         return y + x
 
     model = Stack(run, first=nn.Linear(4, 4), second=nn.Linear(4, 4))
-    with pytest.raises(InPlaceError, match="input of layer 'second' was modified in place between forward and backward"):
+    with pytest.raises(
+        InPlaceError, match="input of layer 'second' was modified in place between forward and backward"
+    ):
         per_sample(model, values_of(model, randn(6, 4)), NUM_GROUPS, 2)
 
 
@@ -233,7 +235,9 @@ class OwnForward(nn.Linear):
 
 def with_uncovered(layer: nn.Module) -> Stack:
     """A model with one layer that has no rule between two that have."""
-    return Stack(lambda m, x: m.last(torch.tanh(m.odd(m.first(x)))), first=nn.Linear(4, 5), odd=layer, last=nn.Linear(5, 3))
+    return Stack(
+        lambda m, x: m.last(torch.tanh(m.odd(m.first(x)))), first=nn.Linear(4, 5), odd=layer, last=nn.Linear(5, 3)
+    )
 
 
 UNCOVERED = {
@@ -304,7 +308,9 @@ WRONG_USES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "first.weight",
     ),
     "neighbours": (
-        lambda: Stack(lambda m, x: m.last(torch.tanh(m.first(x).roll(1, 0))), first=nn.Linear(4, 5), last=nn.Linear(5, 3)),
+        lambda: Stack(
+            lambda m, x: m.last(torch.tanh(m.first(x).roll(1, 0))), first=nn.Linear(4, 5), last=nn.Linear(5, 3)
+        ),
         "first.weight",
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 
@@ -25,7 +26,7 @@ def spectrum_of(phi: Tensor, *cuts: int) -> Spectrum:
     edges = [0, *cuts, len(phi)]
 
     def blocks() -> Iterator[Tensor]:
-        return (phi[a:b] for a, b in zip(edges, edges[1:], strict=False))
+        return (phi[a:b] for a, b in itertools.pairwise(edges))
 
     return decompose(blocks, *phi.shape)
 

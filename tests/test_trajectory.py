@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,7 +127,9 @@ def test_a_file_that_is_no_trajectory_is_refused(tmp_path: Path) -> None:
 def test_tensors_that_do_not_belong_together_are_refused(name: str) -> None:
     fields = {"x_t": torch.zeros(2, 3, 1, 8, 8), "x0_hat": torch.zeros(2, 3, 1, 8, 8)}
     fields[name] = torch.zeros(3, 2, 1, 8, 8)
-    with pytest.raises(ValueError, match=rf"{name} must be \[num_queries, num_steps, C, H, W\] = \[2, 3, 1, 8, 8\], got \[3, 2"):
+    with pytest.raises(
+        ValueError, match=rf"{name} must be \[num_queries, num_steps, C, H, W\] = \[2, 3, 1, 8, 8\], got \[3, 2"
+    ):
         Trajectory(timesteps=torch.arange(3), images=torch.zeros(2, 1, 8, 8), **fields)
 
 
@@ -141,7 +150,9 @@ def test_an_argument_out_of_range_is_refused(options: dict[str, Any], message: s
 def test_a_model_that_does_not_tell_the_size_of_its_images_is_refused() -> None:
     network = LinearDenoiser()
     del network.config
-    with pytest.raises(TypeError, match="model must tell in_channels and sample_size in its config, LinearDenoiser does not"):
+    with pytest.raises(
+        TypeError, match="model must tell in_channels and sample_size in its config, LinearDenoiser does not"
+    ):
         quietly((network, make_scheduler()))
 
 

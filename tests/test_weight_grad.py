@@ -39,9 +39,7 @@ def conv_weight_grads(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry)
     for group in range(num_groups):
         x, y = (t[group * rows : (group + 1) * rows].double() for t in (a, g))
         weight = torch.zeros(g.shape[1], a.shape[1] // conv.groups, *conv.kernel_size, dtype=torch.float64)
-        output = convolve(
-            x, weight.requires_grad_(), None, conv.stride, conv.padding, conv.dilation, conv.groups
-        )
+        output = convolve(x, weight.requires_grad_(), None, conv.stride, conv.padding, conv.dilation, conv.groups)
         (grad,) = torch.autograd.grad((output * y).sum(), weight)
         grads.append(grad.flatten(1))
     return torch.stack(grads)
@@ -101,9 +99,7 @@ def test_any_bounds_cut_a_linear_layer_completely(
         patch.setattr(weight_grad, "TILE_FLOATS", tile_floats)
         patch.setattr(weight_grad, "SHARED_TILE_FLOATS", shared)
         tiles = list(weight_grad_tiles(a, g, num_groups, None))
-    expected = torch.einsum(
-        "gpc,gpr->grc", *(t.reshape(num_groups, 2 * rows_per_group, -1) for t in (a, g))
-    )
+    expected = torch.einsum("gpc,gpr->grc", *(t.reshape(num_groups, 2 * rows_per_group, -1) for t in (a, g)))
     assert torch.equal(assemble(tiles, num_groups, rows, cols), expected)
     assert max(tile.grads.numel() for tile in tiles) <= max(tile_floats, shared, cols)
 

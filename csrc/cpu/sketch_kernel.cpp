@@ -14,6 +14,18 @@ namespace {
 constexpr int kHalf = 16;
 constexpr int64_t kSignGroup = 64;  // chunks whose sign words one Philox16 gives
 
+// Asks for the chunk that is read 4 KiB later. By itself the loop keeps too few loads in flight to hide the memory's
+// latency, since its 35 instructions a chunk fill the processor's window after 2 KiB. Measured at 151 MB in fp32, as a
+// fraction of the read bandwidth: 0.66 without, 0.87 at 1 KiB, 0.97 at 4 KiB, 0.93 at 8 KiB.
+constexpr int kPrefetchBytes = 4096;
+
+template <typename input_t>
+inline void prefetch_chunk(const input_t* entries) {
+    const char* ahead = reinterpret_cast<const char*>(entries) + kPrefetchBytes;
+    __builtin_prefetch(ahead);
+    if (sizeof(input_t) == 4) __builtin_prefetch(ahead + 64);
+}
+
 template <typename input_t>
 inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
     const Permutation permutation = lane_xor(lane_mask & 15u);
@@ -84,6 +96,7 @@ void run_typed(const SketchRun& run) {
                 int64_t bucket_row = row_in_tile + tiles[j].rotation;
                 if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
                 float* target = run.sums + bucket_row * kLanes;
+                prefetch_chunk(entries);
                 if (i + j < full)
                     add_chunk(entries, words[j], tiles[j].lane_mask, target);
                 else
