@@ -20,6 +20,7 @@ class CMakeBuild(build_ext):
     """Runs CMake for the one extension and leaves it where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure, build, and put the module where setuptools looks for it."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent

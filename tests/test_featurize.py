@@ -50,7 +50,7 @@ def run(out: Path, model: Any = None, dataset: Any = None, **options: Any) -> jo
 
 
 def make_explicit(num_samples: int = NUM_SAMPLES, num_draws: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Timesteps and noise of every sample, all different. [num_samples, num_draws], [num_samples, num_draws, *IMAGE]."""
+    """Different timesteps and noise. [num_samples, num_draws], [num_samples, num_draws, *IMAGE]."""
     generator = torch.Generator().manual_seed(seed)
     timesteps = torch.randint(0, 100, (num_samples, num_draws), generator=generator)
     return timesteps, randn(num_samples, num_draws, *IMAGE, seed=seed + 1)
@@ -64,7 +64,7 @@ def independent_gradients(
     noise: Tensor,
     loss: Callable[[Tensor, Tensor], Tensor] = torch.nn.functional.mse_loss,
 ) -> Tensor:
-    """Mean gradients by autograd and diffusers alone, one image and one draw after the other. [num_samples, grad_dim]."""
+    """Mean gradients by autograd and diffusers alone, one draw after the other. [num_samples, grad_dim]."""
     rows = []
     for image, times, noises in zip(images, timesteps, noise, strict=True):
         network.zero_grad()

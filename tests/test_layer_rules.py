@@ -16,7 +16,9 @@ from models import assert_same_gradients, one_at_a_time, per_sample
 from torch import Tensor, nn
 
 from journey import layer_rules
+from journey.gradients import GradientEngine
 from journey.layer_rules import Direct, Outer, find_rule
+from journey.weight_grad import weight_grad_tiles
 
 NUM_GROUPS = 3
 
@@ -126,6 +128,24 @@ def test_per_sample_gradients_of_a_layer_are_those_of_autograd(name: str, rows_p
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     assert_rule(randomize_(make()), shape, rows_per_group)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_gradient_has_the_matrix_form_of_its_parameter(name: str) -> None:
+    """A sketch places an entry by its row and column, so the same numbers in another form are other features."""
+    make, shape = LAYERS[name]
+    module = make().eval()
+    x = make_input(module, NUM_GROUPS, shape)
+    slots = GradientEngine(module).slots
+    contributions = list(find_rule(module)(module, x, torch.ones_like(module(x)).detach(), NUM_GROUPS))
+    assert sorted(c.parameter for c in contributions) == sorted(slots)
+    for contribution in contributions:
+        slot = slots[contribution.parameter]
+        if isinstance(contribution, Direct):
+            assert contribution.grads.shape == (NUM_GROUPS, slot.rows, slot.cols)
+        else:
+            tiles = weight_grad_tiles(contribution.a, contribution.g, NUM_GROUPS, contribution.conv)
+            assert {(t.grads.shape[1] + t.row_begin, t.grads.shape[2]) for t in tiles} == {(slot.rows, slot.cols)}
 
 
 @st.composite

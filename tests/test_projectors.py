@@ -1,4 +1,4 @@
-"""Projectors are linear maps of named parameters: the same in pieces as at once, and told apart by their fingerprints."""
+"""Projectors are linear maps of named parameters, the same in pieces as at once."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A featurizing run that is killed at any moment continues to the bytes of a run that was not.
 
-Run as a script (``python test_resume.py FOLDER``) this file is the run that dies: it forks, kills the fork after a random
-number of shards and a random time, and starts again, until nothing is missing. Forks share the imports, which cost more
-than the run.
+Run as a script (``python test_resume.py FOLDER``) this file is the run that dies: it forks, kills the fork after a
+random number of shards and a random time, and starts again, until nothing is missing. Forks share the imports, which
+cost more than the run.
 """
 
 from __future__ import annotations

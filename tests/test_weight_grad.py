@@ -131,3 +131,30 @@ def test_an_empty_batch_has_no_tiles(conv: ConvGeometry | None) -> None:
 def test_groups_share_a_tile_when_they_are_small() -> None:
     a, g = randn(16, 2, 3, seed=1), randn(16, 2, 4, seed=2)
     assert len(list(weight_grad_tiles(a, g, 16, None))) == 1, "one call per sample costs more than its arithmetic"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("unfold_positions", [0, 1 << 30], ids=["convolution", "unfolded"])
+@pytest.mark.parametrize("name", ["3x3", "groups", "1x1"])
+def test_half_precision_is_widened_before_it_is_summed(
+    monkeypatch: pytest.MonkeyPatch, name: str, unfold_positions: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(weight_grad, "UNFOLD_POSITIONS", unfold_positions)
+    conv, num_groups = CONVS[name], 2
+    a, g = layer_tensors(conv, 2 * num_groups, dtype)
+    expected = conv_weight_grads(a, g, num_groups, conv.geometry)
+    found = assemble(list(weight_grad_tiles(a, g, num_groups, conv.geometry)), *expected.shape)
+    # Float32 sums of some hundred products; rounding to half precision would cost 4e-4 or more.
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tile_floats", [1 << 21, 8])
+def test_half_precision_is_widened_in_a_linear_layer(
+    monkeypatch: pytest.MonkeyPatch, tile_floats: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(weight_grad, "TILE_FLOATS", tile_floats)
+    a, g = (randn(4, 50, cols, seed=cols).to(dtype) for cols in (7, 5))
+    expected = torch.einsum("gpc,gpr->grc", *(t.double().view(2, 100, -1) for t in (a, g)))
+    found = assemble(list(weight_grad_tiles(a, g, 2, None)), 2, 5, 7)
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
