@@ -115,6 +115,13 @@ def test_images_are_scaled_to_cover_and_cropped_in_the_centre(tmp_path: Path, si
     assert image[:, :, 0].max() < 0 < image[:, :, -1].min()
 
 
+def test_scaling_keeps_the_proportions(tmp_path: Path) -> None:
+    array = np.zeros((10, 20, 3), dtype=np.uint8)
+    array[:, :4] = array[:, -4:] = 255  # outside of the square in the centre
+    Image.fromarray(array).save(tmp_path / "borders.png")
+    assert get_image(ImageFolder(tmp_path, size=(8, 8)), 0).unique().tolist() == [-1.0]
+
+
 def test_an_image_keeps_its_size_unless_told(tmp_path: Path) -> None:
     save(tmp_path / "wide.png", (5, 3), (1, 2, 3))
     assert get_image(ImageFolder(tmp_path), 0).shape == (3, 3, 5)

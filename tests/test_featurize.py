@@ -119,17 +119,18 @@ def test_the_measurement_is_what_is_differentiated(tmp_path: Path) -> None:
     assert_same_rows(features.matrix(), expected)
 
 
-def test_stored_values_are_the_mean_measurements(tmp_path: Path) -> None:
+def test_stored_values_are_the_mean_measurements_of_each_bin(tmp_path: Path) -> None:
     network, scheduler, images = SmallDenoiser(), make_scheduler(), make_images(NUM_SAMPLES)
-    timesteps, noise = make_explicit()
-    features = run(tmp_path / "f", (network, scheduler), Images(images), draws=ExplicitDraws(timesteps, noise))
-    found = features.store.load("0")
-    losses = []
-    for image, times, noises in zip(images, timesteps, noise, strict=True):
-        x_t = scheduler.add_noise(image.expand(3, *IMAGE), noises, times)
-        losses.append((network(x_t, times) - noises).square().mean())
-    torch.testing.assert_close(found.values[:, 0], torch.stack(losses).detach(), rtol=1e-5, atol=0)
-    assert found.ids.tolist() == list(range(NUM_SAMPLES))
+    draws, ids = StratifiedDraws(num_draws=2, bins=3), list(range(NUM_SAMPLES))
+    found = run(tmp_path / "f", (network, scheduler), Images(images), draws=draws).store.load("0")
+    timesteps, noise = draws.timesteps(ids, 100), draws.noise(ids, IMAGE, torch.device("cpu"))
+    expected = torch.empty(NUM_SAMPLES, 3)
+    for i in ids:
+        for b in range(3):
+            x_t = scheduler.add_noise(images[i].expand(2, *IMAGE), noise[i, b], timesteps[i, b])
+            expected[i, b] = (network(x_t, timesteps[i, b]) - noise[i, b]).square().mean().item()
+    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=0)
+    assert found.ids.tolist() == ids
 
 
 @pytest.mark.parametrize("projector", [CountSketch(64, nnz=2), Rademacher(48)], ids=["sketch", "rademacher"])
