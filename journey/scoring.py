@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -95,13 +94,15 @@ class Scores:
         return Top(*ranked)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scores as one safetensors file."""
+        """Write the scores as one safetensors file; equal scores give equal bytes."""
         tensors = {
             "values": self.values.contiguous(),
             "timesteps": self.timesteps,
             "train_ids": torch.tensor(self.train_ids),
+            # Not metadata: safetensors writes several entries of that in an order that changes from run to run.
+            "damping": torch.tensor(self.damping, dtype=torch.float64),
         }
-        save_file(tensors, path, metadata={"kind": "scores", "damping": json.dumps(self.damping)})
+        save_file(tensors, path, metadata={"kind": "scores"})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Scores:
@@ -117,11 +118,11 @@ class Scores:
             ValueError: If the file holds something else.
         """
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != "scores":
+            if (file.metadata() or {}).get("kind") != "scores":
                 raise ValueError(f"{os.fspath(path)} holds no saved scores")
-            ids = file.get_tensor("train_ids").tolist()
-            return Scores(file.get_tensor("values"), file.get_tensor("timesteps"), ids, json.loads(metadata["damping"]))
+            saved = {name: file.get_tensor(name) for name in ("values", "timesteps", "train_ids", "damping")}
+        ids = saved["train_ids"].tolist()
+        return Scores(saved["values"], saved["timesteps"], ids, saved["damping"].item())
 
 
 def score(

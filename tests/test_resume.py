@@ -24,7 +24,7 @@ import journey
 from journey.publish import is_temporary
 from journey.store import FeatureStore
 
-NUM_KILLED = 40  # images of the run that dies
+NUM_KILLED = 24  # images of the run that dies
 NUM_SHARDS = NUM_KILLED  # of two images, under each of two checkpoints
 
 
@@ -41,6 +41,14 @@ def run(out: Path, dataset: Images | None = None) -> journey.Features:
         batch_size=3,
         progress=False,
     )
+
+
+class SlowImages(Images):
+    """A dataset that takes its time, so that a kill hits the run wherever a disk is fast."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        time.sleep(0.002)
+        return super().__getitem__(index)
 
 
 def shards(path: Path) -> set[str]:
@@ -60,7 +68,7 @@ def die_again_and_again(folder: Path) -> None:
     while len(shards(store)) < NUM_SHARDS:
         pid = os.fork()
         if pid == 0:
-            run(store, Images(make_images(NUM_KILLED)))
+            run(store, SlowImages(make_images(NUM_KILLED)))
             os._exit(0)
         enough = len(shards(store)) + chance.randrange(5)
         while len(shards(store)) < enough and os.waitpid(pid, os.WNOHANG) == (0, 0):

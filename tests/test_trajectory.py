@@ -24,6 +24,7 @@ from journey.keys import derive_key
 
 SCHEDULERS = {
     "DDPM": lambda: make_scheduler(),
+    "DDPM, not clipped": lambda: make_scheduler(clip_sample=False),
     "DDPM, v": lambda: make_scheduler("v_prediction"),
     "DDIM": lambda: DDIMScheduler.from_config(make_scheduler().config),
     "DDIM, sample": lambda: DDIMScheduler.from_config(make_scheduler("sample").config),
