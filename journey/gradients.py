@@ -194,10 +194,13 @@ class GradientEngine:
                 # Nothing before this layer requires a gradient: the graph of this branch begins here. The clone makes
                 # the output an ordinary tensor that may be modified in place.
                 output = output.detach().requires_grad_().clone()
-            x = x.detach()  # shares the version counter
+            # Given up when used: the hook itself lives until the whole graph is freed. Detached, it still shares the
+            # version counter.
+            kept = [x.detach()]
             version = x._version
 
             def receive(g: Tensor) -> None:
+                x = kept.pop()
                 if x._version != version:
                     raise InPlaceError(
                         f"the input of layer {names[module]!r} was modified in place between forward and backward; its "

@@ -32,7 +32,7 @@ const Kernels* g_kernels = best_kernels();
 // Entries of one sample that are summed apart, so that threads can share a large parameter and sums stay short. At
 // least 16 times the sketch, so that adding the sums to the features costs little.
 int64_t segment_chunks(int64_t proj_dim) {
-    constexpr int64_t kSegmentEntries = 1 << 18;
+    constexpr int64_t kSegmentEntries = 1 << 17;
     return std::max(kSegmentEntries, 16 * proj_dim) / kLanes;
 }
 
@@ -144,8 +144,9 @@ bool sketch(const SketchArgs& args, int num_threads) {
     SketchPlan plan{};
     plan.chunks = args.rows * num_chunks(args.cols);
     if (args.batch == 0 || plan.chunks == 0) return true;
-    plan.per_segment = segment_chunks(args.proj_dim);
-    plan.num_segments = (plan.chunks + plan.per_segment - 1) / plan.per_segment;
+    const int64_t most = segment_chunks(args.proj_dim);
+    plan.num_segments = (plan.chunks + most - 1) / most;
+    plan.per_segment = (plan.chunks + plan.num_segments - 1) / plan.num_segments;
     plan.element_bytes = args.dtype == DType::kFloat32 ? 4 : 2;
     plan.direct = args.nnz == 1 && plan.chunks * kLanes <= 4 * args.proj_dim;
     plan.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
