@@ -150,7 +150,8 @@ def _several_draws(row: Row, context: Context) -> None:
 def _interleave(calls: dict[str, Call], context: Context) -> Timings:
     # A round takes seconds: the fewest rounds decide.
     effort = Effort(6.0, (4, 10)) if context.quick else Effort(20.0, (20, 30))
-    return interleave(calls, context.device, budget=effort.budget, rounds=effort.rounds)
+    # Featurizing follows featurizing, and a training step a training step.
+    return interleave(calls, context.device, budget=effort.budget, rounds=effort.rounds, in_series=True)
 
 
 def _fill(row: Row, timings: Timings, peers: list[str], errors: dict[str, float]) -> None:

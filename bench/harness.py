@@ -141,7 +141,14 @@ def spread(values: list[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def interleave(calls: Mapping[str, Call], device: torch.device, *, budget: float, rounds: tuple[int, int]) -> Timings:
+def interleave(
+    calls: Mapping[str, Call],
+    device: torch.device,
+    *,
+    budget: float,
+    rounds: tuple[int, int],
+    in_series: bool = False,
+) -> Timings:
     """Time calls in turn, as many rounds as the budget allows.
 
     Args:
@@ -149,6 +156,8 @@ def interleave(calls: Mapping[str, Call], device: torch.device, *, budget: float
         device: Where they work; on a GPU, events time them, with the L2 cache flushed before each.
         budget: Seconds to spend on the timed rounds.
         rounds: Fewest and most rounds, whatever the budget.
+        in_series: Run each call once more before it is timed, as when it follows itself. For calls that leave caches
+            and allocator in another state than the next one would find in use.
 
     Returns:
         The seconds of every call. An untimed round warms up, two where calls are short.
@@ -164,6 +173,8 @@ def interleave(calls: Mapping[str, Call], device: torch.device, *, budget: float
     try:
         for _ in range(count):
             for name, call in calls.items():
+                if in_series:
+                    call()
                 seconds[name].append(clock(call))
     finally:
         gc.enable()
