@@ -8,7 +8,8 @@ from journey import _native, ops, reference
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
-from journey.featurize import Features, featurize, open_features
+from journey.features import Features, open_features
+from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
 from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss

@@ -16,7 +16,8 @@ from journey.datasets import ImageFolder
 from journey.demo import format_result, run_demo
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
-from journey.featurize import featurize, open_features
+from journey.features import open_features
+from journey.featurize import featurize
 from journey.info import describe_installation
 from journey.measurements import Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Projector, Rademacher

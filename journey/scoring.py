@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from journey.checkpoints import loaded
 from journey.draws import query_noise
-from journey.featurize import Features
+from journey.features import Features
 from journey.solve import Spectrum, decompose
 from journey.trajectory import Trajectory
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import journey
 from journey import CountSketch, ExplicitDraws, GridDraws, Identity, Measurement, Prediction, Projector, SquaredNorm
 from journey.errors import StoreMismatchError
-from journey.featurize import open_features
+from journey.features import open_features
 
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},

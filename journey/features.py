@@ -1,0 +1,156 @@
+"""Features of a dataset on disk, with what is needed to measure queries in the same way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from journey.checkpoints import Checkpoint, loaded
+from journey.denoiser import as_denoiser
+from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
+from journey.errors import StoreMismatchError
+from journey.featurizer import Featurizer
+from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.measurements import Measurement, SquaredNorm, TrainingLoss
+from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a dataset on disk, and what is needed to measure queries in the same way.
+
+    Attributes:
+        store: The features.
+        featurizer: The measurement, on the network whose weights ``checkpoints`` replace in turn.
+        draws: Which timesteps and noise the training images were measured with.
+        checkpoints: The weights, as given; None stands for the network's own.
+    """
+
+    store: FeatureStore
+    featurizer: Featurizer
+    draws: Draws
+    checkpoints: tuple[Checkpoint | None, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training images."""
+        return self.store.manifest.num_samples
+
+    def matrix(self, checkpoint: int = 0) -> Tensor:
+        """Return the whole-range features of all training images under one checkpoint.
+
+        ``matrix[i] = sum_b w_b features[i, b]`` with ``w_b`` the bin's share of the timesteps.
+
+        Args:
+            checkpoint: Which checkpoint, by position.
+
+        Returns:
+            float32. [num_samples, proj_dim]
+        """
+        features = self.store.features(self.store.manifest.checkpoints[checkpoint])
+        weights = self.draws.weights(self.featurizer.denoiser.num_train_timesteps).float()
+        return torch.einsum("nbk,b->nk", features, weights)
+
+    def check_model(self) -> None:
+        """Refuse a model that is not, or no longer, the one the features were measured with.
+
+        Raises:
+            StoreMismatchError: Names what differs.
+        """
+        now = fingerprints(self.featurizer, self.draws, self.checkpoints)
+        current = replace(self.store.manifest, fingerprints={**self.store.manifest.fingerprints, **now})
+        differences = [
+            f"{name}: {old} in the store, {new} now" for name, old, new in self.store.manifest.differences(current)
+        ]
+        if differences:
+            raise StoreMismatchError(
+                f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. "
+                "Restore it, or featurize again into another folder"
+            )
+
+
+def open_features(
+    path: str | os.PathLike[str],
+    model: Any,
+    *,
+    measurement: Measurement | None = None,
+    draws: Draws | None = None,
+    projector: Projector | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    select: Callable[[str], bool] | None = None,
+    uncovered: Literal["error", "autograd"] = "error",
+) -> Features:
+    """Open the features that an earlier ``featurize`` stored, to score with them.
+
+    Args:
+        path: Folder of the store.
+        model: The model they were measured with, as for ``featurize``.
+        measurement: As given to ``featurize``; the library's own are read from the store.
+        draws: Likewise.
+        projector: Likewise.
+        checkpoints: As given to ``featurize``.
+        select: As given to ``featurize``.
+        uncovered: As given to ``featurize``.
+
+    Returns:
+        The features.
+
+    Raises:
+        FileNotFoundError: If there is no store at ``path``.
+        ValueError: If the store was made with a measurement, draws or projector of the caller's own that is not given.
+        StoreMismatchError: If the model or an argument is not that of the features; names what differs.
+    """
+    store = FeatureStore.open(path)
+    stored = store.manifest.fingerprints
+    featurizer = Featurizer(
+        as_denoiser(model),
+        measurement=measurement or _rebuild(stored, "measurement", _MEASUREMENTS),
+        projector=projector or _rebuild(stored, "projector", _PROJECTORS),
+        select=select,
+        uncovered=uncovered,
+    )
+    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
+    features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
+    features.check_model()
+    return features
+
+
+_MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm)}
+_PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
+_DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws)}
+
+
+def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -> Any:
+    fields = dict(stored[name])
+    kind = fields.pop("kind")
+    if kind not in classes:
+        raise ValueError(
+            f"the features were made with {name} {kind}, which is not one of the library's: give it as {name}="
+        )
+    return classes[kind](**fields)
+
+
+def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any]:
+    """Return what the features of an image depend on besides the image, as JSON values."""
+    denoiser = featurizer.denoiser
+    hashes = []
+    for checkpoint in checkpoints:
+        with loaded(denoiser.network, checkpoint):
+            hashes.append(fingerprint_tensors(denoiser.network.state_dict()))
+    names = [slot.name for slot in featurizer.engine.slots.values()]
+    return {
+        "weights": hashes,
+        "architecture": type(denoiser.network).__name__,
+        "schedule": fingerprint_tensors({"alphas_cumprod": denoiser.scheduler.alphas_cumprod}),
+        "prediction_type": denoiser.prediction_type,
+        "parameters": {"count": featurizer.engine.num_parameters, "names": fingerprint_json(names)},
+        "measurement": featurizer.measurement.fingerprint(),
+        "projector": featurizer.projector.fingerprint(),
+        "draws": draws.fingerprint(),
+    }
