@@ -115,7 +115,7 @@ def train(
 
     Minimises ``mean((v - model(x_t, t))**2)`` with Adam and a learning rate that rises over the first steps and falls
     to zero along a cosine. The model predicts the velocity ``v`` under a cosine noise schedule: at images this small a
-    linear one is pure noise half of the time. 1,200 steps of 64 images at 16x16 take about 100 seconds on two cores.
+    linear one is pure noise half of the time. 1,200 steps of 64 images at 16x16 take about 110 seconds on two cores.
 
     Args:
         dataset: The training images.

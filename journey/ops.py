@@ -264,9 +264,11 @@ def sketch_outer_(
         NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
 
     Note:
-        Bitwise reproducible on one device. Extra memory on the CPU: one tile of 8 MiB in float32 (or one output
-        channel, if that is more) and, for outputs of up to 64 positions, the unfolded input of at most as much;
-        on CUDA the blocks' sums, see ``sketch_``.
+        Bitwise reproducible on one device. Extra memory never grows with the number of parameters but for one output
+        channel. On the CPU: one tile of 8 MiB in float32 (or one output channel, if that is more); for outputs of up
+        to 64 positions the unfolded input, at most as much (or that of one group); a copy of ``a`` and ``g`` for
+        pointwise convolutions with several rows per group, and of one tile's inputs in half precision. On CUDA the
+        blocks' sums, see ``sketch_``.
     """
     if conv is None:
         _check_dims("a", a, "[num_rows, positions, d_in]", 3)
