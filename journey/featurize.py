@@ -130,7 +130,7 @@ def featurize(
 
 
 def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
-    """Hash the pixels of images spread over the dataset: tells datasets apart without reading them twice, one exchanged image not."""
+    """Hash some images' pixels: tells datasets apart without reading them twice, but not one exchanged image."""
     count = min(len(dataset), _FINGERPRINTED_IMAGES)
     pixels = TensorFingerprint()
     for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
