@@ -12,7 +12,8 @@ from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
-from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
+from journey.influence import InfluenceMatrix, influence_matrix
+from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_png, write_report
 from journey.scoring import Ranked, Scores, Top, score
@@ -35,7 +36,9 @@ __all__ = [
     "GridDraws",
     "Identity",
     "ImageFolder",
+    "InfluenceMatrix",
     "Measurement",
+    "PixelMeasurement",
     "Prediction",
     "Projector",
     "Rademacher",
@@ -50,6 +53,7 @@ __all__ = [
     "UniformDraws",
     "decompose",
     "featurize",
+    "influence_matrix",
     "open_features",
     "ops",
     "record",

@@ -53,6 +53,7 @@ class Featurizer:
         timesteps: Tensor,  # [num_samples, bins, num_draws]
         noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
         *,
+        mask: Tensor | None = None,  # [num_samples, 1, H, W]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,8 @@ class Featurizer:
             images: Clean images in the model's range, float32. [num_samples, C, H, W]
             timesteps: int64. [num_samples, bins, num_draws]
             noise: float32. [num_samples, bins, num_draws, C, H, W]
+            mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
+                whole image. [num_samples, 1, H, W]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -87,13 +90,15 @@ class Featurizer:
         x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
         times = timesteps.reshape(-1).to(device)
         epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
+        masks = None if mask is None else mask.to(device).repeat_interleave(bins * num_draws, 0)
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
 
         def values(rows: slice) -> Tensor:
             prediction = self.denoiser.predict(x_t[rows], times[rows])
+            part = None if masks is None else masks[rows]
             return self.measurement(
-                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows])
+                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
 
         features = torch.zeros(num_samples * bins, self.features_dim, device=device)

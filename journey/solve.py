@@ -61,6 +61,29 @@ class Spectrum:
         coefficients = query.to(self.right) @ self.right
         return (coefficients * self._inverse(damping)) @ self.left.T
 
+    def precondition(self, query: Tensor, damping: float) -> Tensor:
+        """Return ``query (gram + damping * mean_eigenvalue * I)^-1``, to be multiplied with any features.
+
+        Features that are not rows of Phi, such as those of one bin of timesteps, also have a part outside the span of
+        Phi; there the damped Gram matrix is the ridge alone.
+
+        Args:
+            query: Features of the queries. [num_queries, proj_dim]
+            damping: Relative damping; 0 gives the pseudo-inverse.
+
+        Returns:
+            float64. [num_queries, proj_dim]
+        """
+        floor = self._noise_floor()
+        # The dual's eigenvectors for eigenvalues that are rounding are rounding, too: they count as outside.
+        present = self.eigenvalues > floor
+        basis = self.right[:, present]
+        query = query.to(basis)
+        coefficients = query @ basis
+        inside = (coefficients * self._inverse(damping)[present]) @ basis.T
+        ridge = damping * self.mean_eigenvalue
+        return inside if ridge <= floor else inside + (query - coefficients @ basis.T) / ridge
+
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
         return self.left.square() @ self._inverse(damping)
