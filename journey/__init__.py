@@ -12,10 +12,12 @@ from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
+from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_png, write_report
+from journey.score_noise import ScoreNoise
 from journey.scoring import Ranked, Scores, Top, score
 from journey.solve import Spectrum, decompose
 from journey.store import FeatureStore
@@ -24,6 +26,8 @@ from journey.trajectory import Trajectory, record
 __version__: str = _native.build_info()["version"]
 
 __all__ = [
+    "BinHealth",
+    "CheckpointHealth",
     "CountSketch",
     "Denoiser",
     "Draws",
@@ -34,6 +38,7 @@ __all__ = [
     "Gaussian",
     "GradientEngine",
     "GridDraws",
+    "Health",
     "Identity",
     "ImageFolder",
     "InfluenceMatrix",
@@ -43,6 +48,7 @@ __all__ = [
     "Projector",
     "Rademacher",
     "Ranked",
+    "ScoreNoise",
     "Scores",
     "Spectrum",
     "SquaredNorm",
@@ -54,6 +60,7 @@ __all__ = [
     "decompose",
     "featurize",
     "influence_matrix",
+    "inspect",
     "open_features",
     "ops",
     "record",
