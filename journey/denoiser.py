@@ -1,8 +1,4 @@
-"""One view of a diffusion model for everything that measures or samples it: a network and its noise schedule.
-
-Unconditional pixel models: ``DDPMPipeline``, ``DDIMPipeline``, or a bare denoiser such as ``UNet2DModel`` with its
-scheduler.
-"""
+"""One view of a diffusion model for everything that measures or samples it: a network and its noise schedule."""
 
 from __future__ import annotations
 
@@ -14,45 +10,40 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+from journey.condition import Condition
+from journey.schedules import Schedule, as_schedule
 
 
 class Denoiser:
-    """A denoising network with the schedule it was trained for.
+    """A denoising network with the schedule it was trained for, unconditional and in pixels.
+
+    Other families of models are subclasses in ``journey.models``.
 
     Args:
-        network: Called as ``network(x_t, timesteps)``; returns the prediction or an object with ``.sample``. In eval
-            mode.
-        scheduler: A diffusers scheduler with ``alphas_cumprod``, ``config.prediction_type`` and
-            ``config.num_train_timesteps``.
+        network: Called as ``network(x_t, time)``; returns the prediction or an object with ``.sample``. In eval mode.
+        scheduler: A diffusers scheduler, see ``journey.schedules.as_schedule``.
 
     Raises:
-        ValueError: If the network is in train mode or the prediction type is not one of ``PREDICTION_TYPES``.
-        TypeError: If the scheduler has no ``alphas_cumprod``.
+        ValueError: If the network is in train mode or the prediction type is unknown.
+        TypeError: If the scheduler has no known schedule.
     """
 
     def __init__(self, network: nn.Module, scheduler: Any) -> None:
         if network.training:
             raise ValueError("model must be in eval mode, got train mode; call model.eval()")
-        if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-            raise TypeError(
-                "scheduler must be a diffusers scheduler with alphas_cumprod (DDPMScheduler, DDIMScheduler, ...), "
-                f"got {type(scheduler).__name__}"
-            )
         self.network = network
         self.scheduler = scheduler
-        self.prediction_type = str(scheduler.config.prediction_type)
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
-                f"got {self.prediction_type!r}"
-            )
-        self._alphas_cumprod = scheduler.alphas_cumprod.double().cpu()
+        self.schedule: Schedule = as_schedule(scheduler)
 
     @property
     def num_train_timesteps(self) -> int:
         """Number of timesteps of the schedule; timesteps are 0 ... num_train_timesteps - 1."""
-        return len(self._alphas_cumprod)
+        return self.schedule.num_train_timesteps
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, see ``journey.schedules.Schedule``."""
+        return self.schedule.prediction_type
 
     @property
     def device(self) -> torch.device:
@@ -75,47 +66,73 @@ class Denoiser:
         size = getattr(getattr(self.network, "config", None), "sample_size", None)
         return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
 
-    def predict(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of what the network denoises, an image or its latents, where the model tells. [C, H, W]"""
+        if self.in_channels is None or self.sample_size is None:
+            return None
+        return (self.in_channels, *self.sample_size)
+
+    def predict(self, x_t: Tensor, timesteps: Tensor, condition: Condition | None = None) -> Tensor:
         """Return the network's prediction in float32.
 
         Args:
             x_t: Noised images. [num_rows, C, H, W]
             timesteps: One per row, int64. [num_rows]
+            condition: What the network is told, one row per image.
 
         Returns:
             The prediction, in the sense of ``prediction_type``. [num_rows, C, H, W]
         """
-        output = self.network(x_t.to(self.dtype), timesteps)
-        prediction: Tensor = output if isinstance(output, Tensor) else output.sample
-        return prediction.float()
+        return self.predict_at(x_t, self.schedule.network_time(timesteps), condition)
 
-    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, float32, where ``timesteps`` are. [num_rows, 1, 1, 1]
+    def predict_at(self, x_t: Tensor, times: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return the prediction for times as the scheduler counts them, which may lie between timesteps.
 
-        Reference:
-            Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, Eq. 4.
+        Args:
+            x_t: Noised images. [num_rows, C, H, W]
+            times: One per row. [num_rows]
+            condition: As for ``predict``.
+
+        Returns:
+            The prediction, float32. [num_rows, C, H, W]
         """
-        alphas = self._alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)
-        return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
+        return self._call(x_t.to(self.dtype), times, condition).float()
+
+    def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
+        """Run the network. [num_rows, C, H, W]"""
+        if condition is not None:
+            raise ValueError(f"condition must be None for an unconditional model, got {', '.join(condition.tensors)}")
+        output = self.network(x_t, times)
+        return output if isinstance(output, Tensor) else output.sample
+
+    def null_condition(self) -> Condition:
+        """Return what the network is told when it is told nothing, one row, for guidance.
+
+        Raises:
+            TypeError: If the model has no such condition.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no null condition: guidance needs a text or class-conditional model"
+        )
+
+    def set_timesteps(self, scheduler: Any, num_inference_steps: int, shape: tuple[int, ...]) -> None:
+        """Prepare a scheduler for sampling as the model's pipeline does.
+
+        Args:
+            scheduler: Changed.
+            num_inference_steps: Steps of the sampler.
+            shape: Shape of one image in the model's space, on which some schedules depend. [C, H, W]
+        """
+        scheduler.set_timesteps(num_inference_steps)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise``. [num_rows, C, H, W]"""
-        signal, sigma = self.signal_and_noise(timesteps)
-        return signal * x0 + sigma * noise
+        """Return ``x_t = signal_t x0 + sigma_t noise``. [num_rows, C, H, W]"""
+        return self.schedule.add_noise(x0, noise, timesteps)
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the network was trained to predict. [num_rows, C, H, W]
-
-        Reference:
-            Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", ICLR 2022, appendix D,
-            for ``v_prediction``.
-        """
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return x0
-        signal, sigma = self.signal_and_noise(timesteps)
-        return signal * noise - sigma * x0
+        """Return what the network was trained to predict. [num_rows, C, H, W]"""
+        return self.schedule.target(x0, noise, timesteps)
 
     def check_image(self, image: Tensor, what: str) -> None:
         """Refuse an image that does not fit the network or is not finite.

@@ -147,7 +147,7 @@ def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Che
     return {
         "weights": hashes,
         "architecture": type(denoiser.network).__name__,
-        "schedule": fingerprint_tensors({"alphas_cumprod": denoiser.scheduler.alphas_cumprod}),
+        "schedule": denoiser.schedule.fingerprint(),
         "prediction_type": denoiser.prediction_type,
         "parameters": {"count": featurizer.engine.num_parameters, "names": fingerprint_json(names)},
         "measurement": featurizer.measurement.fingerprint(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.denoiser import as_denoiser
-from journey.draws import keyed_noise
-from journey.keys import derive_key, to_signed
+from journey.keys import derive_key
+from journey.sampler import Sampler
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
 
@@ -87,8 +86,7 @@ def record(
     """Sample images with the model's scheduler and keep x_t and the predicted image at chosen steps.
 
     Args:
-        pipeline: The model, as for ``journey.featurize``, with a scheduler whose steps give ``pred_original_sample``
-            (DDPM, DDIM).
+        pipeline: The model, as for ``journey.featurize``, with any diffusers scheduler.
         seed: Names the images: image i of a seed is the same for any ``num_images`` and on every device.
         num_images: Images to make.
         num_inference_steps: Steps of the sampler.
@@ -100,49 +98,38 @@ def record(
 
     Raises:
         ValueError: If a step is not among the sampler's timesteps, or a number is not positive.
-        TypeError: If the model has an unknown form or the scheduler gives no predicted image.
+        TypeError: If the model has an unknown form or does not tell the shape of its images.
 
     Reference:
         Ho et al., NeurIPS 2020, Eq. 15, for the predicted image; Georgiev et al., 2023, section 3, for its use.
     """
     denoiser = as_denoiser(pipeline)
-    if denoiser.in_channels is None or denoiser.sample_size is None:
-        raise TypeError(
-            f"model must tell in_channels and sample_size in its config, {type(denoiser.network).__name__} does not"
-        )
     for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
-    scheduler = type(denoiser.scheduler).from_config(denoiser.scheduler.config)
-    scheduler.set_timesteps(num_inference_steps)
-    visited = [int(t) for t in scheduler.timesteps]
+    sampler = Sampler(denoiser, num_inference_steps)
+    visited = sampler.timesteps
     kept = visited if steps is None else [int(t) for t in steps]
     unknown = [t for t in kept if t not in visited]
     if unknown or not kept:
         raise ValueError(f"steps must be among the sampler's timesteps {visited}, got {unknown or 'none'}")
 
-    shape = (denoiser.in_channels, *denoiser.sample_size)
-    keys = [to_signed(derive_key(seed, "trajectory", i)) for i in range(num_images)]
-    start = keyed_noise(torch.tensor(keys), 1, shape, denoiser.device, antithetic=False, per=1)
-    x = start[:, 0, 0] * scheduler.init_noise_sigma
-    # The sampler's own noise: one CPU generator per image, so that neither the device nor the batch matters.
+    x = sampler.start([derive_key(seed, "trajectory", i) for i in range(num_images)])
     generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in range(num_images)]
-    own_noise = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
     x_t, x0_hat = {}, {}
-    with torch.no_grad():
-        for t in tqdm(visited, unit="step", desc="record", disable=not progress, dynamic_ncols=True):
-            prediction = denoiser.predict(
-                scheduler.scale_model_input(x, t), torch.full((num_images,), t, device=x.device)
-            )
-            step = scheduler.step(prediction, t, x, **own_noise)
-            if getattr(step, "pred_original_sample", None) is None:
-                raise TypeError(
-                    f"the scheduler must give pred_original_sample (DDPM, DDIM), {type(scheduler).__name__} does not"
-                )
-            if t in kept:
-                x_t[t], x0_hat[t] = x.cpu(), step.pred_original_sample.cpu()
-            x = step.prev_sample
-    ordered = [t for t in visited if t in kept]
+    for step in tqdm(
+        sampler.steps(x, generators=generators),
+        total=len(visited),
+        unit="step",
+        desc="record",
+        disable=not progress,
+        dynamic_ncols=True,
+    ):
+        if step.timestep in kept:
+            # Where a sampler visits a timestep twice (PNDM, Heun), the later visit is on its path.
+            x_t[step.timestep], x0_hat[step.timestep] = step.x_t.cpu(), step.x0_hat.cpu()
+        x = step.prev
+    ordered = [t for t in dict.fromkeys(visited) if t in kept]
     return Trajectory(
         timesteps=torch.tensor(ordered),
         x_t=torch.stack([x_t[t] for t in ordered], 1),

@@ -13,12 +13,13 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
+    KarrasVeScheduler,
 )
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
-from journey.denoiser import PREDICTION_TYPES, Denoiser, as_denoiser
+from journey.denoiser import Denoiser, as_denoiser
+from journey.schedules import PREDICTION_TYPES
 
 TIMESTEPS = torch.tensor([0, 1, 37, 98, 99])
 
@@ -105,9 +106,9 @@ def test_an_unknown_prediction_type_is_refused() -> None:
         Denoiser(SmallDenoiser(), DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True))
 
 
-def test_a_scheduler_without_the_schedule_of_a_diffusion_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"with alphas_cumprod .* got FlowMatchEulerDiscreteScheduler"):
-        Denoiser(SmallDenoiser(), FlowMatchEulerDiscreteScheduler())
+def test_a_scheduler_without_a_known_schedule_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"with alphas_cumprod .* got KarrasVeScheduler"):
+        Denoiser(SmallDenoiser(), KarrasVeScheduler())
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from journey import (
     TrainingLoss,
     UniformDraws,
 )
-from journey.denoiser import PREDICTION_TYPES
 from journey.errors import CoverageError, GradientCheckError, NonFiniteGradientError, StoreMismatchError
+from journey.schedules import PREDICTION_TYPES
 from journey.store import FeatureStore
 
 # The function has the name of its module.
