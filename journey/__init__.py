@@ -22,6 +22,7 @@ from journey.scoring import Ranked, Scores, Top, score
 from journey.solve import Spectrum, decompose
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory, record
+from journey.transitions import Transition, transitions
 
 __version__: str = _native.build_info()["version"]
 
@@ -56,6 +57,7 @@ __all__ = [
     "Top",
     "TrainingLoss",
     "Trajectory",
+    "Transition",
     "UniformDraws",
     "decompose",
     "featurize",
@@ -66,6 +68,7 @@ __all__ = [
     "record",
     "reference",
     "score",
+    "transitions",
     "write_png",
     "write_report",
 ]

@@ -115,10 +115,9 @@ def influence_matrix(
         raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     check_damping(damping)
     queries = plan_queries(
-        features, trajectory, steps=steps, interval=None, region=region, num_draws=num_draws, seed=seed, noise=None
+        features, trajectory, steps=steps, interval=None, region=region, num_draws=num_draws, seed=seed
     )
     queries = replace(queries, ids=[query])
-    features.check_model()
 
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     weights = features.draws.weights(num_train_timesteps)

@@ -10,8 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
+from journey.completions import Completer
 from journey.draws import Interval, check_interval, query_noise
 from journey.features import Features
+from journey.keys import derive_key
 from journey.measurements import PixelMeasurement
 from journey.regions import Region, pixel_masks, resample_masks
 from journey.trajectory import Trajectory
@@ -25,8 +27,9 @@ class Queries:
     """What is measured of the generated images. Made by ``plan_queries``, which checks it.
 
     Attributes:
-        trajectory: The generated images.
-        ids: Which of them are measured.
+        images: What is measured at each step: the predicted image, or completions, whose features are averaged.
+            [num_queries, num_steps, num_images, C, H, W]
+        ids: Which queries are measured.
         steps: Timesteps that are measured.
         averaged: Whether the steps' features are averaged into one.
         masks: The region in pixels, float32; None is the whole image. [num_queries, H, W]
@@ -35,7 +38,7 @@ class Queries:
         noise: The caller's own noises instead. [num_queries, num_steps, num_draws, C, H, W]
     """
 
-    trajectory: Trajectory
+    images: Tensor
     ids: list[int]
     steps: list[int]
     averaged: bool
@@ -49,12 +52,15 @@ class Queries:
         """The step of each measured feature; the middle one of those that are averaged."""
         return [sorted(self.steps)[len(self.steps) // 2]] if self.averaged else self.steps
 
-    def noise_at(self, step: int, ids: list[int], device: torch.device) -> Tensor:
-        """Return the noises of some queries at the step of that position. [num_queries, num_draws, C, H, W]"""
+    def noise_at(self, step: int, device: torch.device) -> Tensor:
+        """Return the noises of the measured queries at one of the steps. [len(ids), num_images, num_draws, C, H, W]"""
+        count = self.images.shape[2]
         if self.noise is not None:
-            return self.noise[ids, step]
-        shape = tuple(self.trajectory.x0_hat.shape[2:])
-        return query_noise(self.seed, ids, self.steps[step], self.num_draws, shape, device)
+            return self.noise[self.ids, step].unsqueeze(1).expand(-1, count, -1, -1, -1, -1).to(device)
+        t, shape = self.steps[step], tuple(self.images.shape[3:])
+        # Each completion has noises of its own, the first those that the predicted image has.
+        seeds = [self.seed, *(derive_key(self.seed, "completion", j) for j in range(1, count))]
+        return torch.stack([query_noise(seed, self.ids, t, self.num_draws, shape, device) for seed in seeds], 1)
 
     def measure(self, features: Features, checkpoint: Checkpoint | None, progress: bool) -> Tensor:
         """Measure the predicted images under one checkpoint, noised again to their own step.
@@ -68,27 +74,32 @@ class Queries:
             float32, on the model's device; one step where they are averaged. [num_queries, num_steps, proj_dim]
         """
         network = features.featurizer.denoiser.network
-        total = len(self.steps) * len(self.ids)
-        with loaded(network, checkpoint), tqdm(total=total, unit="query", desc="score", disable=not progress) as bar:
+        total = len(self.steps) * len(self.ids) * self.images.shape[2]
+        with loaded(network, checkpoint), tqdm(total=total, unit="image", desc="score", disable=not progress) as bar:
             measured = torch.stack([self._measure_step(features, step, bar) for step in range(len(self.steps))], 1)
         return measured.mean(1, keepdim=True) if self.averaged else measured
 
     def _measure_step(self, features: Features, step: int, bar: tqdm) -> Tensor:
-        """Measure the queries at one step. [num_queries, proj_dim]"""
-        t = self.steps[step]
-        images = self.trajectory.x0_hat[:, self.trajectory.timesteps.tolist().index(t)]
-        masks = None if self.masks is None else resample_masks(self.masks, images.shape[2:]).unsqueeze(1)
-        num_draws = self.num_draws if self.noise is None else self.noise.shape[2]
+        """Measure the queries at one step. [len(ids), proj_dim]"""
+        images = self.images[self.ids, step]
+        count = images.shape[1]
+        noise = self.noise_at(step, features.featurizer.denoiser.device).flatten(0, 1).unsqueeze(1)
+        masks = None
+        if self.masks is not None:
+            masks = resample_masks(self.masks[self.ids], images.shape[3:]).unsqueeze(1).repeat_interleave(count, 0)
+        images = images.flatten(0, 1)
+        names = [query for query in self.ids for _ in range(count)]
+        num_draws = noise.shape[2]
         batch = max(1, _ROWS_PER_BATCH // num_draws)
         rows = []
-        for first in range(0, len(self.ids), batch):
-            ids = self.ids[first : first + batch]
-            noise = self.noise_at(step, ids, features.featurizer.denoiser.device).unsqueeze(1)
-            timesteps = torch.full((len(ids), 1, num_draws), t)
-            mask = None if masks is None else masks[ids]
-            rows.append(features.featurizer.features(images[ids], timesteps, noise, mask=mask, ids=ids)[0][:, 0])
-            bar.update(len(ids))
-        return torch.cat(rows)
+        for first in range(0, len(images), batch):
+            some = slice(first, first + batch)
+            timesteps = torch.full((len(images[some]), 1, num_draws), self.steps[step])
+            mask = None if masks is None else masks[some]
+            measured, _ = features.featurizer.features(images[some], timesteps, noise[some], mask=mask, ids=names[some])
+            rows.append(measured[:, 0])
+            bar.update(len(images[some]))
+        return torch.cat(rows).view(len(self.ids), count, -1).mean(1)
 
 
 def plan_queries(
@@ -100,9 +111,11 @@ def plan_queries(
     region: Region | list[Region] | None,
     num_draws: int,
     seed: int,
-    noise: Tensor | None,
+    noise: Tensor | None = None,
+    completions: int = 0,
+    num_inference_steps: int = 50,
 ) -> Queries:
-    """Check what is to be measured of a trajectory; the arguments are those of ``journey.score``.
+    """Check what is to be measured of a trajectory, and sample completions; the arguments are those of ``score``.
 
     Returns:
         The plan.
@@ -110,6 +123,7 @@ def plan_queries(
     Raises:
         ValueError: If a step was not recorded, or an argument is out of range.
         TypeError: If the measurement cannot be restricted to a region.
+        StoreMismatchError: If the model's weights are no longer those of the features.
     """
     recorded = trajectory.timesteps.tolist()
     chosen = recorded if steps is None else [int(t) for t in steps]
@@ -133,6 +147,8 @@ def plan_queries(
             )
     elif num_draws < 1:
         raise ValueError(f"num_draws must be positive, got {num_draws}")
+    if completions < 0:
+        raise ValueError(f"completions must be 0, for the predicted image, or positive, got {completions}")
     masks = None
     if region is not None:
         measurement = features.featurizer.measurement
@@ -142,5 +158,27 @@ def plan_queries(
                 f"TrainingLoss; these features were made with {type(measurement).__name__}"
             )
         masks = pixel_masks(region, trajectory.images)
+    features.check_model()
+    columns = [recorded.index(t) for t in chosen]
+    images = trajectory.x0_hat[:, columns].unsqueeze(2)
+    if completions:
+        completer = Completer(features.featurizer.denoiser, num_inference_steps, seed=seed)
+        completer.check_steps(chosen)
+        images = _complete(completer, trajectory.x_t[:, columns], chosen, completions)
     ids = list(range(trajectory.num_queries))
-    return Queries(trajectory, ids, chosen, interval is not None, masks, num_draws, seed, noise)
+    return Queries(images, ids, chosen, interval is not None, masks, num_draws, seed, noise)
+
+
+def _complete(completer: Completer, x_t: Tensor, steps: list[int], completions: int) -> Tensor:
+    """Sample completions of every query at every step. [num_queries, num_steps, completions, C, H, W]"""
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    completer.complete(latent, t, query=query, numbers=range(completions))
+                    for latent, t in zip(latents, steps, strict=True)
+                ]
+            )
+            for query, latents in enumerate(x_t)
+        ]
+    )

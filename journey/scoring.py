@@ -155,6 +155,8 @@ def score(
     interval: Interval | None = None,
     train_interval: Interval | None = None,
     region: Region | list[Region] | None = None,
+    completions: int = 0,
+    num_inference_steps: int = 50,
     damping: float | Literal["auto"] = "auto",
     num_draws: int = 16,
     seed: int = 0,
@@ -165,7 +167,7 @@ def score(
 
     ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (gram + damping I)^-1 features[i]``
 
-    The query at step t is the image predicted there, noised again to t, measured as the training images were and
+    The query at step t is the image predicted there, noised again to t, measured as the training images were, and
     averaged over ``num_draws`` noises. The Gram matrix is always that of the whole range of timesteps.
 
     Args:
@@ -180,6 +182,10 @@ def score(
         region: Score a part of the generated images alone: a box (top, left, bottom, right) in pixels, a mask image or
             a function, for all or one for each, see ``journey.regions.pixel_masks``. The scores of a region and of its
             complement add up to those of the whole image.
+        completions: Measure so many images that the model completes from x_t, and average their features, instead of
+            the one predicted image: 0 is the published method; where a step leaves much open, the prediction is a blur
+            of what completions show one by one. Each costs as much as the prediction, and sampling it.
+        num_inference_steps: Steps of the completions' sampler, as in ``journey.record``.
         damping: Ridge as a fraction of the mean eigenvalue of the Gram matrix; ``"auto"`` chooses it for each
             checkpoint by generalised cross-validation on the training images.
         num_draws: Noises per query and step, in antithetic pairs.
@@ -201,6 +207,11 @@ def score(
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023, section 3.
     """
+    check_damping(damping)
+    num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
+    if train_interval is not None:
+        check_interval("train_interval", train_interval, num_train_timesteps)
+    weights = features.draws.weights(num_train_timesteps, train_interval)
     queries = plan_queries(
         features,
         trajectory,
@@ -210,14 +221,9 @@ def score(
         num_draws=num_draws,
         seed=seed,
         noise=noise,
+        completions=completions,
+        num_inference_steps=num_inference_steps,
     )
-    check_damping(damping)
-    num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
-    if train_interval is not None:
-        check_interval("train_interval", train_interval, num_train_timesteps)
-    weights = features.draws.weights(num_train_timesteps, train_interval)
-    features.check_model()
-
     store = features.store
     total, dampings = None, []
     for name, checkpoint in zip(store.manifest.checkpoints, features.checkpoints, strict=True):
