@@ -245,7 +245,11 @@ def _query_features(
                 ids = list(range(first, min(first + batch, len(images))))
                 draws = query_noise(seed, ids, t, num_draws, shape, device) if noise is None else noise[ids, s]
                 timesteps = torch.full((len(ids), 1, num_draws), t)
-                measured.append(features.featurizer.features(images[ids], timesteps, draws.unsqueeze(1), ids=ids)[0])
+                condition = None if trajectory.condition is None else trajectory.condition.select(ids)
+                found, _ = features.featurizer.features(
+                    images[ids], timesteps, draws.unsqueeze(1), condition=condition, ids=ids
+                )
+                measured.append(found)
                 bar.update(len(ids))
             rows.append(torch.cat(measured)[:, 0])
     return torch.stack(rows, 1)
