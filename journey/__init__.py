@@ -5,6 +5,7 @@ training images for each step.
 """
 
 from journey import _native, ops, reference
+from journey.condition import Condition
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
@@ -15,6 +16,7 @@ from journey.gradients import GradientEngine
 from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_png, write_report
+from journey.sampler import Sampler, Step
 from journey.scoring import Ranked, Scores, Top, score
 from journey.solve import Spectrum, decompose
 from journey.store import FeatureStore
@@ -23,6 +25,7 @@ from journey.trajectory import Trajectory, record
 __version__: str = _native.build_info()["version"]
 
 __all__ = [
+    "Condition",
     "CountSketch",
     "Denoiser",
     "Draws",
@@ -40,9 +43,11 @@ __all__ = [
     "Projector",
     "Rademacher",
     "Ranked",
+    "Sampler",
     "Scores",
     "Spectrum",
     "SquaredNorm",
+    "Step",
     "StratifiedDraws",
     "Top",
     "TrainingLoss",

@@ -31,7 +31,7 @@ class Featurizer:
         measurement: What is differentiated.
         projector: Maps gradients to features.
         select: Which trainable parameters are measured: a function of the name, or one or several glob patterns such as
-            ``"*.attn*.to_k.*"``; all by default. Of a network with LoRA layers only the adapters' count as trainable.
+            ``"*.attn*.to_k.*"``; all by default. With LoRA layers these are the adapters': peft freezes the others.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
 
     Raises:

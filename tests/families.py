@@ -198,7 +198,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def make_family(name: str, seed: int = 0) -> Any:
-    """A tiny pipeline, quiet; parameters that begin at zero (gates, last layers) are made random, or gradients vanish."""
+    """A tiny pipeline, quiet. Parameters that begin at zero (gates, last layers) are made random: gradients vanish."""
     torch.manual_seed(seed)
     pipeline = FAMILIES[name]()
     pipeline.set_progress_bar_config(disable=True)

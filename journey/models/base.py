@@ -23,7 +23,7 @@ class Denoiser:
         scheduler: A diffusers scheduler, see ``journey.schedules.as_schedule``.
 
     Raises:
-        ValueError: If the network is in train mode or the prediction type is unknown.
+        ValueError: If the network or a dropout in it is in train mode, or the prediction type is unknown.
         TypeError: If the scheduler has no known schedule.
     """
 
@@ -33,6 +33,12 @@ class Denoiser:
     def __init__(self, network: nn.Module, scheduler: Any) -> None:
         if network.training:
             raise ValueError("model must be in eval mode, got train mode; call model.eval()")
+        # Loading LoRA weights leaves the new layers in train mode, which matters only to what is random in it.
+        chance = [name for name, module in network.named_modules() if module.training and _is_random(module)]
+        if chance:
+            raise ValueError(
+                f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call model.eval()"
+            )
         self.network = network
         self.scheduler = scheduler
         self.schedule: Schedule = as_schedule(scheduler)
@@ -172,8 +178,8 @@ class Denoiser:
             self.check_image(image, name)
             if image.shape != images[0].shape:
                 raise ValueError(f"{name} must be {list(images[0].shape)} as {names[0]}, got {list(image.shape)}")
-        condition, counts = self.encode_conditions(items, names)
-        return Encoded(self.encode_images(torch.stack(images), ids), condition, counts)
+        x0 = self.encode_images(torch.stack(images), ids)
+        return Encoded(x0, *self.encode_conditions(items, names))
 
     def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
         """Return images as the network denoises them, float32: themselves, or their latents. [num_samples, C, H, W]"""
@@ -265,3 +271,9 @@ class Denoiser:
     def _check_finite(self, image: Tensor, what: str) -> None:
         if not torch.isfinite(image).all():
             raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether train mode makes the output depend on chance or on the rest of the batch."""
+    dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout | nn.FeatureAlphaDropout
+    return module.p > 0 if isinstance(module, dropout) else isinstance(module, nn.modules.batchnorm._BatchNorm)
