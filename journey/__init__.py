@@ -5,6 +5,7 @@ training images for each step.
 """
 
 from journey import _native, ops, reference
+from journey.condition import Condition
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
@@ -17,6 +18,7 @@ from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_png, write_report
+from journey.sampler import Sampler, Step
 from journey.score_noise import ScoreNoise
 from journey.scoring import Ranked, Scores, Top, score
 from journey.solve import Spectrum, decompose
@@ -29,6 +31,7 @@ __version__: str = _native.build_info()["version"]
 __all__ = [
     "BinHealth",
     "CheckpointHealth",
+    "Condition",
     "CountSketch",
     "Denoiser",
     "Draws",
@@ -49,10 +52,12 @@ __all__ = [
     "Projector",
     "Rademacher",
     "Ranked",
+    "Sampler",
     "ScoreNoise",
     "Scores",
     "Spectrum",
     "SquaredNorm",
+    "Step",
     "StratifiedDraws",
     "Top",
     "TrainingLoss",

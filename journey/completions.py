@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from journey.denoiser import Denoiser
 from journey.keys import derive_key
-from journey.sampler import Sampler
+from journey.trajectory import Trajectory
 
 
 class Completer:
@@ -21,57 +22,86 @@ class Completer:
 
     Args:
         denoiser: The model.
-        num_inference_steps: Steps of the sampler from pure noise to the image; a completion takes those that are left.
+        trajectory: The generated images, whose latents, prompts and guidance completions share.
         seed: Names the noise: completion j of query q from step t is the same, to rounding, whatever else is computed.
+        num_inference_steps: Steps from pure noise to the image, of which a completion takes those that are left; by
+            default the trajectory's.
         batch_size: Completions that go through the denoiser at once.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
-    def __init__(self, denoiser: Denoiser, num_inference_steps: int, *, seed: int, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        trajectory: Trajectory,
+        *,
+        seed: int,
+        num_inference_steps: int | None = None,
+        batch_size: int = 64,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        self._sampler = Sampler(denoiser, num_inference_steps, stochastic=True)
+        if num_inference_steps is not None:
+            trajectory = replace(trajectory, num_inference_steps=num_inference_steps)
+        self._denoiser = denoiser
+        self._trajectory = trajectory
+        self._recorded = trajectory.timesteps.tolist()
+        self._visited = trajectory.sampler(denoiser, stochastic=True).timesteps
         self._seed = seed
         self._batch_size = batch_size
 
+    @property
+    def timesteps(self) -> list[int]:
+        """The recorded timesteps at which completions can begin, descending."""
+        return sorted(set(self._recorded) & set(self._visited), reverse=True)
+
     def check_steps(self, steps: Sequence[int]) -> None:
-        """Refuse timesteps at which the sampler cannot begin.
+        """Refuse timesteps at which completions cannot begin.
 
         Raises:
-            ValueError: If a step is not one of the sampler's.
+            ValueError: If a step was not recorded, or is not one of the sampler's.
         """
-        unknown = [t for t in steps if t not in self._sampler.timesteps]
+        unknown = [t for t in steps if t not in self.timesteps]
         if unknown:
             raise ValueError(
-                f"completions with num_inference_steps {self._sampler.num_inference_steps} begin at the timesteps "
-                f"{self._sampler.timesteps}, not at {unknown}; give the num_inference_steps of the trajectory, or "
-                "steps that both have"
+                f"completions can begin at the recorded timesteps that their sampler visits, {self.timesteps}, not at "
+                f"{unknown}; the sampler takes the num_inference_steps of the trajectory unless others are given"
             )
 
     @torch.no_grad()
-    def complete(self, x_t: Tensor, timestep: int, *, query: int, numbers: Sequence[int]) -> Tensor:
-        """Return completions of one latent.
+    def complete(self, query: int, timestep: int, numbers: Sequence[int]) -> Tensor:
+        """Return completions of one generated image.
 
         Args:
-            x_t: The latent, in the network's scale. [C, H, W]
-            timestep: Its step.
-            query: Which generated image it belongs to; names the noise.
+            query: Which image.
+            timestep: The step of the latent to begin with.
             numbers: Which completions.
 
         Returns:
-            In the model's space, on the CPU. [len(numbers), C, H, W]
+            float32, in the model's space, on the CPU. [len(numbers), C, H, W]
 
         Raises:
-            ValueError: If ``timestep`` is not one of the sampler's.
+            ValueError: If completions cannot begin at ``timestep``.
         """
         self.check_steps([timestep])
-        first = self._sampler.timesteps.index(timestep)
+        sampler = self._trajectory.sampler(self._denoiser, query, stochastic=True)
+        latent = self._trajectory.x_t[query, self._recorded.index(timestep)]
         images = []
         for begin in range(0, len(numbers), self._batch_size):
             chosen = numbers[begin : begin + self._batch_size]
             keys = [derive_key(self._seed, "completion", query, timestep, j) for j in chosen]
             generators = [torch.Generator().manual_seed(key) for key in keys]
-            x = x_t.expand(len(chosen), *x_t.shape)
-            for step in self._sampler.steps(x, first=first, generators=generators):
+            x = latent.expand(len(chosen), *latent.shape)
+            for step in sampler.steps(x, first=self._visited.index(timestep), generators=generators):
                 x = step.prev
             images.append(x.cpu())
         return torch.cat(images)
+
+    @torch.no_grad()
+    def to_pictures(self, images: Tensor) -> Tensor:
+        """Return completions as pictures in [-1, 1], decoded one by one where they are latents. [num_images, ...]"""
+        if self._denoiser.is_latent:
+            images = torch.cat([self._denoiser.decode(image.unsqueeze(0)).cpu() for image in images])
+        return images.float().clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""What a network is told besides the noised image: text embeddings, class labels, guidance; one row per image."""
+"""What a network is told besides the noised image: text embeddings, class labels, guidance; and samples with it."""
 
 from __future__ import annotations
 
@@ -70,3 +70,49 @@ class Condition:
         if any(shape != shapes[0] for shape in shapes):
             raise ValueError(f"conditions must have rows of the same names and shapes, got {shapes[:2]}")
         return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in shapes[0]})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Samples of a dataset as the network takes them.
+
+    Attributes:
+        x0: Images or their latents, float32. [num_samples, C, H, W]
+        condition: One row for each caption of each sample, in their order; None for an unconditional model.
+        counts: How many captions each sample has. Their sum is the number of rows.
+    """
+
+    x0: Tensor
+    condition: Condition | None
+    counts: list[int]
+
+    def select(self, begin: int, end: int) -> Encoded:
+        """Return the samples of a range of positions."""
+        if self.condition is None:
+            return Encoded(self.x0[begin:end], None, self.counts[begin:end])
+        first, last = sum(self.counts[:begin]), sum(self.counts[:end])
+        return Encoded(self.x0[begin:end], self.condition.select(slice(first, last)), self.counts[begin:end])
+
+    def conditions(self, choice: Tensor) -> Condition | None:
+        """Return the condition of each draw.
+
+        Args:
+            choice: Which of its captions each sample takes, int64. [num_samples, num_draws]
+
+        Returns:
+            One row per sample and draw, draws fastest.
+        """
+        if self.condition is None:
+            return None
+        counts = torch.tensor(self.counts)
+        return self.condition.select((counts.cumsum(0) - counts)[:, None].add(choice).flatten())
+
+    @staticmethod
+    def cat(parts: Sequence[Encoded]) -> Encoded:
+        """Return the samples of several parts, one after the other."""
+        conditions = [part.condition for part in parts if part.condition is not None]
+        return Encoded(
+            torch.cat([part.x0 for part in parts]),
+            Condition.cat(conditions) if conditions else None,
+            [count for part in parts for count in part.counts],
+        )

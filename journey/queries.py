@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
+from journey.condition import Condition
 from journey.draws import Interval, check_interval, query_noise
 from journey.features import Features
 from journey.keys import derive_key
@@ -29,6 +30,7 @@ class Queries:
     Attributes:
         images: What is measured at each step: the predicted image, or completions, whose features are averaged.
             [num_queries, num_steps, num_images, C, H, W]
+        condition: What the network is told, one row per query; None for an unconditional model.
         ids: Which queries are measured.
         steps: Timesteps that are measured.
         averaged: Whether the steps' features are averaged into one.
@@ -39,6 +41,7 @@ class Queries:
     """
 
     images: Tensor
+    condition: Condition | None
     ids: list[int]
     steps: list[int]
     averaged: bool
@@ -95,8 +98,14 @@ class Queries:
         for first in range(0, len(images), batch):
             some = slice(first, first + batch)
             timesteps = torch.full((len(images[some]), 1, num_draws), self.steps[step])
-            mask = None if masks is None else masks[some]
-            measured, _ = features.featurizer.features(images[some], timesteps, noise[some], mask=mask, ids=names[some])
+            measured, _ = features.featurizer.features(
+                images[some],
+                timesteps,
+                noise[some],
+                condition=None if self.condition is None else self.condition.select(names[some]),
+                mask=None if masks is None else masks[some],
+                ids=names[some],
+            )
             rows.append(measured[:, 0])
             bar.update(len(images[some]))
         return torch.cat(rows).view(len(self.ids), count, -1).mean(1)
@@ -113,7 +122,7 @@ def plan_queries(
     seed: int,
     noise: Tensor | None = None,
     completions: int = 0,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
 ) -> Queries:
     """Check what is to be measured of a trajectory, and sample completions; the arguments are those of ``score``.
 
@@ -157,28 +166,21 @@ def plan_queries(
                 "region needs a measurement that is a mean over pixels (journey.PixelMeasurement), such as "
                 f"TrainingLoss; these features were made with {type(measurement).__name__}"
             )
-        masks = pixel_masks(region, trajectory.images)
+        masks = pixel_masks(region, trajectory.image_pixels)
     features.check_model()
     columns = [recorded.index(t) for t in chosen]
     images = trajectory.x0_hat[:, columns].unsqueeze(2)
     if completions:
-        completer = Completer(features.featurizer.denoiser, num_inference_steps, seed=seed)
+        completer = Completer(
+            features.featurizer.denoiser, trajectory, seed=seed, num_inference_steps=num_inference_steps
+        )
         completer.check_steps(chosen)
-        images = _complete(completer, trajectory.x_t[:, columns], chosen, completions)
+        numbers = range(completions)
+        images = torch.stack(
+            [
+                torch.stack([completer.complete(query, t, numbers) for t in chosen])
+                for query in range(trajectory.num_queries)
+            ]
+        )
     ids = list(range(trajectory.num_queries))
-    return Queries(images, ids, chosen, interval is not None, masks, num_draws, seed, noise)
-
-
-def _complete(completer: Completer, x_t: Tensor, steps: list[int], completions: int) -> Tensor:
-    """Sample completions of every query at every step. [num_queries, num_steps, completions, C, H, W]"""
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    completer.complete(latent, t, query=query, numbers=range(completions))
-                    for latent, t in zip(latents, steps, strict=True)
-                ]
-            )
-            for query, latents in enumerate(x_t)
-        ]
-    )
+    return Queries(images, trajectory.condition, ids, chosen, interval is not None, masks, num_draws, seed, noise)

@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from journey.condition import Condition
-from journey.denoiser import Denoiser
 from journey.draws import keyed_noise
 from journey.keys import to_signed
+from journey.models.base import Denoiser
 from journey.schedules import VariancePreserving
 
 # What schedulers keep between steps and cannot begin without: PNDM, IPNDM; LMS; single-step DPM-Solver.
@@ -78,11 +78,7 @@ class Sampler:
     ) -> None:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be positive, got {num_inference_steps}")
-        shape = denoiser.shape if shape is None else shape
-        if shape is None:
-            raise TypeError(
-                f"model must tell in_channels and sample_size in its config, {type(denoiser.network).__name__} does not"
-            )
+        shape = denoiser.shape_of(None) if shape is None else shape
         guided = guidance_scale > 1
         if guided and condition is None:
             raise ValueError(f"guidance_scale must be 1 without a prompt or class label, got {guidance_scale}")

@@ -156,7 +156,7 @@ def score(
     train_interval: Interval | None = None,
     region: Region | list[Region] | None = None,
     completions: int = 0,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     damping: float | Literal["auto"] = "auto",
     num_draws: int = 16,
     seed: int = 0,
@@ -185,7 +185,8 @@ def score(
         completions: Measure so many images that the model completes from x_t, and average their features, instead of
             the one predicted image: 0 is the published method; where a step leaves much open, the prediction is a blur
             of what completions show one by one. Each costs as much as the prediction, and sampling it.
-        num_inference_steps: Steps of the completions' sampler, as in ``journey.record``.
+        num_inference_steps: Steps of the completions' sampler, the trajectory's by default; fewer are faster, and must
+            visit the scored steps too.
         damping: Ridge as a fraction of the mean eigenvalue of the Gram matrix; ``"auto"`` chooses it for each
             checkpoint by generalised cross-validation on the training images.
         num_draws: Noises per query and step, in antithetic pairs.

@@ -133,7 +133,7 @@ def transitions(
     steps: Sequence[int] | None = None,
     completions: int = 16,
     refine: int = 4,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     batch_size: int = 64,
@@ -155,8 +155,8 @@ def transitions(
         steps: Recorded timesteps to begin with; by default 6, evenly spread from the first to the last.
         completions: Completions per step.
         refine: Further steps, each between two whose fitted likelihood differs most.
-        num_inference_steps: Steps of the completions' sampler, as in ``journey.record``; fewer are faster, but its
-            timesteps must include the trajectory's.
+        num_inference_steps: Steps of the completions' sampler, the trajectory's by default; fewer are faster, and only
+            the recorded timesteps that it visits are looked at.
         seed: Names the completions' noise.
         confidence: Of all bands.
         batch_size: Completions that go through the model at once.
@@ -166,55 +166,58 @@ def transitions(
         The likelihood at each step with its band, and the interval in which it rises. Equal seeds repeat it.
 
     Raises:
-        ValueError: If a step was not recorded or is not one of the sampler's, an argument is out of range, or the
+        ValueError: If a step was not recorded or is not visited by the sampler, an argument is out of range, or the
             classifier's answer is not one number in [0, 1] for each image.
         TypeError: If the model has an unknown form.
 
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023.
     """
-    recorded = sorted(trajectory.timesteps.tolist(), reverse=True)
     if not 0 <= query < trajectory.num_queries:
         raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     if completions < 2 or refine < 0:
         raise ValueError(f"completions must be at least 2 and refine at least 0, got {completions} and {refine}")
-    chosen = _spread(recorded) if steps is None else sorted({int(t) for t in steps}, reverse=True)
-    unknown = [t for t in chosen if t not in recorded]
-    if unknown or len(chosen) < 2:
-        raise ValueError(f"steps must be two or more of the recorded timesteps {recorded}, got {unknown or chosen}")
     wilson_band(torch.zeros(1), torch.ones(1), confidence)  # refuses a confidence out of range before the work
-    completer = Completer(as_denoiser(pipeline), num_inference_steps, seed=seed, batch_size=batch_size)
-    completer.check_steps(recorded if refine else chosen)
+    completer = Completer(
+        as_denoiser(pipeline),
+        trajectory,
+        seed=seed,
+        num_inference_steps=num_inference_steps,
+        batch_size=batch_size,
+    )
+    chosen = _spread(completer.timesteps) if steps is None else sorted({int(t) for t in steps}, reverse=True)
+    completer.check_steps(chosen)
+    if len(chosen) < 2:
+        raise ValueError(f"steps must be two or more, got {chosen}")
 
     found: dict[int, Tensor] = {}
     total = (len(chosen) + refine) * completions
     with tqdm(total=total, unit="completion", desc="transitions", disable=not progress, dynamic_ncols=True) as bar:
         for _ in range(len(chosen) + refine):
-            t = chosen[len(found)] if len(found) < len(chosen) else _between(recorded, found)
+            t = chosen[len(found)] if len(found) < len(chosen) else _between(completer.timesteps, found)
             if t is None:
                 break
-            x_t = trajectory.x_t[query, trajectory.timesteps.tolist().index(t)]
-            images = completer.complete(x_t, t, query=query, numbers=range(completions))
-            found[t] = _classify(classifier, images.clamp(-1, 1))
+            images = completer.complete(query, t, range(completions))
+            found[t] = _classify(classifier, completer.to_pictures(images))
             bar.update(completions)
     timesteps = sorted(found, reverse=True)
     outcomes = torch.stack([found[t] for t in timesteps])
     return Transition(torch.tensor(timesteps), outcomes, confidence, _bootstrap(timesteps, outcomes, seed))
 
 
-def _spread(recorded: list[int]) -> list[int]:
+def _spread(candidates: list[int]) -> list[int]:
     """The first and the last step and some evenly between."""
-    count = min(_FIRST_STEPS, len(recorded))
-    return [recorded[round(i * (len(recorded) - 1) / max(1, count - 1))] for i in range(count)]
+    count = min(_FIRST_STEPS, len(candidates))
+    return [candidates[round(i * (len(candidates) - 1) / max(1, count - 1))] for i in range(count)]
 
 
-def _between(recorded: list[int], found: dict[int, Tensor]) -> int | None:
-    """The recorded step in the middle of the largest rise that has one, or None."""
+def _between(candidates: list[int], found: dict[int, Tensor]) -> int | None:
+    """The step in the middle of the largest rise that has one, or None."""
     looked_at = sorted(found, reverse=True)
     fitted = isotonic(torch.stack([found[t].mean() for t in looked_at]), torch.ones(len(looked_at))).tolist()
     gaps = []
     for i in range(1, len(looked_at)):
-        inside = [t for t in recorded if looked_at[i] < t < looked_at[i - 1]]
+        inside = [t for t in candidates if looked_at[i] < t < looked_at[i - 1]]
         if inside and fitted[i] > fitted[i - 1]:
             gaps.append((fitted[i] - fitted[i - 1], len(inside), inside[len(inside) // 2]))
     return max(gaps)[2] if gaps else None

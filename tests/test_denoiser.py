@@ -91,7 +91,7 @@ def test_a_model_may_come_in_any_documented_form(tmp_path: Path, form: str) -> N
 
 @pytest.mark.parametrize("model", [SmallDenoiser(), 3, (SmallDenoiser(), make_scheduler(), 1), None])
 def test_other_forms_are_refused(model: Any) -> None:
-    with pytest.raises(TypeError, match=rf"model must be a diffusers pipeline .* got {type(model).__name__}"):
+    with pytest.raises(TypeError, match=rf"model must be a diffusers pipeline, .* got {type(model).__name__}"):
         as_denoiser(model)
 
 

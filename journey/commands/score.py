@@ -83,7 +83,6 @@ def _run(options: argparse.Namespace) -> None:
         train_interval=_pair(options.train_interval),
         region=region,
         completions=options.completions,
-        num_inference_steps=options.num_inference_steps,
         damping=damping,
         num_draws=options.query_draws,
         seed=options.seed,
