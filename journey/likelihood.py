@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb
 from statistics import NormalDist
 
 import torch
@@ -98,3 +99,31 @@ def find_rise(timesteps: list[int], fitted: Tensor) -> Rise | None:
     share = (0.5 - parts[half - 1]) / (parts[half] - parts[half - 1])
     midpoint = timesteps[half - 1] + share * (timesteps[half] - timesteps[half - 1])
     return Rise(timesteps[before], timesteps[after], midpoint)
+
+
+def chance_of_more(successes: tuple[int, int], trials: tuple[int, int]) -> float:
+    """Return Fisher's exact probability that the first of two equal proportions comes out so much larger, or more.
+
+    Given all successes of both groups, those of the first are hypergeometric:
+
+    ``P(X >= k) = sum_{x >= k} C(n1, x) C(n2, s - x) / C(n1 + n2, s)``
+
+    Args:
+        successes: Of the first and the second group.
+        trials: Likewise.
+
+    Returns:
+        The one-sided p-value.
+
+    Raises:
+        ValueError: If a group has more successes than trials, or fewer than none.
+
+    Reference:
+        Fisher, "Statistical Methods for Research Workers", 5th edition, 1934, section 21.02.
+    """
+    if any(not 0 <= k <= n for k, n in zip(successes, trials, strict=True)):
+        raise ValueError(f"successes must be between 0 and trials, got {successes} of {trials}")
+    (first, second), (n1, n2) = successes, trials
+    total = first + second
+    ways = sum(comb(n1, x) * comb(n2, total - x) for x in range(first, min(n1, total) + 1))
+    return ways / comb(n1 + n2, total)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from journey.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.likelihood import Rise, chance_of_more, find_rise, isotonic, wilson_band
 
 scipy_stats = pytest.importorskip("scipy.stats")
 scipy_optimize = pytest.importorskip("scipy.optimize")
@@ -73,3 +73,15 @@ def test_the_rise_of_a_known_curve_is_found_to_the_width_of_the_steps(middle: in
     assert abs(found.midpoint - middle) < 10 + width / 2
     assert abs(found.before - (middle + width * math.log(3))) < 10 + width / 2
     assert abs(found.after - (middle - width * math.log(3))) < 10 + width / 2
+
+
+@given(st.integers(0, 80), st.integers(0, 80), st.data())
+def test_the_chance_of_more_is_fishers_exact_test(n1: int, n2: int, data: st.DataObject) -> None:
+    k1, k2 = data.draw(st.integers(0, n1)), data.draw(st.integers(0, n2))
+    expected = scipy_stats.fisher_exact([[k1, n1 - k1], [k2, n2 - k2]], alternative="greater").pvalue
+    assert chance_of_more((k1, k2), (n1, n2)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_more_successes_than_trials_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"successes must be between 0 and trials, got \(3, 1\) of \(2, 4\)"):
+        chance_of_more((3, 1), (2, 4))
