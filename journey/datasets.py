@@ -31,8 +31,8 @@ class Dataset(Protocol):
 class ImageFolder:
     """The images of a folder and its subfolders, in the order of their paths.
 
-    A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face ``datasets``
-    library has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
+    A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face library
+    ``datasets`` has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
     ``image``; otherwise they are images.
 
     Args:
