@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from journey.draws import Interval, check_interval
 from journey.features import Features
+from journey.intervals import Interval, check_interval
 from journey.queries import plan_queries
 from journey.regions import Region
 from journey.solve import Spectrum, decompose

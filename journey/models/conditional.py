@@ -82,7 +82,7 @@ class ConditionalDenoiser(Denoiser):
         """Return what an item tells, for the dataset's fingerprint."""
         if self._encode_prompt is not None:
             return captions_of(item, name)
-        return self._ready(item, name).double().tolist()
+        return fingerprint_tensors({self.name: self._ready(item, name)})
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what conditions depend on: of the caller's function, what it makes of two prompts."""
