@@ -11,7 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # The file of a network inside a folder that diffusers saved.
-_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors")
+_WEIGHT_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
+# What LoRA files call the network.
+_LORA_PREFIXES = ("unet.", "transformer.")
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
@@ -23,7 +30,8 @@ def loaded(network: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
     Args:
         network: The network; has its own weights back afterwards.
         checkpoint: A state dict, a module of the same architecture, a ``.safetensors`` file or a folder that diffusers
-            saved; None leaves the weights alone.
+            saved; None leaves the weights alone. For a network with a LoRA adapter it may be the adapter's weights
+            alone, as ``save_lora_weights`` writes them.
 
     Yields:
         Nothing.
@@ -35,16 +43,20 @@ def loaded(network: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
     if checkpoint is None:
         yield
         return
-    weights = _read(checkpoint)
-    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights = _adapter_weights(network, _read(checkpoint))
+    partial = any(".lora_" in name for name in weights) and all(".lora_" in name for name in weights)
+    state = network.state_dict()
+    own = {name: tensor.clone() for name, tensor in state.items() if not partial or ".lora_" in name}
+    if partial and set(weights) != set(own):
+        raise ValueError(f"checkpoint does not fit the adapter: {_differing(own, weights)}")
     try:
         try:
-            network.load_state_dict(weights)
+            network.load_state_dict(weights, strict=not partial)
         except RuntimeError as error:
             raise ValueError(f"checkpoint does not fit the model: {error}") from None
         yield
     finally:
-        network.load_state_dict(own)
+        network.load_state_dict(own, strict=not partial)
 
 
 def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -61,3 +73,24 @@ def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(f"checkpoint must be an existing .safetensors file or folder, got {path}")
     return load_file(path)
+
+
+def _adapter_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Name the weights of a LoRA file as the network does: without a prefix, with the adapter's name."""
+    adapters = list(getattr(network, "peft_config", {}))
+    if not weights or not all(".lora_" in name for name in weights) or set(weights) <= set(network.state_dict()):
+        return weights
+    if len(adapters) != 1:
+        raise ValueError(f"checkpoint of a LoRA adapter needs a network with one adapter, got {adapters or 'none'}")
+    renamed = {}
+    for name, tensor in weights.items():
+        for prefix in _LORA_PREFIXES:
+            name = name.removeprefix(prefix)
+        module, _, last = name.rpartition(".")
+        renamed[f"{module}.{adapters[0]}.{last}"] = tensor
+    return renamed
+
+
+def _differing(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    return f"{len(missing)} weights are missing {missing[:2]}, {len(unknown)} are unknown {unknown[:2]}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
+from operator import index as as_int
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,8 @@ from torch import Tensor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 IMAGE_KEYS = ("image", "pixel_values", "images", "img")
+CAPTION_KEYS = ("text", "caption", "prompt", "captions")
+LABEL_KEYS = ("class_labels", "class_label", "label", "labels")
 
 
 class Dataset(Protocol):
@@ -27,6 +31,10 @@ class Dataset(Protocol):
 class ImageFolder:
     """The images of a folder and its subfolders, in the order of their paths.
 
+    A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face library
+    ``datasets`` has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
+    ``image``; otherwise they are images.
+
     Args:
         folder: Where the images are.
         size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them.
@@ -34,7 +42,8 @@ class ImageFolder:
 
     Raises:
         NotADirectoryError: If there is no such folder.
-        ValueError: If it holds no image, or ``channels`` is neither 1 nor 3.
+        ValueError: If it holds no image, ``metadata.jsonl`` is damaged or names a file that is not there, or
+            ``channels`` is neither 1 nor 3.
     """
 
     def __init__(
@@ -50,12 +59,20 @@ class ImageFolder:
             raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         self.size = size
         self.channels = channels
+        self._told = _read_metadata(root / "metadata.jsonl") if (root / "metadata.jsonl").exists() else None
+        missing = sorted(str(path) for path in set(self._told or ()) - set(self.paths))
+        if missing:
+            raise ValueError(f"metadata.jsonl of {root} names {len(missing)} images that are not there: {missing[:3]}")
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as opened:
+    def __getitem__(self, index: int) -> Image.Image | dict[str, Any]:
+        image = self._image(self.paths[index])
+        return image if self._told is None else {**self._told.get(self.paths[index], {}), "image": image}
+
+    def _image(self, path: Path) -> Image.Image:
+        with Image.open(path) as opened:
             image = opened.convert("L" if self.channels == 1 else "RGB")
         if self.size is None:
             return image
@@ -65,6 +82,18 @@ class ImageFolder:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def _read_metadata(path: Path) -> dict[Path, dict[str, Any]]:
+    """What a ``metadata.jsonl`` says about each image."""
+    told = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            told[path.parent / record.pop("file_name")] = record
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"line {number} of {path} must be a JSON object with file_name: {error!r}") from error
+    return told
 
 
 def get_image(dataset: Dataset, index: int) -> Tensor:
@@ -82,15 +111,25 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
         TypeError: If the item is none of these.
         ValueError: If a dict has none of the keys.
     """
-    item = dataset[index]
-    what = f"dataset[{index}]"
+    return image_of(dataset[index], f"dataset[{index}]")
+
+
+def image_of(item: Any, what: str) -> Tensor:
+    """Return the image of an item, see ``get_image``.
+
+    Args:
+        item: What a dataset gave.
+        what: Names the item in errors, such as ``"dataset[7]"``.
+
+    Returns:
+        float32. [C, H, W]
+
+    Raises:
+        TypeError: If the item is none of the forms of ``get_image``.
+        ValueError: If a dict has none of the keys.
+    """
     if isinstance(item, dict):
-        key = next((key for key in IMAGE_KEYS if key in item), None)
-        if key is None:
-            raise ValueError(
-                f"{what} must have one of the keys {', '.join(IMAGE_KEYS)}, got {', '.join(map(str, item))}"
-            )
-        item = item[key]
+        item = item[_key(item, IMAGE_KEYS, what)]
     elif isinstance(item, tuple | list) and item:
         item = item[0]
     if isinstance(item, Image.Image):
@@ -114,3 +153,66 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
 def get_images(dataset: Dataset, ids: Sequence[int]) -> Tensor:
     """Return some images of a dataset as one batch. [num_samples, C, H, W]"""
     return torch.stack([get_image(dataset, i) for i in ids])
+
+
+def captions_of(item: Any, what: str) -> list[str]:
+    """Return the captions of an item, one or several.
+
+    Args:
+        item: A dict with one of the keys ``text``, ``caption``, ``prompt``, ``captions``, a string or a list of them;
+            or a tuple (image, caption or captions, ...).
+        what: Names the item in errors.
+
+    Returns:
+        At least one caption; empty ones stay.
+
+    Raises:
+        TypeError: If it is neither, or a caption is no string.
+        ValueError: If a dict has none of the keys or there is no caption.
+    """
+    found = _beside_image(item, CAPTION_KEYS, what, "caption")
+    captions = [found] if isinstance(found, str) else list(found) if isinstance(found, list | tuple) else [found]
+    wrong = [type(caption).__name__ for caption in captions if not isinstance(caption, str)]
+    if wrong:
+        raise TypeError(f"{what} must have a string or a list of strings as caption, got {', '.join(wrong[:3])}")
+    if not captions:
+        raise ValueError(f"{what} must have at least one caption, got an empty list")
+    return captions
+
+
+def label_of(item: Any, what: str) -> int:
+    """Return the class label of an item.
+
+    Args:
+        item: A dict with one of the keys ``class_labels``, ``class_label``, ``label``, ``labels``; or a tuple
+            (image, label, ...).
+        what: Names the item in errors.
+
+    Returns:
+        The label.
+
+    Raises:
+        TypeError: If it is neither, or the label is no integer.
+        ValueError: If a dict has none of the keys.
+    """
+    found = _beside_image(item, LABEL_KEYS, what, "class label")
+    try:
+        return as_int(found)
+    except TypeError:
+        raise TypeError(f"{what} must have an integer as class label, got {type(found).__name__}") from None
+
+
+def _beside_image(item: Any, keys: tuple[str, ...], what: str, name: str) -> Any:
+    if isinstance(item, dict):
+        return item[_key(item, keys, what)]
+    if isinstance(item, tuple | list) and len(item) > 1:
+        return item[1]
+    raise TypeError(f"{what} must be a dict or tuple with an image and a {name}, got {type(item).__name__}")
+
+
+def _key(item: dict[Any, Any], keys: tuple[str, ...], what: str) -> str:
+    """Return the first of some keys that an item has."""
+    for key in keys:
+        if key in item:
+            return key
+    raise ValueError(f"{what} must have one of the keys {', '.join(keys)}, got {', '.join(map(str, item))}")

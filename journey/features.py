@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from journey.checkpoints import Checkpoint, loaded
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import StoreMismatchError
-from journey.featurizer import Featurizer
+from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.measurements import Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
@@ -83,7 +83,7 @@ def open_features(
     draws: Draws | None = None,
     projector: Projector | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
-    select: Callable[[str], bool] | None = None,
+    select: Selection | None = None,
     uncovered: Literal["error", "autograd"] = "error",
 ) -> Features:
     """Open the features that an earlier ``featurize`` stored, to score with them.
@@ -147,10 +147,11 @@ def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Che
     return {
         "weights": hashes,
         "architecture": type(denoiser.network).__name__,
-        "schedule": fingerprint_tensors({"alphas_cumprod": denoiser.scheduler.alphas_cumprod}),
+        "schedule": denoiser.schedule.fingerprint(),
         "prediction_type": denoiser.prediction_type,
         "parameters": {"count": featurizer.engine.num_parameters, "names": fingerprint_json(names)},
         "measurement": featurizer.measurement.fingerprint(),
         "projector": featurizer.projector.fingerprint(),
         "draws": draws.fingerprint(),
+        **({"encoding": encoding} if (encoding := denoiser.fingerprint()) else {}),
     }

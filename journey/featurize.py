@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,12 +13,14 @@ from tqdm.auto import tqdm
 
 from journey import _native
 from journey.checkpoints import Checkpoint, loaded
-from journey.datasets import Dataset, ImageFolder, get_image
+from journey.condition import Encoded
+from journey.datasets import Dataset, ImageFolder, image_of
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, StratifiedDraws
+from journey.encoding import EncodedDataset, choose_captions
 from journey.features import Features, fingerprints
-from journey.featurizer import Featurizer
-from journey.fingerprint import TensorFingerprint
+from journey.featurizer import Featurizer, Selection
+from journey.fingerprint import TensorFingerprint, fingerprint_json
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.projectors import CountSketch, Projector
@@ -39,7 +41,7 @@ def featurize(
     draws: Draws | None = None,
     projector: Projector | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
-    select: Callable[[str], bool] | None = None,
+    select: Selection | None = None,
     uncovered: Literal["error", "autograd"] = "error",
     batch_size: int | None = None,
     shard_size: int = 256,
@@ -50,21 +52,23 @@ def featurize(
 ) -> Features:
     """Measure every image of a dataset and store its projected gradients.
 
-    Runs on the device of the model. Finished shards are kept: the same call after an interruption continues, and gives
-    the same bytes as an uninterrupted one. Several processes may share the work: each takes every ``world_size``-th
-    shard, and there is nothing to merge.
+    Runs on the device of the model. The frozen parts of a model (VAE, text encoders) run once per image; what they give
+    is kept in ``out/encoded`` for all draws, bins and checkpoints. Finished shards are kept: the same call after an
+    interruption continues, and gives the same bytes as an uninterrupted one. Several processes may share the work: each
+    takes every ``world_size``-th shard, and there is nothing to merge.
 
     Args:
-        model: A diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``), a pair ``(network, scheduler)``, a
-            ``Denoiser``, or the path or repo id of a saved pipeline. In eval mode.
+        model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
+            pipeline, see ``journey.denoiser.as_denoiser``. In eval mode.
         dataset: A map-style dataset of images (see ``journey.datasets.get_image``) or a folder of images. The id of an
-            image is its index.
+            image is its index. For models that read text or classes, items also have captions or a label (see
+            ``journey.datasets.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
         measurement: What is differentiated, ``TrainingLoss()`` by default.
         draws: Timesteps and noise, ``StratifiedDraws()`` by default.
         projector: Maps gradients to features, ``CountSketch(4096)`` by default.
         checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
-        select: Which trainable parameters to measure, by name; all by default.
+        select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
         batch_size: Images per batch; by default as many as make 64 rows with their draws. Changes features only by
             rounding.
@@ -125,23 +129,35 @@ def featurize(
         },
     )
     features = Features(FeatureStore.create_or_resume(out, manifest), featurizer, draws, weights)
-    _fill(features, dataset, batch_size, rank, world_size, check, progress)
+    owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
+    encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
+    _fill(features, encoded, batch_size, rank, world_size, check, progress)
     return features
 
 
 def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
-    """Hash some images' pixels: tells datasets apart without reading them twice, but not one exchanged image."""
+    """Hash some items: tells datasets apart without reading them twice, but not one exchanged image."""
     count = min(len(dataset), _FINGERPRINTED_IMAGES)
-    pixels = TensorFingerprint()
+    pixels, told = TensorFingerprint(), {}
     for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
-        image = get_image(dataset, i)
-        denoiser.check_image(image, f"dataset[{i}]")
+        item, name = dataset[i], f"dataset[{i}]"
+        image = image_of(item, name)
+        denoiser.check_image(image, name)
         pixels.update(str(i), image)
-    return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest()}
+        if (description := denoiser.describe(item, name)) is not None:
+            told[str(i)] = description
+    conditions = {"sampled_conditions": fingerprint_json(told)} if told else {}
+    return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}
 
 
 def _fill(
-    features: Features, dataset: Dataset, batch_size: int, rank: int, world_size: int, check: bool, progress: bool
+    features: Features,
+    encoded: EncodedDataset,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    check: bool,
+    progress: bool,
 ) -> None:
     """Compute the shards of this process that are missing."""
     store = features.store
@@ -157,9 +173,8 @@ def _fill(
                 for index in todo[name]:
                     begin, end = store.shard_range(index)
                     rows, values = [], []
-                    for first in range(begin, end, batch_size):
-                        ids = list(range(first, min(first + batch_size, end)))
-                        batch, measured = _measure(features, dataset, ids, check)
+                    for ids, samples in encoded.batches(index, begin, end, batch_size):
+                        batch, measured = _measure(features, samples, ids, check)
                         check = False
                         rows.append(batch.cpu())
                         values.append(measured.cpu())
@@ -173,13 +188,11 @@ def _fill(
         warnings.warn(f"the gradient of {len(zeros)} samples is zero in every entry: {shown}", stacklevel=3)
 
 
-def _measure(features: Features, dataset: Dataset, ids: list[int], check: bool) -> tuple[Tensor, Tensor]:
+def _measure(features: Features, samples: Encoded, ids: list[int], check: bool) -> tuple[Tensor, Tensor]:
     denoiser, draws = features.featurizer.denoiser, features.draws
-    images = []
-    for i in ids:
-        images.append(get_image(dataset, i))
-        denoiser.check_image(images[-1], f"dataset[{i}]")
-    batch = torch.stack(images)
     timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-    noise = draws.noise(ids, tuple(batch.shape[1:]), denoiser.device)
-    return features.featurizer.features(batch, timesteps, noise, ids=ids, check=check)
+    noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
+    # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
+    choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
+    condition = samples.conditions(choice)
+    return features.featurizer.features(samples.x0, timesteps, noise, condition=condition, ids=ids, check=check)

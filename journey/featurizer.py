@@ -5,17 +5,22 @@ Training images and queries go through the same code, so that their features can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from journey.denoiser import Denoiser
+from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
 from journey.gradients import GradientEngine
 from journey.measurements import Measurement, Prediction
+from journey.models.base import Denoiser
 from journey.projectors import Projector
+
+# Which parameters are measured: a function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
+Selection = Callable[[str], bool] | str | Sequence[str]
 
 
 class Featurizer:
@@ -25,11 +30,13 @@ class Featurizer:
         denoiser: The model and its schedule.
         measurement: What is differentiated.
         projector: Maps gradients to features.
-        select: Which trainable parameters are measured, by name; all by default.
+        select: Which trainable parameters are measured: a function of the name, or one or several glob patterns such as
+            ``"*.attn*.to_k.*"``; all by default. With LoRA layers these are the adapters': peft freezes the others.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
 
     Raises:
         CoverageError: If parameters are not covered, see ``journey.gradients.GradientEngine``.
+        ValueError: If a pattern matches no trainable parameter.
     """
 
     def __init__(
@@ -38,13 +45,14 @@ class Featurizer:
         *,
         measurement: Measurement,
         projector: Projector,
-        select: Callable[[str], bool] | None = None,
+        select: Selection | None = None,
         uncovered: Literal["error", "autograd"] = "error",
     ) -> None:
         self.denoiser = denoiser
         self.measurement = measurement
         self.projector = projector
-        self.engine = GradientEngine(denoiser.network, select=select, uncovered=uncovered)
+        chosen = _selector(select, denoiser)
+        self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
         self.features_dim = projector.features_dim(self.engine.num_parameters)
 
     def features(
@@ -53,6 +61,8 @@ class Featurizer:
         timesteps: Tensor,  # [num_samples, bins, num_draws]
         noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
         *,
+        condition: Condition | None = None,
+        mask: Tensor | None = None,  # [num_samples, 1, H, W]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -66,6 +76,9 @@ class Featurizer:
             images: Clean images in the model's range, float32. [num_samples, C, H, W]
             timesteps: int64. [num_samples, bins, num_draws]
             noise: float32. [num_samples, bins, num_draws, C, H, W]
+            condition: What the network is told, one row per sample, or one per sample, bin and draw in this order.
+            mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
+                whole image. [num_samples, 1, H, W]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -74,6 +87,7 @@ class Featurizer:
             the model's device.
 
         Raises:
+            ValueError: If ``condition`` has another number of rows.
             NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images.
             GradientCheckError: If the check fails.
 
@@ -87,13 +101,17 @@ class Featurizer:
         x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
         times = timesteps.reshape(-1).to(device)
         epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
+        masks = None if mask is None else mask.to(device).repeat_interleave(bins * num_draws, 0)
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
+        told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
 
         def values(rows: slice) -> Tensor:
-            prediction = self.denoiser.predict(x_t[rows], times[rows])
+            part = None if masks is None else masks[rows]
+            given = None if told is None else told.select(rows)
+            prediction = self.denoiser.predict(x_t[rows], times[rows], given)
             return self.measurement(
-                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows])
+                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
 
         features = torch.zeros(num_samples * bins, self.features_dim, device=device)
@@ -112,3 +130,26 @@ class Featurizer:
         if check:
             self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
         return features, averages
+
+
+def _selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
+    """The selection as a function of the name."""
+    if select is None or callable(select):
+        return select
+    patterns = [select] if isinstance(select, str) else list(select)
+    names = [name for name, p in denoiser.network.named_parameters() if p.requires_grad]
+    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    if unused or not patterns:
+        raise ValueError(
+            f"select must be patterns of trainable parameters, got {', '.join(map(repr, unused)) or 'none'} that match "
+            f"none of {len(names)}, such as {', '.join(names[:3])}"
+        )
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _per_row(condition: Condition, num_samples: int, num_rows: int) -> Condition:
+    if len(condition) not in (num_samples, num_rows):
+        raise ValueError(
+            f"condition must have {num_samples} rows, one per sample, or {num_rows}, one per draw, got {len(condition)}"
+        )
+    return condition if len(condition) == num_rows else condition.repeat(num_rows // num_samples)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -14,28 +14,45 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.denoiser import as_denoiser
-from journey.draws import keyed_noise
-from journey.keys import derive_key, to_signed
+from journey.condition import Condition
+from journey.denoiser import Denoiser, as_denoiser
+from journey.keys import derive_key
+from journey.sampler import Sampler
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The recorded steps of some generated images, on the CPU, in the model's range [-1, 1].
+    """The recorded steps of some generated images, on the CPU, in the space that the network denoises.
+
+    That is the images themselves in [-1, 1], or the latents of an autoencoder; then ``pixels`` has the decoded images,
+    8 bits each, so that pictures need no model.
 
     Attributes:
         timesteps: The recorded timesteps, descending as they were sampled, int64. [num_steps]
-        x_t: The latents before each step, float32. [num_queries, num_steps, C, H, W]
+        x_t: The latents before each step, as the network saw them, float32. [num_queries, num_steps, C, H, W]
         x0_hat: The image predicted from each, float32. [num_queries, num_steps, C, H, W]
         images: The images at the end, float32. [num_queries, C, H, W]
+        condition: What the network was told, one row per image; None for an unconditional model.
+        negative: What guidance led away from, one row for all images; None without guidance.
+        guidance_scale: The strength of classifier-free guidance.
+        num_inference_steps: Steps of the sampler; None for as many as were recorded.
+        prompts: What was asked for, in words, one per image; empty for an unconditional model.
+        pixels: Of latent models, every ``x0_hat`` and then the image, decoded, uint8.
+            [num_queries, num_steps + 1, 3, height, width]
     """
 
     timesteps: Tensor
     x_t: Tensor
     x0_hat: Tensor
     images: Tensor
+    condition: Condition | None = None
+    negative: Condition | None = None
+    guidance_scale: float = 1.0
+    num_inference_steps: int | None = None
+    prompts: tuple[str, ...] = ()
+    pixels: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
@@ -46,15 +63,72 @@ class Trajectory:
                     f"{name} must be [num_queries, num_steps, C, H, W] = {list(expected)}, "
                     f"got {list(getattr(self, name).shape)}"
                 )
+        for name, found in (("condition", self.condition), ("prompts", self.prompts or None)):
+            if found is not None and len(found) != expected[0]:
+                raise ValueError(f"{name} must have one row for each of {expected[0]} images, got {len(found)}")
+        if self.pixels is not None and tuple(self.pixels.shape[:2]) != (expected[0], expected[1] + 1):
+            raise ValueError(
+                f"pixels must be [num_queries, num_steps + 1, ...] = [{expected[0]}, {expected[1] + 1}, ...], "
+                f"got {list(self.pixels.shape)}"
+            )
 
     @property
     def num_queries(self) -> int:
         """Number of generated images."""
         return len(self.images)
 
+    @property
+    def image_pixels(self) -> Tensor:
+        """The images at the end as pictures in [-1, 1]. [num_queries, 1 or 3, height, width]"""
+        return self.images if self.pixels is None else self.pixels[:, -1].float() / 127.5 - 1
+
+    @property
+    def x0_pixels(self) -> Tensor:
+        """The predicted images as pictures in [-1, 1]. [num_queries, num_steps, 1 or 3, height, width]"""
+        return self.x0_hat if self.pixels is None else self.pixels[:, :-1].float() / 127.5 - 1
+
+    @property
+    def x_t_pixels(self) -> Tensor:
+        """The noised images as pictures; of latents, which are none, the first three channels over three deviations."""
+        return self.x_t if self.pixels is None else self.x_t[:, :, :3] / 3
+
+    def sampler(self, model: Any, query: int = 0, *, stochastic: bool = False) -> Sampler:
+        """Return a sampler for other ends of one image: the same steps, condition and guidance.
+
+        Args:
+            model: The model, as for ``record``.
+            query: Which image.
+            stochastic: See ``journey.sampler.Sampler``.
+
+        Returns:
+            The sampler; ``x_t[query, i]`` goes into its ``steps``.
+        """
+        return Sampler(
+            as_denoiser(model),
+            self.num_inference_steps or len(self.timesteps),
+            condition=None if self.condition is None else self.condition.select([query]),
+            guidance_scale=self.guidance_scale,
+            negative=self.negative,
+            shape=tuple(self.images.shape[1:]),
+            stochastic=stochastic,
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trajectory as one safetensors file."""
-        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, path, metadata={"kind": "trajectory"})
+        """Write the trajectory as one safetensors file; equal trajectories give equal bytes."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        for name, told in (("condition", self.condition), ("negative", self.negative)):
+            tensors |= {} if told is None else {f"{name}.{key}": tensor for key, tensor in told.tensors.items()}
+        if self.pixels is not None:
+            tensors["pixels"] = self.pixels
+        # Not metadata: safetensors writes several entries of that in an order that changes from run to run.
+        settings = {
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+            "prompts": self.prompts,
+        }
+        tensors["settings"] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, path, metadata={"kind": "trajectory"})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trajectory:
@@ -72,80 +146,150 @@ class Trajectory:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("kind") != "trajectory":
                 raise ValueError(f"{os.fspath(path)} is not a saved trajectory")
-            return Trajectory(**{name: file.get_tensor(name) for name in _TENSORS})
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        settings = json.loads(bytes(saved["settings"].tolist()))
+
+        def told(name: str) -> Condition | None:
+            rows = {key.partition(".")[2]: t for key, t in saved.items() if key.startswith(f"{name}.")}
+            return Condition(rows) if rows else None
+
+        return Trajectory(
+            **{name: saved[name] for name in _TENSORS},
+            condition=told("condition"),
+            negative=told("negative"),
+            guidance_scale=settings["guidance_scale"],
+            num_inference_steps=settings["num_inference_steps"],
+            prompts=tuple(settings["prompts"]),
+            pixels=saved.get("pixels"),
+        )
 
 
 def record(
     pipeline: Any,
     *,
     seed: int = 0,
+    prompt: str | Sequence[str] | None = None,
+    class_labels: int | Sequence[int] | None = None,
+    condition: Condition | None = None,
+    negative_prompt: str | None = None,
+    guidance_scale: float | None = None,
     num_images: int = 1,
     num_inference_steps: int = 50,
     steps: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> Trajectory:
     """Sample images with the model's scheduler and keep x_t and the predicted image at chosen steps.
 
     Args:
-        pipeline: The model, as for ``journey.featurize``, with a scheduler whose steps give ``pred_original_sample``
-            (DDPM, DDIM).
-        seed: Names the images: image i of a seed is the same for any ``num_images`` and on every device.
-        num_images: Images to make.
+        pipeline: The model, as for ``journey.featurize``, with any diffusers scheduler.
+        seed: Names the images: image i of a seed is the same for any ``num_images`` and on every device, and begins
+            with the same noise for every prompt.
+        prompt: For text models: one or several prompts.
+        class_labels: For class-conditional models: one or several labels.
+        condition: Instead of either, what the network is told, ready-made; one row counts as one prompt.
+        negative_prompt: What guidance leads away from; the model's null condition by default.
+        guidance_scale: Strength of guidance; by default that of the model's pipeline.
+        num_images: Images to make of each prompt or label; those of one prompt follow each other.
         num_inference_steps: Steps of the sampler.
         steps: Which of the sampler's timesteps to keep; all by default.
+        size: Height and width of the images in pixels; the model's own by default.
         progress: Show a progress bar.
 
     Returns:
         The recorded trajectory.
 
     Raises:
-        ValueError: If a step is not among the sampler's timesteps, or a number is not positive.
-        TypeError: If the model has an unknown form or the scheduler gives no predicted image.
+        ValueError: If a step is not among the sampler's timesteps, a number is not positive, or arguments exclude each
+            other.
+        TypeError: If the model has an unknown form, does not tell the shape of its images, or is told what it cannot
+            read.
 
     Reference:
         Ho et al., NeurIPS 2020, Eq. 15, for the predicted image; Georgiev et al., 2023, section 3, for its use.
     """
     denoiser = as_denoiser(pipeline)
-    if denoiser.in_channels is None or denoiser.sample_size is None:
-        raise TypeError(
-            f"model must tell in_channels and sample_size in its config, {type(denoiser.network).__name__} does not"
-        )
     for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
-    scheduler = type(denoiser.scheduler).from_config(denoiser.scheduler.config)
-    scheduler.set_timesteps(num_inference_steps)
-    visited = [int(t) for t in scheduler.timesteps]
+    told, words = _told(denoiser, prompt, class_labels, condition)
+    scale = 1.0 if guidance_scale is None else float(guidance_scale)
+    if told is not None:
+        wanted = denoiser.default_guidance if guidance_scale is None else float(guidance_scale)
+        told, scale = denoiser.with_guidance(told.repeat(num_images), wanted)
+    if negative_prompt is not None and scale <= 1:
+        raise ValueError(f"negative_prompt needs classifier-free guidance, got a scale of {scale}")
+    negative = None
+    if scale > 1 and told is not None:
+        negative = denoiser.null_condition() if negative_prompt is None else denoiser.encode_prompt([negative_prompt])
+    sampler = Sampler(
+        denoiser,
+        num_inference_steps,
+        condition=told,
+        guidance_scale=scale,
+        negative=negative,
+        shape=denoiser.shape_of(size),
+    )
+    visited = sampler.timesteps
     kept = visited if steps is None else [int(t) for t in steps]
     unknown = [t for t in kept if t not in visited]
     if unknown or not kept:
         raise ValueError(f"steps must be among the sampler's timesteps {visited}, got {unknown or 'none'}")
 
-    shape = (denoiser.in_channels, *denoiser.sample_size)
-    keys = [to_signed(derive_key(seed, "trajectory", i)) for i in range(num_images)]
-    start = keyed_noise(torch.tensor(keys), 1, shape, denoiser.device, antithetic=False, per=1)
-    x = start[:, 0, 0] * scheduler.init_noise_sigma
-    # The sampler's own noise: one CPU generator per image, so that neither the device nor the batch matters.
-    generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in range(num_images)]
-    own_noise = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+    ids = list(range(num_images)) * (1 if told is None else len(told) // num_images)
+    x = sampler.start([derive_key(seed, "trajectory", i) for i in ids])
+    generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in ids]
     x_t, x0_hat = {}, {}
-    with torch.no_grad():
-        for t in tqdm(visited, unit="step", desc="record", disable=not progress, dynamic_ncols=True):
-            prediction = denoiser.predict(
-                scheduler.scale_model_input(x, t), torch.full((num_images,), t, device=x.device)
-            )
-            step = scheduler.step(prediction, t, x, **own_noise)
-            if getattr(step, "pred_original_sample", None) is None:
-                raise TypeError(
-                    f"the scheduler must give pred_original_sample (DDPM, DDIM), {type(scheduler).__name__} does not"
-                )
-            if t in kept:
-                x_t[t], x0_hat[t] = x.cpu(), step.pred_original_sample.cpu()
-            x = step.prev_sample
-    ordered = [t for t in visited if t in kept]
+    for step in tqdm(
+        sampler.steps(x, generators=generators),
+        total=len(visited),
+        unit="step",
+        desc="record",
+        disable=not progress,
+        dynamic_ncols=True,
+    ):
+        if step.timestep in kept:
+            # Where a sampler visits a timestep twice (PNDM, Heun), the later visit is on its path.
+            x_t[step.timestep], x0_hat[step.timestep] = step.x_t.cpu(), step.x0_hat.cpu()
+        x = step.prev
+    ordered = [t for t in dict.fromkeys(visited) if t in kept]
+    predicted = torch.stack([x0_hat[t] for t in ordered], 1)
     return Trajectory(
         timesteps=torch.tensor(ordered),
         x_t=torch.stack([x_t[t] for t in ordered], 1),
-        x0_hat=torch.stack([x0_hat[t] for t in ordered], 1),
-        images=x.cpu().clamp(-1, 1),
+        x0_hat=predicted,
+        images=x.cpu() if denoiser.is_latent else x.cpu().clamp(-1, 1),
+        condition=None if told is None else told.to(torch.device("cpu")),
+        negative=None if negative is None else negative.to(torch.device("cpu")),
+        guidance_scale=scale,
+        num_inference_steps=num_inference_steps,
+        prompts=tuple(word for word in words for _ in range(num_images)),
+        pixels=_decode(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
     )
+
+
+def _told(
+    denoiser: Denoiser,
+    prompt: str | Sequence[str] | None,
+    class_labels: int | Sequence[int] | None,
+    condition: Condition | None,
+) -> tuple[Condition | None, list[str]]:
+    """What the network is told, one row per prompt or label, and that in words."""
+    given = {"prompt": prompt, "class_labels": class_labels, "condition": condition}
+    several = [name for name, value in given.items() if value is not None]
+    if len(several) > 1:
+        raise ValueError(f"only one of prompt, class_labels and condition may be given, got {' and '.join(several)}")
+    if prompt is not None:
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return denoiser.encode_prompt(prompts), prompts
+    if class_labels is not None:
+        labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+        return denoiser.encode_labels(labels), [f"class {label}" for label in labels]
+    return condition, []
+
+
+def _decode(denoiser: Denoiser, latents: Tensor) -> Tensor:
+    """Decode latents one image at a time. [num_queries, num, C, H, W] -> uint8 [num_queries, num, 3, height, width]"""
+    rows = [denoiser.decode(row.unsqueeze(0)).cpu() for row in latents.flatten(0, 1)]
+    pictures: Tensor = (torch.cat(rows) + 1).mul(127.5).round().to(torch.uint8)
+    return pictures.view(*latents.shape[:2], *pictures.shape[1:])

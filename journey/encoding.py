@@ -1,0 +1,141 @@
+"""Samples as the network takes them: the frozen parts of a model run once per sample, and what they give is kept.
+
+A cache is a folder of files ``samples-SSSSSS.safetensors``, one for each shard of the feature store beside it: ``x0``
+[num, C, H, W], ``counts`` int64 [num] (captions per sample) and ``condition.NAME`` [sum of counts, ...]. Each names
+what it belongs to and carries the SHA-256 of its tensors, and exists as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from journey import ops
+from journey.condition import Condition, Encoded
+from journey.datasets import Dataset
+from journey.errors import CorruptShardError
+from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.keys import derive_key, to_signed
+from journey.models.base import Denoiser
+from journey.publish import publish, remove_leftovers
+
+# Samples that go through the frozen parts at once.
+_BATCH = 8
+_STREAM_TIMESTEP = 6  # csrc/common/philox.h
+_PREFIX = "condition."
+
+
+class EncodedDataset:
+    """The samples of a dataset, encoded when they are first needed.
+
+    Args:
+        dataset: The dataset.
+        denoiser: The model that encodes it.
+        folder: Where encodings are kept; used only if the model has frozen parts.
+        belongs_to: What the encodings depend on, as JSON values.
+    """
+
+    def __init__(self, dataset: Dataset, denoiser: Denoiser, folder: Path, belongs_to: dict[str, Any]) -> None:
+        self.dataset = dataset
+        self.denoiser = denoiser
+        self.folder = folder
+        self._key = fingerprint_json(belongs_to)
+        if denoiser.caches:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+
+    def batches(self, index: int, begin: int, end: int, batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
+        """Yield the samples of one shard, ``batch_size`` at a time.
+
+        Args:
+            index: Which shard.
+            begin: Its first position in the dataset.
+            end: One past its last.
+            batch_size: Samples at once.
+
+        Yields:
+            Positions and samples.
+
+        Raises:
+            CorruptShardError: If a kept file is damaged or belongs elsewhere.
+            OSError: If the folder cannot be written to.
+        """
+        shard = self._shard(index, begin, end) if self.denoiser.caches else None
+        for first in range(begin, end, batch_size):
+            ids = list(range(first, min(first + batch_size, end)))
+            if shard is None:
+                yield ids, self.denoiser.encode([self.dataset[i] for i in ids], ids)
+            else:
+                yield ids, shard.select(ids[0] - begin, ids[-1] + 1 - begin)
+
+    def _shard(self, index: int, begin: int, end: int) -> Encoded:
+        path = self.folder / f"samples-{index:06d}.safetensors"
+        if not path.exists():
+            parts = []
+            for first in range(begin, end, _BATCH):
+                ids = list(range(first, min(first + _BATCH, end)))
+                parts.append(self.denoiser.encode([self.dataset[i] for i in ids], ids))
+            _write(path, Encoded.cat(parts), self._owner(begin, end))
+        # Also what was just computed is read, so that an interrupted run measures the same bits.
+        return _read(path, self._owner(begin, end))
+
+    def _owner(self, begin: int, end: int) -> dict[str, Any]:
+        return {"key": self._key, "begin": begin, "end": end}
+
+
+def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_draws: int) -> Tensor:
+    """Return which of its captions each draw of a sample takes: uniform, a function of (seed, id, draw).
+
+    Args:
+        seed: Names the choices.
+        ids: Positions in the dataset.
+        counts: Captions of each.
+        num_draws: Draws of each.
+
+    Returns:
+        int64. [num_samples, num_draws]
+    """
+    keys = torch.tensor([to_signed(derive_key(seed, "caption", i)) for i in ids]).repeat_interleave(num_draws)
+    draws = torch.arange(num_draws).repeat(len(ids))
+    words = ops.philox_words(keys, draws, torch.zeros_like(keys), stream=_STREAM_TIMESTEP)[:, 0]
+    return (words.view(len(ids), num_draws) * torch.tensor(counts)[:, None]) >> 32
+
+
+def _write(path: Path, encoded: Encoded, owner: dict[str, Any]) -> None:
+    tensors = {"x0": encoded.x0, "counts": torch.tensor(encoded.counts)}
+    if encoded.condition is not None:
+        tensors |= {_PREFIX + name: tensor for name, tensor in encoded.condition.tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise ValueError(
+            f"{', '.join(bad)} of samples {owner['begin']} to {owner['end']} must be finite, got NaN or infinity from "
+            "the model's encoders; a float16 encoder may need bfloat16 or float32"
+        )
+    text = json.dumps({**owner, "sha256": fingerprint_tensors(tensors)}, sort_keys=True)
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    publish(path, [save(tensors, metadata={"encoding": text})])
+
+
+def _read(path: Path, owner: dict[str, Any]) -> Encoded:
+    cure = "Delete this file and run featurize again with the same arguments; it encodes only these samples."
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get("encoding", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise CorruptShardError(f"{path} is damaged: {error}. {cure}") from error
+    sha256 = found.pop("sha256", None)
+    if found != owner:
+        raise CorruptShardError(f"{path} belongs elsewhere: expected {owner}, found {found}. {cure}")
+    if sha256 != fingerprint_tensors(tensors):
+        raise CorruptShardError(f"{path} is damaged: its tensors do not have the SHA-256 that it says. {cure}")
+    told = {name.removeprefix(_PREFIX): t for name, t in tensors.items() if name.startswith(_PREFIX)}
+    return Encoded(tensors["x0"], Condition(told) if told else None, tensors["counts"].tolist())

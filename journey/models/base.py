@@ -1,0 +1,279 @@
+"""One view of a diffusion model for everything that measures or samples it; here of unconditional ones in pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from journey.condition import Condition, Encoded
+from journey.datasets import image_of
+from journey.fingerprint import fingerprint_tensors
+from journey.schedules import Schedule, as_schedule
+
+
+class Denoiser:
+    """A denoising network with the schedule it was trained for, unconditional and in pixels.
+
+    Other families of models are subclasses in ``journey.models``.
+
+    Args:
+        network: Called as ``network(x_t, time)``; returns the prediction or an object with ``.sample``. In eval mode.
+        scheduler: A diffusers scheduler, see ``journey.schedules.as_schedule``.
+
+    Raises:
+        ValueError: If the network or a dropout in it is in train mode, or the prediction type is unknown.
+        TypeError: If the scheduler has no known schedule.
+    """
+
+    # Guidance that the pipelines sample with where nothing else is asked for.
+    default_guidance = 1.0
+
+    def __init__(self, network: nn.Module, scheduler: Any) -> None:
+        if network.training:
+            raise ValueError("model must be in eval mode, got train mode; call model.eval()")
+        # Loading LoRA weights leaves the new layers in train mode, which matters only to what is random in it.
+        chance = [name for name, module in network.named_modules() if module.training and _is_random(module)]
+        if chance:
+            raise ValueError(
+                f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call model.eval()"
+            )
+        self.network = network
+        self.scheduler = scheduler
+        self.schedule: Schedule = as_schedule(scheduler)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Number of timesteps of the schedule; timesteps are 0 ... num_train_timesteps - 1."""
+        return self.schedule.num_train_timesteps
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, see ``journey.schedules.Schedule``."""
+        return self.schedule.prediction_type
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's parameters."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def in_channels(self) -> int | None:
+        """Channels of an image, where the network's config tells."""
+        return getattr(getattr(self.network, "config", None), "in_channels", None)
+
+    @property
+    def sample_size(self) -> tuple[int, int] | None:
+        """Height and width of an image, where the network's config tells."""
+        size = getattr(getattr(self.network, "config", None), "sample_size", None)
+        return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of what the network denoises, an image or its latents, where the model tells. [C, H, W]"""
+        if self.in_channels is None or self.sample_size is None:
+            return None
+        return (self.in_channels, *self.sample_size)
+
+    def predict(self, x_t: Tensor, timesteps: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return the network's prediction in float32.
+
+        Args:
+            x_t: Noised images. [num_rows, C, H, W]
+            timesteps: One per row, int64. [num_rows]
+            condition: What the network is told, one row per image.
+
+        Returns:
+            The prediction, in the sense of ``prediction_type``. [num_rows, C, H, W]
+        """
+        return self.predict_at(x_t, self.schedule.network_time(timesteps), condition)
+
+    def predict_at(self, x_t: Tensor, times: Tensor, condition: Condition | None = None) -> Tensor:
+        """Return the prediction for times as the scheduler counts them, which may lie between timesteps.
+
+        Args:
+            x_t: Noised images. [num_rows, C, H, W]
+            times: One per row. [num_rows]
+            condition: As for ``predict``.
+
+        Returns:
+            The prediction, float32. [num_rows, C, H, W]
+        """
+        return self._call(x_t.to(self.dtype), times, condition).float()
+
+    def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
+        """Run the network. [num_rows, C, H, W]"""
+        if condition is not None:
+            raise ValueError(f"condition must be None for an unconditional model, got {', '.join(condition.tensors)}")
+        output = self.network(x_t, times)
+        return output if isinstance(output, Tensor) else output.sample
+
+    def _told(self, condition: Condition | None) -> Condition:
+        """The condition on the model's device, for a network that cannot do without."""
+        if condition is None:
+            raise ValueError(f"condition must be given for {type(self).__name__}, got None")
+        return condition.to(self.device)
+
+    def null_condition(self) -> Condition:
+        """Return what the network is told when it is told nothing, one row, for guidance.
+
+        Raises:
+            TypeError: If the model has no such condition.
+        """
+        raise TypeError(f"{type(self).__name__} has no null condition: guidance needs one of a text or class model")
+
+    def encode_prompt(self, prompts: list[str]) -> Condition:
+        """Return the condition of some prompts, one row each.
+
+        Raises:
+            TypeError: If the model reads no text.
+        """
+        raise TypeError(f"prompt must be None for {type(self).__name__}, which reads no text, got {prompts[:1]}")
+
+    def encode_labels(self, labels: list[int]) -> Condition:
+        """Return the condition of some class labels, one row each.
+
+        Raises:
+            TypeError: If the model has no classes.
+        """
+        raise TypeError(f"class_labels must be None for {type(self).__name__}, which has no classes, got {labels[:1]}")
+
+    def with_guidance(self, condition: Condition, guidance_scale: float) -> tuple[Condition, float]:
+        """Return the condition to sample with, and the scale of classifier-free guidance that remains to be applied."""
+        return condition, guidance_scale
+
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """The parts that run once per image and are not measured, by name."""
+        return {}
+
+    @property
+    def caches(self) -> bool:
+        """Whether encodings are worth a cache on disk."""
+        return bool(self.frozen)
+
+    def encode(self, items: list[Any], ids: list[int]) -> Encoded:
+        """Return samples as the network takes them; the frozen parts run here and nowhere else.
+
+        Args:
+            items: What the dataset gave.
+            ids: Their positions in the dataset.
+
+        Returns:
+            The samples.
+
+        Raises:
+            ValueError: If an image does not fit the model or is not finite, or a caption or label is missing.
+            TypeError: If an item has an unknown form.
+        """
+        names = [f"dataset[{i}]" for i in ids]
+        images = [image_of(item, name) for item, name in zip(items, names, strict=True)]
+        for image, name in zip(images, names, strict=True):
+            self.check_image(image, name)
+            if image.shape != images[0].shape:
+                raise ValueError(f"{name} must be {list(images[0].shape)} as {names[0]}, got {list(image.shape)}")
+        x0 = self.encode_images(torch.stack(images), ids)
+        return Encoded(x0, *self.encode_conditions(items, names))
+
+    def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
+        """Return images as the network denoises them, float32: themselves, or their latents. [num_samples, C, H, W]"""
+        return images
+
+    def encode_conditions(self, items: list[Any], names: list[str]) -> tuple[Condition | None, list[int]]:
+        """Return what the network is told with some items, one row per caption, and how many rows each item has."""
+        return None, [1] * len(items)
+
+    def describe(self, item: Any, name: str) -> Any:
+        """Return what an item tells the network, as a JSON value, for the dataset's fingerprint."""
+        return None
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Return the shape of what the network denoises for images of some size, by default the model's. [C, H, W]
+
+        Args:
+            size: Height and width of an image in pixels.
+
+        Returns:
+            The shape.
+
+        Raises:
+            TypeError: If it needs the model's own shape, which the model does not tell.
+            ValueError: If the model cannot make images of that size.
+        """
+        if self.shape is None:
+            raise TypeError(
+                f"model must tell in_channels and sample_size in its config, {type(self.network).__name__} does not"
+            )
+        return self.shape if size is None else (self.shape[0], *size)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the network denoises latents instead of images."""
+        return False
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Return images in [-1, 1] from what the network denoises, float32. [num_rows, C, H, W]"""
+        return x0.clamp(-1, 1)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what encoded samples depend on besides the dataset, as JSON values; empty where nothing is encoded."""
+        return {name: fingerprint_tensors(part.state_dict()) for name, part in self.frozen.items()}
+
+    def set_timesteps(self, scheduler: Any, num_inference_steps: int, shape: tuple[int, ...]) -> None:
+        """Prepare a scheduler for sampling as the model's pipeline does.
+
+        Args:
+            scheduler: Changed.
+            num_inference_steps: Steps of the sampler.
+            shape: Shape of one image in the model's space, on which some schedules depend. [C, H, W]
+        """
+        scheduler.set_timesteps(num_inference_steps)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return ``x_t = signal_t x0 + sigma_t noise``. [num_rows, C, H, W]"""
+        return self.schedule.add_noise(x0, noise, timesteps)
+
+    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what the network was trained to predict. [num_rows, C, H, W]"""
+        return self.schedule.target(x0, noise, timesteps)
+
+    def check_image(self, image: Tensor, what: str) -> None:
+        """Refuse an image that does not fit the network or is not finite.
+
+        Args:
+            image: One image. [C, H, W]
+            what: Names the image in the error, such as ``"dataset[7]"``.
+
+        Raises:
+            ValueError: If the number of channels or the size is wrong, or a pixel is NaN or infinite.
+        """
+        self._check_channels(image, what)
+        if self.sample_size is not None and tuple(image.shape[1:]) != self.sample_size:
+            raise ValueError(
+                f"{what} must be {self.sample_size} pixels, as the model takes, got {tuple(image.shape[1:])}"
+            )
+        self._check_finite(image, what)
+
+    def _check_channels(self, image: Tensor, what: str) -> None:
+        if image.dim() != 3:
+            raise ValueError(f"{what} must be an image [C, H, W], got {list(image.shape)}")
+        if self.in_channels is not None and image.shape[0] != self.in_channels:
+            raise ValueError(
+                f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}"
+            )
+
+    def _check_finite(self, image: Tensor, what: str) -> None:
+        if not torch.isfinite(image).all():
+            raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether train mode makes the output depend on chance or on the rest of the batch."""
+    dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout | nn.FeatureAlphaDropout
+    return module.p > 0 if isinstance(module, dropout) else isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -1,0 +1,106 @@
+"""A bare network that is told something: its dataset carries the tensors, or a function of the caller makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from journey.condition import Condition
+from journey.datasets import captions_of, label_of
+from journey.fingerprint import fingerprint_tensors
+from journey.models.base import Denoiser
+
+
+class ConditionalDenoiser(Denoiser):
+    """A network in the space of its images with one named condition.
+
+    Args:
+        network: Called as ``network(x_t, time, NAME=...)``, such as a ``UNet2DConditionModel``, or a ``UNet2DModel``
+            with class labels. In eval mode.
+        scheduler: See ``Denoiser``.
+        name: The network's argument, ``"encoder_hidden_states"`` or ``"class_labels"``. An item of the dataset carries
+            it under this name, without a batch dimension; class labels also as ``get_image``'s tuples do.
+        encode_prompt: For text: makes the tensor of some prompts, one row each [num_rows, ...]. Then an item carries
+            captions instead, and encodings are cached.
+        null: What stands for nothing told, for guidance; with ``encode_prompt`` the empty prompt by default.
+
+    Raises:
+        ValueError: As ``Denoiser``.
+        TypeError: As ``Denoiser``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler: Any,
+        *,
+        name: str = "encoder_hidden_states",
+        encode_prompt: Callable[[list[str]], Tensor] | None = None,
+        null: Tensor | None = None,
+    ) -> None:
+        super().__init__(network, scheduler)
+        self.name = name
+        self._encode_prompt = encode_prompt
+        self._null = null
+
+    @property
+    def caches(self) -> bool:
+        """Whether encodings are worth a cache: where a text encoder runs."""
+        return self._encode_prompt is not None
+
+    def encode_prompt(self, prompts: list[str]) -> Condition:
+        """Return the condition of some prompts, see ``Denoiser.encode_prompt``."""
+        if self._encode_prompt is None:
+            return super().encode_prompt(prompts)
+        with torch.no_grad():
+            return Condition({self.name: self._encode_prompt(prompts)})
+
+    def encode_labels(self, labels: list[int]) -> Condition:
+        """Return the condition of some class labels, see ``Denoiser.encode_labels``."""
+        if self.name != "class_labels":
+            return super().encode_labels(labels)
+        return Condition({self.name: torch.tensor(labels, dtype=torch.int64)})
+
+    def null_condition(self) -> Condition:
+        """Return what stands for nothing told, see ``Denoiser.null_condition``."""
+        if self._null is not None:
+            return Condition({self.name: self._null.unsqueeze(0)})
+        return super().null_condition() if self._encode_prompt is None else self.encode_prompt([""])
+
+    def encode_conditions(self, items: list[Any], names: list[str]) -> tuple[Condition, list[int]]:
+        """Return one row per caption or item, see ``Denoiser.encode_conditions``."""
+        if self._encode_prompt is None:
+            rows = [self._ready(item, name) for item, name in zip(items, names, strict=True)]
+            return Condition({self.name: torch.stack(rows)}), [1] * len(items)
+        captions = [captions_of(item, name) for item, name in zip(items, names, strict=True)]
+        return self.encode_prompt([text for several in captions for text in several]), [len(c) for c in captions]
+
+    def describe(self, item: Any, name: str) -> Any:
+        """Return what an item tells, for the dataset's fingerprint."""
+        if self._encode_prompt is not None:
+            return captions_of(item, name)
+        return fingerprint_tensors({self.name: self._ready(item, name)})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what conditions depend on: of the caller's function, what it makes of two prompts."""
+        if self._encode_prompt is None:
+            return {**super().fingerprint(), "condition": self.name}
+        probe = self.encode_prompt(["", "a red apple on a table"]).tensors
+        return {**super().fingerprint(), "condition": self.name, "encode_prompt": fingerprint_tensors(probe)}
+
+    def _ready(self, item: Any, name: str) -> Tensor:
+        if self.name == "class_labels":
+            return torch.tensor(label_of(item, name))
+        if not isinstance(item, dict) or self.name not in item:
+            found = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
+            raise ValueError(f"{name} must be a dict with an image and {self.name!r}, got {found}")
+        return torch.as_tensor(item[self.name])
+
+    def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
+        told = self._told(condition)[self.name]
+        told = told.to(self.dtype) if told.is_floating_point() else told
+        output = self.network(x_t, times, **{self.name: told})
+        return output if isinstance(output, Tensor) else output.sample

@@ -1,0 +1,134 @@
+"""Models that denoise the latents of a variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from journey.draws import keyed_noise
+from journey.keys import derive_key, to_signed
+from journey.models.base import Denoiser
+
+
+class LatentDenoiser(Denoiser):
+    """A denoiser of VAE latents, from a diffusers pipeline.
+
+    Latents are ``(z - shift_factor) * scaling_factor`` with z the mean of the VAE's posterior, or a sample of it.
+
+    Args:
+        pipeline: A diffusers pipeline with ``vae`` and ``scheduler``, all parts in eval mode.
+        network: The denoising network of the pipeline.
+        latents: ``"mean"`` of the posterior, or ``"sample"``: one sample, keyed by seed and sample id.
+        seed: Names the samples.
+
+    Raises:
+        ValueError: If a part is in train mode, ``latents`` is neither, or the network takes more than latents.
+    """
+
+    # The network works on squares of so many latents.
+    patch_size = 1
+
+    def __init__(self, pipeline: Any, network: nn.Module, *, latents: str = "mean", seed: int = 0) -> None:
+        super().__init__(network, pipeline.scheduler)
+        if latents not in ("mean", "sample"):
+            raise ValueError(f'latents must be "mean" or "sample", got {latents!r}')
+        self.pipeline = pipeline
+        self.config: Any = network.config
+        self.latents = latents
+        self.seed = seed
+        training = [name for name, part in self.frozen.items() if part.training]
+        if training:
+            raise ValueError(f"{', '.join(training)} of the pipeline must be in eval mode, got train mode; call eval()")
+
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """The parts that run once per image: the VAE and the text encoders."""
+        names = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+        parts = {name: getattr(self.pipeline, name, None) for name in names}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return int(self.pipeline.vae.config.in_channels)
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent in each direction."""
+        return int(2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the model was made for."""
+        size = self.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of an image that the model was made for."""
+        height, width = self.latent_size
+        return height * self.scale_factor, width * self.scale_factor
+
+    @property
+    def is_latent(self) -> bool:
+        """True."""
+        return True
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Return the shape of the latents of an image, see ``Denoiser.shape_of``."""
+        if size is None:
+            return self.shape
+        step = self.scale_factor * self.patch_size
+        if any(pixels % step or pixels < step for pixels in size):
+            raise ValueError(f"size must be a height and width that {step} divides, as the model takes, got {size}")
+        return (self.shape[0], size[0] // self.scale_factor, size[1] // self.scale_factor)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the latents of an image of ``sample_size``. [C, H, W]"""
+        return (int(self.pipeline.vae.config.latent_channels), *self.latent_size)
+
+    def check_image(self, image: Tensor, what: str) -> None:
+        """Refuse an image that does not fit the VAE or is not finite; its size may differ from ``sample_size``.
+
+        Args:
+            image: One image. [C, H, W]
+            what: Names the image in the error.
+
+        Raises:
+            ValueError: If the number of channels or the size is wrong, or a pixel is NaN or infinite.
+        """
+        self._check_channels(image, what)
+        try:
+            self.shape_of((image.shape[1], image.shape[2]))
+        except ValueError as error:
+            raise ValueError(f"{what} does not fit: {error}") from None
+        self._check_finite(image, what)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
+        """Return the latents of images, see ``Denoiser.encode_images``."""
+        vae = self.pipeline.vae
+        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        z = posterior.mean.float()
+        if self.latents == "sample":
+            keys = torch.tensor([to_signed(derive_key(self.seed, "posterior", i)) for i in ids])
+            noise = keyed_noise(keys, 1, tuple(z.shape[1:]), z.device, antithetic=False, per=1)[:, 0, 0]
+            z = z + posterior.std.float() * noise
+        latents: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images of latents, see ``Denoiser.decode``."""
+        vae = self.pipeline.vae
+        z = latents.to(vae.device) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        images: Tensor = vae.decode(z.to(vae.dtype)).sample
+        return images.float().clamp(-1, 1)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the latents depend on, see ``Denoiser.fingerprint``."""
+        mode = {"latents": self.latents, **({"seed": self.seed} if self.latents == "sample" else {})}
+        return {**super().fingerprint(), **mode}
