@@ -8,7 +8,7 @@ what it belongs to and carries the SHA-256 of its tensors, and exists as a whole
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +51,22 @@ class EncodedDataset:
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
 
-    def batches(self, index: int, begin: int, end: int, batch_size: int) -> Iterator[tuple[list[int], Encoded]]:
-        """Yield the samples of one shard, ``batch_size`` at a time.
+    def reader(self, index: int, begin: int, end: int) -> Callable[[list[int]], Encoded]:
+        """Return a function that gives samples of one shard by their positions, which must be consecutive.
 
         Args:
             index: Which shard.
             begin: Its first position in the dataset.
             end: One past its last.
-            batch_size: Samples at once.
-
-        Yields:
-            Positions and samples.
 
         Raises:
             CorruptShardError: If a kept file is damaged or belongs elsewhere.
             OSError: If the folder cannot be written to.
         """
-        shard = self._shard(index, begin, end) if self.denoiser.caches else None
-        for first in range(begin, end, batch_size):
-            ids = list(range(first, min(first + batch_size, end)))
-            if shard is None:
-                yield ids, self.denoiser.encode([self.dataset[i] for i in ids], ids)
-            else:
-                yield ids, shard.select(ids[0] - begin, ids[-1] + 1 - begin)
+        if not self.denoiser.caches:
+            return lambda ids: self.denoiser.encode([self.dataset[i] for i in ids], ids)
+        shard = self._shard(index, begin, end)
+        return lambda ids: shard.select(ids[0] - begin, ids[-1] + 1 - begin)
 
     def _shard(self, index: int, begin: int, end: int) -> Encoded:
         path = self.folder / f"samples-{index:06d}.safetensors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,8 +24,9 @@ from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import TensorFingerprint, fingerprint_json
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
+from journey.memory import default_budget, is_out_of_memory, largest_batch
 from journey.projectors import CountSketch, Projector
-from journey.store import FeatureStore
+from journey.store import FeatureStore, StoreMismatchError
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
@@ -43,7 +45,8 @@ def featurize(
     checkpoints: Sequence[Checkpoint] | None = None,
     select: Selection | None = None,
     uncovered: Literal["error", "autograd"] = "error",
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
+    memory: int | None = None,
     shard_size: int = 256,
     rank: int = 0,
     world_size: int = 1,
@@ -71,7 +74,10 @@ def featurize(
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
         batch_size: Images per batch; by default as many as make 64 rows with their draws. Changes features only by
-            rounding.
+            rounding. ``"auto"`` measures small batches and takes the largest that fits ``memory``; should memory run
+            out all the same, batches are halved from there on, with a warning, and no finished row is lost.
+        memory: Bytes that a batch may take besides the model, with ``batch_size="auto"``; half of what is free by
+            default.
         shard_size: Images per file.
         rank: Which of the processes this one is.
         world_size: How many processes share the work.
@@ -101,10 +107,11 @@ def featurize(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = StratifiedDraws() if draws is None else draws
-    if batch_size is None:
-        batch_size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    adaptive = batch_size == "auto"
+    if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
+    if memory is not None and (not adaptive or memory < 1):
+        raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
     weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
     if not weights:
         raise ValueError("checkpoints must name at least one set of weights, got none")
@@ -115,6 +122,13 @@ def featurize(
         select=select,
         uncovered=uncovered,
     )
+    if isinstance(batch_size, int):
+        size = batch_size
+    elif adaptive:
+        # What an earlier process of this run measured goes: a store has one batch size.
+        size = _stored_batch_size(out) or _measured_batch_size(featurizer, dataset, draws, memory, shard_size)
+    else:
+        size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
     manifest = Manifest(
         num_samples=len(dataset),
         shard_size=shard_size,
@@ -125,14 +139,44 @@ def featurize(
         fingerprints={
             **fingerprints(featurizer, draws, weights),
             "dataset": _fingerprint_dataset(dataset, denoiser),
-            "batch_size": batch_size,
+            "batch_size": size,
         },
     )
-    features = Features(FeatureStore.create_or_resume(out, manifest), featurizer, draws, weights)
+    try:
+        store = FeatureStore.create_or_resume(out, manifest)
+    except StoreMismatchError:
+        stored = _stored_batch_size(out)
+        if not adaptive or stored in (None, size):
+            raise
+        size = stored  # another process of this run measured at the same time, and was first
+        manifest = replace(manifest, fingerprints={**manifest.fingerprints, "batch_size": size})
+        store = FeatureStore.create_or_resume(out, manifest)
+    features = Features(store, featurizer, draws, weights)
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
-    _fill(features, encoded, batch_size, rank, world_size, check, progress)
+    _fill(features, encoded, size, adaptive, rank, world_size, check, progress)
     return features
+
+
+def _stored_batch_size(out: str | os.PathLike[str]) -> int | None:
+    try:
+        stored = FeatureStore.open(out).manifest.fingerprints.get("batch_size")
+    except FileNotFoundError:
+        return None
+    return stored if isinstance(stored, int) else None
+
+
+def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
+    """Measure batches of the first sample, again and again."""
+    denoiser = featurizer.denoiser
+    sample = denoiser.encode([dataset[0]], [0])
+
+    def run(size: int) -> None:
+        _measure(featurizer, draws, Encoded.cat([sample] * size), [0] * size, check=False)
+
+    device = denoiser.device
+    budget = default_budget(device) if memory is None else memory
+    return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
 
 
 def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
@@ -154,6 +198,7 @@ def _fill(
     features: Features,
     encoded: EncodedDataset,
     batch_size: int,
+    adaptive: bool,
     rank: int,
     world_size: int,
     check: bool,
@@ -172,14 +217,27 @@ def _fill(
             with loaded(features.featurizer.denoiser.network, checkpoint):
                 for index in todo[name]:
                     begin, end = store.shard_range(index)
+                    read, first = encoded.reader(index, begin, end), begin
                     rows, values = [], []
-                    for ids, samples in encoded.batches(index, begin, end, batch_size):
-                        batch, measured = _measure(features, samples, ids, check)
+                    while first < end:
+                        ids = list(range(first, min(first + batch_size, end)))
+                        try:
+                            batch, measured = _measure(features.featurizer, features.draws, read(ids), ids, check=check)
+                        except Exception as error:
+                            if not (adaptive and len(ids) > 1 and is_out_of_memory(error)):
+                                raise
+                            batch_size = len(ids) // 2
+                            text = (
+                                f"memory ran out for a batch of {len(ids)} samples; going on with {batch_size}: {error}"
+                            )
+                            warnings.warn(text, stacklevel=3)
+                            continue
                         check = False
                         rows.append(batch.cpu())
                         values.append(measured.cpu())
                         zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
                         bar.update(len(ids))
+                        first = ids[-1] + 1
                     store.write_shard(
                         name, index, features=torch.cat(rows), values=torch.cat(values), ids=torch.arange(begin, end)
                     )
@@ -188,11 +246,13 @@ def _fill(
         warnings.warn(f"the gradient of {len(zeros)} samples is zero in every entry: {shown}", stacklevel=3)
 
 
-def _measure(features: Features, samples: Encoded, ids: list[int], check: bool) -> tuple[Tensor, Tensor]:
-    denoiser, draws = features.featurizer.denoiser, features.draws
+def _measure(
+    featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool
+) -> tuple[Tensor, Tensor]:
+    denoiser = featurizer.denoiser
     timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
     noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
     # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
     choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
     condition = samples.conditions(choice)
-    return features.featurizer.features(samples.x0, timesteps, noise, condition=condition, ids=ids, check=check)
+    return featurizer.features(samples.x0, timesteps, noise, condition=condition, ids=ids, check=check)

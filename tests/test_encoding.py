@@ -120,8 +120,7 @@ def test_unconditional_pixel_models_keep_no_encodings(tmp_path: Path) -> None:
 def encode(dataset: Captioned, folder: Path, key: str = "a") -> Encoded:
     """The encoded samples 0 and 1, read or computed."""
     encoded = EncodedDataset(dataset, as_denoiser(make_family("Stable Diffusion")), folder, {"key": key})
-    (_, samples) = next(encoded.batches(0, 0, 2, 2))
-    return samples
+    return encoded.reader(0, 0, 2)([0, 1])
 
 
 def test_what_is_kept_is_what_the_encoders_gave(tmp_path: Path) -> None:

@@ -423,7 +423,7 @@ def test_a_parameter_without_a_rule_is_named_or_measured_by_autograd(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"batch_size": 0}, 'batch_size must be positive or "auto", got 0'),
         ({"shard_size": 0}, "shard_size must be at least 1, got 0"),
         ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size\), got rank 2 with world_size 2"),
         ({"rank": -1}, r"rank must be in \[0, world_size\), got rank -1"),

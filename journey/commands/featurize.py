@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from os import environ
 from pathlib import Path
+from typing import Literal
 
 from journey.commands.common import Commands, add_command, add_model, add_running
 from journey.denoiser import as_denoiser
@@ -37,7 +38,10 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "featurize", text, EXAMPLES, _run)
     add_model(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
-    parser.add_argument("--batch-size", type=int, help="images per batch (default: 64 rows with their draws)")
+    parser.add_argument(
+        "--batch-size", type=_batch_size, help="images per batch (default: 64 rows with their draws), or auto"
+    )
+    parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
     parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
     parser.add_argument("--measurement", choices=_MEASUREMENTS, default="loss", help="what is differentiated")
     parser.add_argument("--draws", choices=_DRAWS, default="stratified", help="how timesteps are chosen")
@@ -51,6 +55,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--projector", choices=_PROJECTORS, default="count-sketch", help="how gradients are projected")
     parser.add_argument("--proj-dim", type=int, default=4096, help="features per image and bin (default 4096)")
     add_running(parser)
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -67,6 +75,7 @@ def _run(options: argparse.Namespace) -> None:
         draws=draws,
         projector=projector,
         batch_size=options.batch_size,
+        memory=None if options.memory is None else int(options.memory * 2**30),
         shard_size=options.shard_size,
         rank=int(environ.get("RANK", 0)),
         world_size=int(environ.get("WORLD_SIZE", 1)),

@@ -1,0 +1,126 @@
+"""Batches that fit the memory, by measuring, and what happens when they do not."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import Images, SmallDenoiser, make_images, make_scheduler
+
+import journey
+from journey import CountSketch, StratifiedDraws
+from journey.memory import default_budget, is_out_of_memory, largest_batch
+from journey.store import FeatureStore
+
+# The function has the name of its module.
+featurize_module = importlib.import_module("journey.featurize")
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def run(out: Path, **options: Any) -> journey.Features:
+    """Featurize nine images, one file of them."""
+    defaults = {"projector": CountSketch(64), "draws": StratifiedDraws(num_draws=2), "progress": False}
+    return journey.featurize(
+        (SmallDenoiser(), make_scheduler()), Images(make_images(9)), out, **{**defaults, **options}
+    )
+
+
+def take(mib_per_sample: int, sizes: list[int], size: int) -> None:
+    """Use memory in proportion to the batch, and remember the batch."""
+    sizes.append(size)
+    torch.ones(size * mib_per_sample * MIB // 4).sum()
+
+
+def test_the_largest_batch_fills_the_budget_and_does_not_exceed_it():
+    sizes: list[int] = []
+    largest = largest_batch(lambda size: take(32, sizes, size), CPU, budget=1024 * MIB, most=1000)
+    # 32 samples fit; a tenth is left free, and the allocator's own pages blur what is measured.
+    assert 20 <= largest <= 32
+    assert sizes == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("budget", "most", "expected"), [(48, 100, 1), (96, 100, 2), (10**6, 3, 2), (10**6, 1, 1)])
+def test_small_budgets_and_small_datasets_bound_the_batch(budget, most, expected):
+    assert largest_batch(lambda size: take(32, [], size), CPU, budget=budget * MIB, most=most) == expected
+
+
+def test_a_batch_never_exceeds_what_is_asked_for():
+    assert largest_batch(lambda size: take(1, [], size), CPU, budget=10**12, most=77) == 77
+
+
+def test_a_sample_that_does_not_fit_is_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"memory must be enough .* took 0\.\d+ GiB of the 0\.02 GiB allowed"):
+        largest_batch(lambda size: take(64, [], size), CPU, budget=16 * MIB, most=10)
+
+
+def test_running_out_while_measuring_bounds_the_batch_and_other_errors_pass():
+    def scarce(size: int) -> None:
+        if size > 2:
+            torch.empty(2**58)
+
+    assert largest_batch(scarce, CPU, budget=10**12, most=100) == 2
+    with pytest.raises(KeyError):
+        largest_batch(lambda size: {}[size], CPU, budget=10**12, most=100)
+
+
+def test_an_impossible_allocation_is_recognised_and_other_errors_are_not():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**58)
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_half_of_the_free_memory_is_the_default():
+    total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
+    assert 0 < default_budget(CPU) <= total * 1024 / 2
+
+
+def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypatch):
+    features = run(tmp_path / "f", batch_size="auto")
+    expected = run(tmp_path / "expected", batch_size=3).matrix()
+    size = features.store.manifest.fingerprints["batch_size"]
+    assert size == 9  # so small a model fits whole
+    torch.testing.assert_close(features.matrix(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+    def never(*args: Any, **options: Any) -> int:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(featurize_module, "largest_batch", never)
+    assert torch.equal(run(tmp_path / "f", batch_size="auto").matrix(), features.matrix())
+
+
+def test_running_out_halves_the_batch_and_loses_no_row(tmp_path, monkeypatch):
+    expected = run(tmp_path / "expected", batch_size=2).matrix()
+    original, sizes = journey.Featurizer.features, []
+
+    def scarce(self: journey.Featurizer, images: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(len(images))
+        if len(images) > 2:
+            torch.empty(2**58)
+        return original(self, images, *args, **options)
+
+    monkeypatch.setattr(featurize_module, "largest_batch", lambda *args, **options: 5)
+    monkeypatch.setattr(journey.Featurizer, "features", scarce)
+    with pytest.warns(UserWarning, match="memory ran out for a batch of 5 samples; going on with 2"):
+        features = run(tmp_path / "f", batch_size="auto")
+    assert sizes == [5, 2, 2, 2, 2, 1]
+    assert torch.equal(features.matrix(), expected)
+    assert FeatureStore.open(tmp_path / "f").is_complete
+
+
+def test_running_out_with_a_batch_that_the_caller_chose_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(journey.Featurizer, "features", lambda *args, **options: torch.empty(2**58))
+    with pytest.raises(RuntimeError, match=r"(?i)allocate memory"):
+        run(tmp_path / "f", batch_size=4)
+
+
+@pytest.mark.parametrize("options", [{"memory": 10**9}, {"batch_size": "auto", "memory": 0}])
+def test_memory_without_auto_or_without_size_is_refused(tmp_path, options):
+    with pytest.raises(ValueError, match=r'memory must be a positive number of bytes with batch_size="auto"'):
+        run(tmp_path / "f", **options)
