@@ -1,7 +1,10 @@
 // What Python can call: pointers, sizes and a thread count in, nothing decided here. Arguments are validated in
 // journey/ops.py.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -56,6 +59,54 @@ void sketch(
     args.key = key;
     args.nnz = nnz;
     check_memory(journey::cpu::sketch(args, num_threads));
+}
+
+using Size3 = std::array<int64_t, 3>;
+
+void sketch_outer(
+    uintptr_t a,
+    uintptr_t g,
+    uintptr_t features,
+    int dtype,
+    bool channels_last,
+    int64_t num_groups,
+    int64_t rows_per_group,
+    int64_t c_in,
+    int64_t c_out,
+    int64_t conv_groups,
+    Size3 in_size,
+    Size3 out_size,
+    Size3 kernel,
+    Size3 stride,
+    Size3 padding,
+    Size3 dilation,
+    int64_t features_stride,
+    int64_t proj_dim,
+    uint64_t key,
+    int64_t nnz,
+    int num_threads) {
+    journey::cpu::OuterArgs args{};
+    args.a = as<const void>(a);
+    args.g = as<const void>(g);
+    args.features = as<float>(features);
+    args.dtype = static_cast<DType>(dtype);
+    args.channels_last = channels_last;
+    args.num_groups = num_groups;
+    args.rows_per_group = rows_per_group;
+    args.c_in = c_in;
+    args.c_out = c_out;
+    args.conv_groups = conv_groups;
+    std::copy(in_size.begin(), in_size.end(), args.in_size);
+    std::copy(out_size.begin(), out_size.end(), args.out_size);
+    std::copy(kernel.begin(), kernel.end(), args.kernel);
+    std::copy(stride.begin(), stride.end(), args.stride);
+    std::copy(padding.begin(), padding.end(), args.padding);
+    std::copy(dilation.begin(), dilation.end(), args.dilation);
+    args.features_stride = features_stride;
+    args.proj_dim = proj_dim;
+    args.key = key;
+    args.nnz = nnz;
+    check_memory(journey::cpu::sketch_outer(args, num_threads));
 }
 
 void project(
@@ -127,6 +178,12 @@ PYBIND11_MODULE(_native, m) {
         "sketch", &sketch, py::arg("grads"), py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("rows"),
         py::arg("cols"), py::arg("grads_batch_stride"), py::arg("features_stride"), py::arg("row_begin"),
         py::arg("proj_dim"), py::arg("key"), py::arg("nnz"), py::arg("num_threads"), release);
+    cpu.def(
+        "sketch_outer", &sketch_outer, py::arg("a"), py::arg("g"), py::arg("features"), py::arg("dtype"),
+        py::arg("channels_last"), py::arg("num_groups"), py::arg("rows_per_group"), py::arg("c_in"), py::arg("c_out"),
+        py::arg("conv_groups"), py::arg("in_size"), py::arg("out_size"), py::arg("kernel"), py::arg("stride"),
+        py::arg("padding"), py::arg("dilation"), py::arg("features_stride"), py::arg("proj_dim"), py::arg("key"),
+        py::arg("nnz"), py::arg("num_threads"), release);
     cpu.def(
         "project", &project, py::arg("grads"), py::arg("features"), py::arg("dtype"), py::arg("kind"), py::arg("batch"),
         py::arg("grad_dim"), py::arg("proj_dim"), py::arg("grads_stride"), py::arg("features_stride"),

@@ -5,13 +5,13 @@ Arguments were checked in ``journey.ops``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from journey import _native
-from journey.geometry import ConvGeometry
 from journey.keys import to_unsigned
-from journey.weight_grad import weight_grad_tiles
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -103,12 +103,41 @@ def sketch_outer_(
     dilation: list[int],
     groups: int,
 ) -> None:
-    """Torch's matmul or convolution into a bounded tile, then the sketch kernel while the tile is in cache."""
-    conv = None
+    """Weight gradients multiplied out in registers and sketched, never stored."""
+    a, g = a.contiguous(), g.contiguous()
     if kernel_size:
-        conv = ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
-    for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
-        sketch_(features[group : group + grads.shape[0]], grads, key, row, nnz)
+        c_in, c_out, in_size, out_size = a.shape[1], g.shape[1], a.shape[2:], g.shape[2:]
+    else:
+        c_in, c_out, in_size, out_size = a.shape[2], g.shape[2], a.shape[1:2], g.shape[1:2]
+    num_groups = features.shape[0]
+    _native.cpu.sketch_outer(
+        a=a.data_ptr(),
+        g=g.data_ptr(),
+        features=features.data_ptr(),
+        dtype=DTYPE_CODES[a.dtype],
+        channels_last=not kernel_size,
+        num_groups=num_groups,
+        rows_per_group=a.shape[0] // max(1, num_groups),
+        c_in=c_in,
+        c_out=c_out,
+        conv_groups=groups,
+        in_size=_three(in_size, 1),
+        out_size=_three(out_size, 1),
+        kernel=_three(kernel_size, 1),
+        stride=_three(stride, 1),
+        padding=_three(padding, 0),
+        dilation=_three(dilation, 1),
+        features_stride=features.stride(0),
+        proj_dim=features.shape[1],
+        key=to_unsigned(key),
+        nnz=nnz,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _three(sizes: Sequence[int], fill: int) -> list[int]:
+    """Sizes of the last dimensions, with leading ones where there are fewer than three."""
+    return [fill] * (3 - len(sizes)) + list(sizes)
 
 
 def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:

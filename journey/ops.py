@@ -245,8 +245,8 @@ def sketch_outer_(
 ) -> None:
     """Add the sketch of per-sample weight gradients, straight from a layer's input and output gradient.
 
-    ``features[i] += sketch(sum of the weight gradients of the rows of group i)``; the gradients themselves are formed
-    tile by tile and never stored, so positions and draws are contracted inside one matmul.
+    ``features[i] += sketch(sum of the weight gradients of the rows of group i)``; the gradients are formed in registers
+    and never stored, so positions and draws are contracted inside one matmul.
 
     Args:
         features: Running sketch, float32. [num_groups, proj_dim]
@@ -264,11 +264,11 @@ def sketch_outer_(
         NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
 
     Note:
-        Bitwise reproducible on one device. Extra memory never grows with the number of parameters but for one output
-        channel. On the CPU: one tile of 8 MiB in float32 (or one output channel, if that is more); for outputs of up
-        to 64 positions the unfolded input, at most as much (or that of one group); a copy of ``a`` and ``g`` for
-        pointwise convolutions with several rows per group, and of one tile's inputs in half precision. On CUDA the
-        blocks' sums, see ``sketch_``.
+        Bitwise reproducible on one device, and on the CPU for any batch and number of threads. Extra memory does not
+        grow with the number of parameters. On the CPU: 1 MiB of signs, and per thread the output gradients of 128
+        positions, the padded input of 1,024 (of one output line or position, if that is more) and sums of the size of
+        the features, at most four times; copies of ``a`` and ``g`` if they are not contiguous. On CUDA the blocks'
+        sums, see ``sketch_``.
     """
     if conv is None:
         _check_dims("a", a, "[num_rows, positions, d_in]", 3)

@@ -1,4 +1,6 @@
-"""Per-sample weight gradients of Linear and Conv layers as a stream of bounded tiles.
+"""Per-sample weight gradients of Linear and Conv layers as a stream of bounded tiles, for any linear projection.
+
+The count sketch does not go this way: its kernel forms gradients in registers (``journey.ops.sketch_outer_``).
 
 The gradient of one sample, averaged over its draws, *is* the weight gradient of the mini-batch of its draws. So torch's
 own matmul and convolution compute it, one group of rows at a time, and each tile is handed on while it is in cache:

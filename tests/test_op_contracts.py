@@ -188,6 +188,16 @@ def everything() -> Iterator[tuple[str, Tensor]]:
                 features = torch.zeros(2, proj_dim)
                 ops.sketch_(features, randn(2, rows, cols, dtype=dtype), key=KEY, nnz=2)
                 yield f"sketch {rows} x {cols}, {proj_dim}, {dtype}", features
+        for name, conv in CONVS.items():
+            a, g = layer_tensors(conv, 4, make=integers)
+            features = torch.zeros(2, 96)
+            ops.sketch_outer_(features, a.to(dtype), g.to(dtype), key=KEY, conv=conv.geometry)
+            yield f"sketch_outer {name}, {dtype}", features
+        for positions, d_in, d_out in [(1, 31, 17), (300, 70, 33)]:
+            features = torch.zeros(2, 96)
+            a, g = integers(4, positions, d_in, seed=1).to(dtype), integers(4, positions, d_out, seed=2).to(dtype)
+            ops.sketch_outer_(features, a, g, key=KEY)
+            yield f"sketch_outer {positions} x {d_in} x {d_out}, {dtype}", features
         for grad_dim, proj_dim in itertools.product((1, 31, 129, 300), (1, 33, 128, 257)):
             features = torch.zeros(19, proj_dim)
             ops.project_(features, integers(19, grad_dim).to(dtype), key=KEY, kind="rademacher")

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import ops, reference, weight_grad
+from journey import ops, reference
 from journey.geometry import ConvGeometry
 
 CONVOLUTIONS = {n: getattr(torch.nn.functional, f"conv{n}d") for n in (1, 2, 3)}
@@ -223,25 +223,64 @@ def test_adds_to_the_given_features_and_to_nothing_else(device):
     assert torch.equal(buffer, expected)
 
 
-# Tiles of one row, of a few, and of several samples at once; convolutions by unfolding never and always.
-@pytest.mark.parametrize(
-    ("tile", "shared", "unfold"), [(1, 1, 10**6), (50, 1, 0), (700, 300, 64), (10**6, 10**6, 10**6)]
-)
-def test_the_size_of_tiles_changes_nothing(tile, shared, unfold, monkeypatch):
-    monkeypatch.setattr(weight_grad, "TILE_FLOATS", tile)
-    monkeypatch.setattr(weight_grad, "SHARED_TILE_FLOATS", shared)
-    monkeypatch.setattr(weight_grad, "UNFOLD_POSITIONS", unfold)
-    cases = [(*layer_tensors(conv, 6, make=integers), conv.geometry) for conv in CONVS.values()]
-    cases.append((integers(6, 5, 75, seed=1), integers(6, 5, 40, seed=2), None))
-    for a, g, conv in cases:
-        expected = reference.sketch_outer(a, g, 96, KEY, rows_per_group=2, conv=conv)
-        assert torch.equal(sketch_outer(a, g, 96, 3, conv=conv).double(), expected), conv
+# Where the CPU kernel cuts: blocks of 128 positions, windows of 1,024, runs of 512 rows; whole lines and parts of them.
+CUT = {
+    "lines longer than a block": Conv(2, 3, (3, 300), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "lines longer than a window": Conv(2, 3, (1500,), (3,), (1,), (1,), (1,)),
+    "planes larger than a window": Conv(4, 17, (40, 40), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "planes larger than a window, stride": Conv(4, 17, (70, 90), (3, 3), (2, 2), (1, 1), (1, 1)),
+    "lines of 16": Conv(35, 17, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "lines of 64, several windows": Conv(11, 33, (24, 64), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "one column": Conv(3, 5, (400, 1), (3, 1), (1, 1), (1, 0), (1, 1)),
+    "planes of planes": Conv(2, 3, (5, 12, 20), (2, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    "one position": Conv(40, 33, (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "a pointwise plane larger than a window": Conv(40, 33, (40, 30), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "more rows than a run": Conv(5, 1100, (4, 4), (3, 3), (1, 1), (1, 1), (1, 1)),
+}
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_layers_larger_than_a_tile_are_exact(device):
+@pytest.mark.parametrize("rows_per_group", [1, 3])
+@pytest.mark.parametrize("name", CUT)
+def test_layers_that_are_cut_are_exact(name, rows_per_group, device):
+    conv = CUT[name]
+    a, g = layer_tensors(conv, 2 * rows_per_group, make=integers)
+    for proj_dim, nnz in [(96, 1), (4096, 4)]:  # both roots are exact, as are the quotients
+        actual = sketch_outer(a.to(device), g.to(device), proj_dim, 2, conv=conv.geometry, nnz=nnz)
+        expected = reference.sketch_outer(
+            a, g, proj_dim, KEY, rows_per_group=rows_per_group, conv=conv.geometry, nnz=nnz
+        )
+        assert torch.equal(actual.cpu().double(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_small_draws_of_a_sample_share_a_block(device):
+    for size in (1, 2, 4):
+        conv = Conv(33, 20, (size, size), (3, 3), (1, 1), (1, 1), (1, 1))
+        a, g = layer_tensors(conv, 2 * 75, make=integers)
+        actual = sketch_outer(a.to(device), g.to(device), 96, 2, conv=conv.geometry)
+        expected = reference.sketch_outer(a, g, 96, KEY, rows_per_group=75, conv=conv.geometry)
+        assert torch.equal(actual.cpu().double(), expected)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    conv = CONVS["wide"]
+    a, g = layer_tensors(conv, 3)
+    big_a, big_g = randn(1, 300, 700, seed=1), randn(1, 300, 900, seed=2)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append((sketch_outer(a, g, 96, 3, conv=conv.geometry), sketch_outer(big_a, big_g, 96, 1)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_layers_of_millions_of_weights_are_exact(device):
     for rows, cols, groups in [(1500, 1501, 1), (3700, 64 * 9, 1), (4 * 1000, 64 * 9, 4)]:
-        assert rows * cols > weight_grad.TILE_FLOATS
         if cols % 9:
             conv, a, g = None, integers(2, 3, cols, seed=1), integers(2, 3, rows, seed=2)
         else:

@@ -2,13 +2,10 @@
 //
 // No split changes a result: a sum belongs to one sample (or one segment of it, of a size fixed by the shape), segments
 // are added in order, and how many threads there are only decides who computes which.
-#include "isa.h"
+#include "drivers.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include <omp.h>
 
@@ -34,20 +31,6 @@ const Kernels* g_kernels = best_kernels();
 int64_t segment_chunks(int64_t proj_dim) {
     constexpr int64_t kSegmentEntries = 1 << 17;
     return std::max(kSegmentEntries, 16 * proj_dim) / kLanes;
-}
-
-template <typename value_t>
-std::unique_ptr<value_t[]> allocate(int64_t count) {
-    return std::unique_ptr<value_t[]>(new (std::nothrow) value_t[static_cast<size_t>(count)]);
-}
-
-int clamp_threads(int num_threads, int64_t items) {
-    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, items)));
-}
-
-// Fewer threads for so little work that waking one would cost more than it does.
-int worth_threads(int num_threads, int64_t work, int64_t work_per_thread) {
-    return clamp_threads(num_threads, work / work_per_thread);
 }
 
 struct SketchPlan {
@@ -85,11 +68,6 @@ void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int6
     }
 }
 
-void add_sums(const SketchArgs& args, const SketchPlan& plan, int64_t b, const float* sums) {
-    float* features = args.features + b * args.features_stride;
-    for (int64_t k = 0; k < args.proj_dim; ++k) features[k] += plan.scale * sums[k];
-}
-
 bool sketch_samples(const SketchArgs& args, const SketchPlan& plan, int num_threads) {
     bool allocated = true;
 #pragma omp parallel num_threads(clamp_threads(num_threads, args.batch)) reduction(&& : allocated)
@@ -107,7 +85,7 @@ bool sketch_samples(const SketchArgs& args, const SketchPlan& plan, int num_thre
             }
             for (int64_t segment = 0; segment < plan.num_segments; ++segment) {
                 sum_segment(args, plan, b, segment, sums.get(), tiles.get());
-                add_sums(args, plan, b, sums.get());
+                add_sums(sums.get(), args.proj_dim, plan.scale, args.features + b * args.features_stride);
             }
         }
     }
@@ -132,13 +110,18 @@ bool sketch_segments(const SketchArgs& args, const SketchPlan& plan, int num_thr
                     if (allocated) sum_segment(args, plan, b, first + i, sums.get() + i * args.proj_dim, tiles.get());
             }
             if (!allocated) return false;
-            for (int64_t i = 0; i < count; ++i) add_sums(args, plan, b, sums.get() + i * args.proj_dim);
+            for (int64_t i = 0; i < count; ++i)
+                add_sums(
+                    sums.get() + i * args.proj_dim, args.proj_dim, plan.scale,
+                    args.features + b * args.features_stride);
         }
     }
     return true;
 }
 
 }  // namespace
+
+const Kernels& chosen_kernels() { return *g_kernels; }
 
 bool sketch(const SketchArgs& args, int num_threads) {
     SketchPlan plan{};

@@ -29,6 +29,34 @@ struct SketchRun {
 // Tiles of one row block that are looked up once and kept while the rows of the block pass by.
 constexpr int64_t kTileCache = 8192;
 
+// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each.
+struct OuterRun {
+    const OuterArgs* args;
+    int64_t group;
+    int64_t row_begin;
+    int64_t row_end;
+    int64_t chunk_begin;
+    int64_t chunk_end;
+    const uint32_t* signs;  // [nnz, row_end - row_begin, chunks]
+    const Tile* tiles;      // [nnz, tile rows that the rows touch, chunks]
+    int64_t tile_rows;
+    float* sums;     // [proj_dim], added to, unscaled
+    float* scratch;  // room for outer_scratch_floats()
+};
+
+// Positions that are contracted in registers before their sum goes into the sketch: the panel of 32 columns then fills
+// two thirds of a 48 KiB L1 cache, and chains of float32 additions stay short.
+constexpr int64_t kOuterDepth = 128;
+constexpr int64_t kOuterMaxRows = 512;  // of one run: 512 KiB of packed output gradients, a quarter of an L2 cache
+
+// Entries of the tables of sign words and tiles.
+struct SketchTable {
+    uint64_t key;
+    uint32_t repetition;
+    int64_t begin;
+    int64_t count;
+};
+
 // Columns [column_begin, column_end) of the dense projection for samples [batch_begin, batch_end).
 struct ProjectRun {
     const ProjectArgs* args;
@@ -48,6 +76,10 @@ constexpr int64_t kProjectScratchFloats = kProjectDepth * (kSignColumns + kProje
 struct Kernels {
     const char* name;
     void (*sketch_run)(const SketchRun&);
+    void (*outer_run)(const OuterRun&);
+    int64_t (*outer_scratch_floats)(const OuterArgs&, int64_t rows, int64_t chunks);
+    void (*fill_signs)(const SketchTable&, uint32_t* words);
+    void (*fill_tiles)(const SketchTable&, int64_t bucket_rows, Tile* tiles);
     void (*project_run)(const ProjectRun&);
     void (*normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
 };

@@ -31,6 +31,33 @@ struct SketchArgs {
 // features[b, :] += sketch of grads[b], see common/sketch_map.h. False when memory for the sums could not be had.
 [[nodiscard]] bool sketch(const SketchArgs& args, int num_threads);
 
+struct OuterArgs {
+    const void* a;    // layer input, contiguous: [rows, c_in, *in_size], or [rows, positions, c_in] with channels last
+    const void* g;    // output gradient, contiguous: [rows, c_out, *out_size], or [rows, positions, c_out]
+    float* features;  // [num_groups, proj_dim], added to
+    DType dtype;      // of a and g
+    bool channels_last;  // a linear layer, with its positions in out_size[2] and a kernel of one
+    int64_t num_groups;
+    int64_t rows_per_group;  // consecutive rows whose gradients are summed
+    int64_t c_in;
+    int64_t c_out;
+    int64_t conv_groups;  // blocks of channels that do not see each other
+    int64_t in_size[3];   // leading dimensions are 1 where there are fewer than three
+    int64_t out_size[3];
+    int64_t kernel[3];
+    int64_t stride[3];
+    int64_t padding[3];
+    int64_t dilation[3];
+    int64_t features_stride;  // in elements
+    int64_t proj_dim;         // a multiple of 32
+    uint64_t key;
+    int64_t nnz;
+};
+
+// features[i, :] += sketch of the weight gradient of the rows of group i, which is never stored. False when memory
+// could not be had.
+[[nodiscard]] bool sketch_outer(const OuterArgs& args, int num_threads);
+
 struct ProjectArgs {
     const void* grads;  // [batch, grad_dim]
     float* features;    // [batch, proj_dim], added to

@@ -1,4 +1,4 @@
-// Standard normals of one noise stream, and the table of this instruction set's kernels.
+// Standard normals of one noise stream.
 //
 //     out[e] = normal slot(e).word of draw (key, slot(e).index, minor, noise stream)     common/normal.h
 //
@@ -6,11 +6,6 @@
 #include "philox_kernel.h"
 
 namespace journey::cpu::JOURNEY_ISA {
-
-void sketch_run(const SketchRun& run);
-void project_run(const ProjectRun& run);
-
-namespace {
 
 constexpr int64_t kGroup = 64;  // normals from one Philox16
 
@@ -27,12 +22,5 @@ void normal_row(uint64_t key, uint32_t minor, int64_t numel, float* out) {
         }
     }
 }
-
-#define JOURNEY_STRINGIFY(x) #x
-#define JOURNEY_NAME(x) JOURNEY_STRINGIFY(x)
-
-}  // namespace
-
-const Kernels kernels = {JOURNEY_NAME(JOURNEY_ISA), sketch_run, project_run, normal_row};
 
 }  // namespace journey::cpu::JOURNEY_ISA

@@ -45,6 +45,33 @@ inline Permutation lane_xor(uint32_t mask) {
     return {_mm512_xor_si512(iota, _mm512_set1_epi32(static_cast<int>(mask)))};
 }
 inline Vec16 permute16(Vec16 x, Permutation p) { return {_mm512_permutexvar_ps(p.index, x.v)}; }
+// to[j][i] = from(i)[j] for 16 x 16 floats.
+template <typename from_t>
+inline void transpose16(from_t from, float* to, int64_t to_stride) {
+    __m512 x[16], y[16];
+    for (int i = 0; i < 16; ++i) x[i] = _mm512_loadu_ps(from(i));
+    for (int i = 0; i < 16; i += 2) {
+        y[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // columns 0, 1, 2, 3 of each quarter, rows i ... i + 3
+        for (int half = 0; half < 2; ++half) {
+            const __m512d a = _mm512_castps_pd(y[i + half]), b = _mm512_castps_pd(y[i + half + 2]);
+            x[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            x[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    }
+    for (int column = 0; column < 4; ++column) {
+        const __m512 a = _mm512_shuffle_f32x4(x[column], x[column + 4], 0x88);  // quarters 0, 2 of rows 0-3, 4-7
+        const __m512 b = _mm512_shuffle_f32x4(x[column + 8], x[column + 12], 0x88);
+        const __m512 c = _mm512_shuffle_f32x4(x[column], x[column + 4], 0xDD);  // quarters 1, 3
+        const __m512 d = _mm512_shuffle_f32x4(x[column + 8], x[column + 12], 0xDD);
+        _mm512_storeu_ps(to + column * to_stride, _mm512_shuffle_f32x4(a, b, 0x88));
+        _mm512_storeu_ps(to + (column + 4) * to_stride, _mm512_shuffle_f32x4(c, d, 0x88));
+        _mm512_storeu_ps(to + (column + 8) * to_stride, _mm512_shuffle_f32x4(a, b, 0xDD));
+        _mm512_storeu_ps(to + (column + 12) * to_stride, _mm512_shuffle_f32x4(c, d, 0xDD));
+    }
+}
 
 #elif defined(__AVX2__)
 
@@ -88,6 +115,33 @@ inline Permutation lane_xor(uint32_t mask) {
 inline Vec16 permute16(Vec16 x, Permutation p) {
     const __m256 lo = _mm256_permutevar8x32_ps(x.lo, p.index), hi = _mm256_permutevar8x32_ps(x.hi, p.index);
     return p.swap ? Vec16{hi, lo} : Vec16{lo, hi};
+}
+template <typename from_t>
+inline void transpose8(from_t from, float* to, int64_t to_stride) {
+    __m256 x[8], y[8];
+    for (int i = 0; i < 8; ++i) x[i] = _mm256_loadu_ps(from(i));
+    for (int i = 0; i < 8; i += 2) {
+        y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+        y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {  // columns 0, 1, 2, 3 of each half, rows i ... i + 3
+        for (int half = 0; half < 2; ++half) {
+            const __m256d a = _mm256_castps_pd(y[i + half]), b = _mm256_castps_pd(y[i + half + 2]);
+            x[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            x[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    }
+    for (int column = 0; column < 4; ++column) {
+        _mm256_storeu_ps(to + column * to_stride, _mm256_permute2f128_ps(x[column], x[column + 4], 0x20));
+        _mm256_storeu_ps(to + (column + 4) * to_stride, _mm256_permute2f128_ps(x[column], x[column + 4], 0x31));
+    }
+}
+// to[j][i] = from(i)[j] for 16 x 16 floats.
+template <typename from_t>
+inline void transpose16(from_t from, float* to, int64_t to_stride) {
+    for (int row = 0; row < 16; row += 8)
+        for (int column = 0; column < 16; column += 8)
+            transpose8([&](int i) { return from(row + i) + column; }, to + column * to_stride + row, to_stride);
 }
 
 #else
@@ -148,6 +202,12 @@ inline Vec16 permute16(Vec16 x, Permutation p) {
     Vec16 out;
     for (uint32_t i = 0; i < 16; ++i) out.lane[i] = x.lane[i ^ p.mask];
     return out;
+}
+// to[j][i] = from(i)[j] for 16 x 16 floats.
+template <typename from_t>
+inline void transpose16(from_t from, float* to, int64_t to_stride) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < 16; ++j) to[j * to_stride + i] = from(i)[j];
 }
 
 #endif

@@ -5,14 +5,10 @@
 // The matrix is read once, in memory order; the sums (proj_dim floats) stay in L1 or L2. A chunk of 32 columns is two
 // 16-lane vectors: flip signs by mask, permute lanes by XOR, add to one row of buckets. Floor: the time to read the
 // gradient. Reference: journey/reference.py::sketch.
-#include "philox_kernel.h"
-#include "simd.h"
+#include "sketch_chunk.h"
 
 namespace journey::cpu::JOURNEY_ISA {
 namespace {
-
-constexpr int kHalf = 16;
-constexpr int64_t kSignGroup = 64;  // chunks whose sign words one Philox16 gives
 
 // Asks for the chunk that is read 4 KiB later: by itself the loop keeps too few loads in flight to hide the memory's
 // latency. One sweep on one thread of a busy machine, best of 12, 151 MB in fp32, as a fraction of torch's sum: 0.66
@@ -26,18 +22,6 @@ inline void prefetch_chunk(const input_t* entries) {
     if (sizeof(input_t) == 4) __builtin_prefetch(ahead + 64);
 }
 
-template <typename input_t>
-inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
-    const Permutation permutation = lane_xor(lane_mask & 15u);
-    // Bit 4 of the mask swaps the two halves of the bucket row.
-    float* first = bucket_row + (lane_mask & 16u);
-    float* second = bucket_row + (16u - (lane_mask & 16u));
-    const Vec16 a = permute16(negate16(load_input16(entries), signs & 0xFFFFu), permutation);
-    const Vec16 b = permute16(negate16(load_input16(entries + kHalf), signs >> kHalf), permutation);
-    store16(first, add16(load16(first), a));
-    store16(second, add16(load16(second), b));
-}
-
 // The last chunk of a row whose length is no multiple of 32: the missing lanes add zero.
 template <typename input_t>
 inline void add_partial_chunk(
@@ -45,16 +29,6 @@ inline void add_partial_chunk(
     input_t padded[kLanes] = {};
     for (int64_t i = 0; i < count; ++i) padded[i] = entries[i];
     add_chunk(padded, signs, lane_mask, bucket_row);
-}
-
-void find_tiles(const SketchRun& run, int64_t first_tile, int64_t count, int64_t bucket_rows) {
-    Philox16 draws;
-    for (int64_t begin = 0; begin < count; begin += kDraws) {
-        philox16_indices(run.key, static_cast<uint64_t>(first_tile + begin), run.repetition, kStreamSketchTile, draws);
-        const int64_t filled = count - begin < kDraws ? count - begin : kDraws;
-        for (int64_t i = 0; i < filled; ++i)
-            run.tiles[begin + i] = tile_from_words(draws.word[0][i], draws.word[1][i], bucket_rows);
-    }
 }
 
 template <typename input_t>
@@ -74,7 +48,7 @@ void run_typed(const SketchRun& run) {
         const int64_t parameter_row = run.row_begin + row;
         const int64_t block = parameter_row / bucket_rows, row_in_tile = parameter_row % bucket_rows;
         if (block != tiles_block || first < tiles_begin || first + count > tiles_end) {
-            find_tiles(run, block * chunks + first, count, bucket_rows);
+            fill_tiles({run.key, run.repetition, block * chunks + first, count}, bucket_rows, run.tiles);
             tiles_block = block, tiles_begin = first, tiles_end = first + count;
         }
 

@@ -1,0 +1,181 @@
+// Splits the sketch of a layer's per-sample weight gradients over threads.
+//
+// A run is one sample and some rows by some chunks of columns, of a size fixed by the shape: it has sums of its own,
+// which are added to the features in order. So neither the batch nor the number of threads changes a result.
+#include "drivers.h"
+
+#include <cmath>
+#include <cstring>
+
+#include <omp.h>
+
+namespace journey::cpu {
+namespace {
+
+// Sign words kept for the rows of a run, all repetitions: 1 MiB.
+constexpr int64_t kSignWords = 1 << 18;
+constexpr int64_t kRowUnit = 16;
+// Entries of a run, at least: 32 to a bucket, so that adding a run's sums to the features costs little, and not many
+// more, so that the sums stay short.
+constexpr int64_t kPartEntries = 1 << 14;
+
+struct OuterPlan {
+    int64_t chunks;         // of one row
+    int64_t rows;           // of a run, at most
+    int64_t chunks_of_run;  // likewise
+    int64_t parts;          // runs that share rows
+    int64_t tile_rows;      // that the rows of a run touch, at most
+    float scale;
+};
+
+// A pointwise convolution sees a plane as one line: fewer and longer copies.
+OuterArgs with_long_lines(OuterArgs args) {
+    constexpr int64_t kLongLine = 1024;
+    bool pointwise = !args.channels_last;
+    for (int i = 0; i < 3; ++i)
+        pointwise = pointwise && args.kernel[i] == 1 && args.stride[i] == 1 && args.padding[i] == 0;
+    const int64_t plane = args.out_size[1] * args.out_size[2];
+    if (pointwise && plane <= kLongLine) {
+        args.in_size[1] = args.out_size[1] = 1;
+        args.in_size[2] = args.out_size[2] = plane;
+    }
+    return args;
+}
+
+OuterPlan make_plan(const OuterArgs& args) {
+    OuterPlan plan{};
+    const int64_t kernel_positions = args.kernel[0] * args.kernel[1] * args.kernel[2];
+    plan.chunks = num_chunks(args.c_in / args.conv_groups * kernel_positions);
+    const int64_t rows = args.c_out / args.conv_groups;
+    const int64_t affordable = kSignWords / (plan.chunks * args.nnz) / kRowUnit * kRowUnit;
+    plan.rows = std::min(rows, std::clamp(affordable, kRowUnit, kOuterMaxRows));
+    const int64_t most = std::max(kPartEntries, 32 * args.proj_dim) / kLanes;
+    plan.parts = std::min((plan.rows * plan.chunks + most - 1) / most, plan.chunks);
+    plan.chunks_of_run = (plan.chunks + plan.parts - 1) / plan.parts;
+    plan.parts = (plan.chunks + plan.chunks_of_run - 1) / plan.chunks_of_run;
+    const int64_t bucket_rows = args.proj_dim / kLanes;
+    plan.tile_rows = (plan.rows + bucket_rows - 1) / bucket_rows + 1;
+    plan.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
+    return plan;
+}
+
+struct Tables {
+    Buffer<uint32_t> signs;  // [nnz, rows, chunks]
+    Buffer<Tile> tiles;      // [nnz, tile_rows, chunks]
+};
+
+void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Tables& tables, int num_threads) {
+    const int64_t bucket_rows = args.proj_dim / kLanes, rows = run.row_end - run.row_begin;
+    const int64_t first_tile_row = run.row_begin / bucket_rows;
+    run.signs = tables.signs.get();
+    run.tiles = tables.tiles.get();
+    run.tile_rows = (run.row_end - 1) / bucket_rows - first_tile_row + 1;
+    constexpr int64_t kWordsPerThread = 1 << 13;
+    num_threads =
+        std::min(clamp_threads(num_threads, rows), worth_threads(num_threads, rows * plan.chunks, kWordsPerThread));
+    const Kernels& kernels = chosen_kernels();
+    for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
+        SketchTable tiles{
+            args.key, static_cast<uint32_t>(repetition), first_tile_row * plan.chunks, run.tile_rows * plan.chunks};
+        kernels.fill_tiles(tiles, bucket_rows, tables.tiles.get() + repetition * tiles.count);
+#pragma omp parallel for num_threads(num_threads) schedule(static)
+        for (int part = 0; part < num_threads; ++part) {
+            const int64_t begin = rows * part / num_threads * plan.chunks,
+                          end = rows * (part + 1) / num_threads * plan.chunks;
+            const SketchTable words{args.key, tiles.repetition, run.row_begin * plan.chunks + begin, end - begin};
+            kernels.fill_signs(words, tables.signs.get() + repetition * rows * plan.chunks + begin);
+        }
+    }
+}
+
+// The sums of part `part` of the rows of `run`.
+void sum_part(const OuterPlan& plan, OuterRun run, int64_t group, int64_t part, float* sums, float* scratch) {
+    std::memset(sums, 0, static_cast<size_t>(run.args->proj_dim) * sizeof(float));
+    run.group = group;
+    run.chunk_begin = part * plan.chunks_of_run;
+    run.chunk_end = std::min(plan.chunks, run.chunk_begin + plan.chunks_of_run);
+    run.sums = sums;
+    run.scratch = scratch;
+    chosen_kernels().outer_run(run);
+}
+
+struct Workspace {
+    int64_t scratch_floats;
+    int num_threads;
+    int64_t window;         // parts whose sums are kept at once
+    Buffer<float> scratch;  // [num_threads, scratch_floats]
+    Buffer<float> sums;     // [max(num_threads, window), proj_dim]
+};
+
+// Samples side by side, each on one thread.
+void add_samples(const OuterPlan& plan, const OuterRun& run, const Workspace& space) {
+    const OuterArgs& args = *run.args;
+#pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
+    for (int64_t group = 0; group < args.num_groups; ++group) {
+        float* sums = space.sums.get() + omp_get_thread_num() * args.proj_dim;
+        float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
+        for (int64_t part = 0; part < plan.parts; ++part) {
+            sum_part(plan, run, group, part, sums, scratch);
+            add_sums(sums, args.proj_dim, plan.scale, args.features + group * args.features_stride);
+        }
+    }
+}
+
+// The parts of one sample side by side, a window of them at a time.
+void add_parts(const OuterPlan& plan, const OuterRun& run, const Workspace& space) {
+    const OuterArgs& args = *run.args;
+    for (int64_t group = 0; group < args.num_groups; ++group)
+        for (int64_t first = 0; first < plan.parts; first += space.window) {
+            const int64_t count = std::min(space.window, plan.parts - first);
+#pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
+            for (int64_t i = 0; i < count; ++i) {
+                float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
+                sum_part(plan, run, group, first + i, space.sums.get() + i * args.proj_dim, scratch);
+            }
+            for (int64_t i = 0; i < count; ++i)
+                add_sums(
+                    space.sums.get() + i * args.proj_dim, args.proj_dim, plan.scale,
+                    args.features + group * args.features_stride);
+        }
+}
+
+}  // namespace
+
+bool sketch_outer(const OuterArgs& given, int num_threads) {
+    const OuterArgs args = with_long_lines(given);
+    const OuterPlan plan = make_plan(args);
+    const int64_t positions = args.rows_per_group * args.out_size[0] * args.out_size[1] * args.out_size[2];
+    if (args.num_groups == 0 || plan.chunks == 0 || args.c_out == 0 || positions == 0) return true;
+    constexpr int64_t kProductsPerThread = 1 << 19;
+    const int64_t products = args.num_groups * positions * args.c_out * plan.chunks * kLanes;
+    num_threads = worth_threads(num_threads, products, kProductsPerThread);
+    const bool by_sample = plan.parts == 1 || args.num_groups >= num_threads;
+
+    Workspace space{};
+    space.num_threads = clamp_threads(num_threads, by_sample ? args.num_groups : plan.parts);
+    space.window = std::min<int64_t>(plan.parts, 4 * space.num_threads);
+    space.scratch_floats = chosen_kernels().outer_scratch_floats(args, plan.rows, plan.chunks_of_run);
+    space.scratch = allocate<float>(space.num_threads * space.scratch_floats);
+    space.sums = allocate<float>(std::max<int64_t>(space.num_threads, space.window) * args.proj_dim);
+    Tables tables{
+        allocate<uint32_t>(args.nnz * plan.rows * plan.chunks),
+        allocate<Tile>(args.nnz * plan.tile_rows * plan.chunks)};
+    if (!space.scratch || !space.sums || !tables.signs || !tables.tiles) return false;
+
+    const int64_t rows_of_group = args.c_out / args.conv_groups;
+    for (int64_t begin = 0; begin < args.c_out; begin += rows_of_group)
+        for (int64_t row = begin; row < begin + rows_of_group; row += plan.rows) {
+            OuterRun run{};
+            run.args = &args;
+            run.row_begin = row;
+            run.row_end = std::min(begin + rows_of_group, row + plan.rows);
+            fill_tables(args, plan, run, tables, num_threads);
+            if (by_sample)
+                add_samples(plan, run, space);
+            else
+                add_parts(plan, run, space);
+        }
+    return true;
+}
+
+}  // namespace journey::cpu
