@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from families import PROMPTS, Captioned, make_family
 from models import SmallDenoiser, make_images, make_scheduler
+from PIL import Image
 
 import journey
 from journey import StratifiedDraws
@@ -203,6 +205,21 @@ def test_a_caption_that_is_missing_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"dataset\[1\] must have one of the keys text, caption, prompt, captions"):
         journey.featurize(make_family("Stable Diffusion"), Untold(2), tmp_path / "f", **OPTIONS)
+
+
+def test_a_folder_with_captions_is_measured_like_the_same_dataset(tmp_path: Path) -> None:
+    folder, pictures, lines = tmp_path / "images", [], []
+    folder.mkdir()
+    for i in range(2):
+        pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        pictures.append({"image": pixels.permute(2, 0, 1), "text": PROMPTS[i]})
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": PROMPTS[i]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pipeline = make_family("Stable Diffusion")
+    found = journey.featurize(pipeline, folder, tmp_path / "f", **OPTIONS)
+    wanted = journey.featurize(pipeline, pictures, tmp_path / "g", **OPTIONS)
+    assert torch.equal(found.matrix(), wanted.matrix())
 
 
 def test_prompts_of_the_fixture_differ() -> None:
