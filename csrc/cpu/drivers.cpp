@@ -27,10 +27,10 @@ const Kernels* best_kernels() {
 const Kernels* g_kernels = best_kernels();
 
 // Entries of one sample that are summed apart, so that threads can share a large parameter and sums stay short. At
-// least 16 times the sketch, so that adding the sums to the features costs little.
+// least 64 times the sketch, so that adding the sums to the features costs little.
 int64_t segment_chunks(int64_t proj_dim) {
     constexpr int64_t kSegmentEntries = 1 << 17;
-    return std::max(kSegmentEntries, 16 * proj_dim) / kLanes;
+    return std::max(kSegmentEntries, 64 * proj_dim) / kLanes;
 }
 
 struct SketchPlan {
