@@ -24,8 +24,8 @@ NUM_DRAWS = 2
 
 
 def ask(name: str) -> dict[str, Any]:
-    """What is asked of a family's ``record``."""
-    return {"class_labels": 7} if name == "DiT" else dict(PROMPT)
+    """What is asked of a family's ``record``: two images."""
+    return {"class_labels": [7, 3]} if name == "DiT" else {"prompt": ["a red apple", "two"]}
 
 
 def network_of(pipeline: Any) -> nn.Module:
@@ -202,7 +202,7 @@ def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> Non
     pipeline, dataset = make_family(name), Captioned(3)
     draws = StratifiedDraws(num_draws=2, bins=2)
     features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, projector=Identity(), progress=False)
-    trajectory = journey.record(pipeline, num_images=2, num_inference_steps=4, progress=False, **ask(name))
+    trajectory = journey.record(pipeline, num_inference_steps=4, progress=False, **ask(name))
     trajectory.save(tmp_path / "t.safetensors")
     trajectory = journey.Trajectory.load(tmp_path / "t.safetensors")
     steps = trajectory.timesteps.tolist()[1:3]
