@@ -136,10 +136,17 @@ def test_demo_writes_the_report_and_repeats_bitwise(tmp_path: Path, monkeypatch:
     arguments = ["demo", "--train-steps", "3", "--num-images", "2", "--num-draws", "2", "--quiet"]
     for name in ("first", "second"):
         assert main([*arguments, "--out", str(tmp_path / name)]) == 0
-    for name in ("report.html", "report.png", "scores.safetensors", "features/manifest.json"):
+    for name in (
+        "report.html",
+        "report.png",
+        "scores.safetensors",
+        "transition-1.safetensors",
+        "features/manifest.json",
+    ):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     result = json.loads((tmp_path / "first" / "result.json").read_text())
     assert len(result["same_class"]) == len(result["timesteps"])
+    assert [len(decision["likelihood"]) >= 6 for decision in result["decisions"]] == [True, True]
 
 
 def test_score_takes_an_interval_a_train_interval_a_region_and_completions(
