@@ -88,6 +88,7 @@ cudaError_t accumulate_gram(
     const void* features,
     double* gram,
     DType dtype,
+    Precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,

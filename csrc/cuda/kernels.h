@@ -1,6 +1,6 @@
 // Launchers of the CUDA kernels: raw device pointers, sizes and a stream in, status out. No torch, no Python.
 //
-// No launcher allocates, synchronises or copies to the host. Results are bitwise equal from run to run and do not
+// No launcher allocates, synchronises or copies to the host, so all can be captured in a CUDA graph. Results are bitwise equal from run to run and do not
 // depend on the number of multiprocessors: no float atomics, and work is split by the shape alone. What a sample's
 // features are does not depend on the batch it came in. A workspace is uninitialised memory of the caller's, of the
 // size that the function beside the launcher gives; null where that size is 0.
@@ -13,6 +13,12 @@
 namespace journey::cuda {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// How products of float32 inputs are formed; half types are multiplied exactly and summed in float32 anyway.
+enum class Precision : int {
+    kFloat32 = 0,  // to the rounding of float32 (3xTF32 on tensor cores)
+    kTf32 = 1,     // operands rounded to 11 significant bits
+};
 
 enum class Dense : int { kRademacher = 0, kNormal = 1 };
 
@@ -93,6 +99,7 @@ struct SketchOuterArgs {
     float* features;   // [num_groups, proj_dim], added to
     float* workspace;  // [sketch_outer_workspace_floats]
     DType dtype;       // of a and g
+    Precision precision;
     Strides a_strides;
     Strides g_strides;
     int64_t num_groups;
@@ -129,6 +136,7 @@ int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
     const void* features,  // [num_samples, proj_dim]
     double* gram,          // [proj_dim, proj_dim], added to
     DType dtype,           // of features
+    Precision precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,  // in elements

@@ -17,6 +17,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PRECISIONS = {"float32": 0, "tf32": 1}
 KINDS = {"rademacher": 0, "normal": 1}
 SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9  # of cudaError_t
 
@@ -61,6 +62,7 @@ class SketchOuterArgs(Structure):
     _fields_ = (
         *_pointers("a g features workspace"),
         ("dtype", c_int),
+        ("precision", c_int),
         ("a_strides", c_int64 * 4),
         ("g_strides", c_int64 * 4),
         *_int64s("num_groups rows_per_group in_channels in_height in_width out_channels out_height out_width"),
@@ -130,7 +132,16 @@ class Emulated:
         return self._added(args, args.batch, self.library.run_project, self.library.project_workspace)
 
     def sketch_outer(
-        self, a: Tensor, g: Tensor, proj_dim: int, key: int, groups: int, *, conv: object = None, nnz: int = 1
+        self,
+        a: Tensor,
+        g: Tensor,
+        proj_dim: int,
+        key: int,
+        groups: int,
+        *,
+        conv: object = None,
+        nnz: int = 1,
+        precision: str = "float32",
     ) -> Tensor:
         """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
         if conv is None:  # [rows, positions, channels] is an image of one column and as many rows as positions
@@ -151,10 +162,14 @@ class Emulated:
         _, args.out_channels, args.out_height, args.out_width = g.shape
         (args.kernel_h, args.kernel_w), (args.stride_h, args.stride_w) = kernel_size, stride
         (args.pad_h, args.pad_w), (args.dilation_h, args.dilation_w) = padding, dilation
-        args.conv_groups, args.proj_dim = conv_groups, proj_dim
+        args.conv_groups, args.proj_dim, args.precision = conv_groups, proj_dim, PRECISIONS[precision]
         return self._added(args, groups, self.library.run_sketch_outer, self.library.sketch_outer_workspace)
 
-    def accumulate_gram_(self, gram: Tensor, features: Tensor) -> None:
+    def set_device(self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10) -> None:
+        """What the emulated device can do, until the next call."""
+        self.library.set_device(tensor_cores, max_shared_bytes)
+
+    def accumulate_gram_(self, gram: Tensor, features: Tensor, *, precision: str = "float32") -> None:
         """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
         before = gram.clone()
         results = []
@@ -163,7 +178,8 @@ class Emulated:
             gram.copy_(before)
             sizes = [c_int64(size) for size in (*features.shape, features.stride(0), gram.stride(0))]
             pointers = c_void_p(features.data_ptr()), c_void_p(gram.data_ptr())
-            _check(self.library.run_accumulate_gram(*pointers, DTYPES[features.dtype], *sizes))
+            kinds = DTYPES[features.dtype], PRECISIONS[precision]
+            _check(self.library.run_accumulate_gram(*pointers, *kinds, *sizes))
             results.append(gram.clone())
         assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
 

@@ -10,6 +10,12 @@ extern "C" {
 // Runs threads and blocks from the last to the first, or from the first to the last.
 void set_reversed(int reversed) { emulation::machine.reversed = reversed != 0; }
 
+// Of the device that is emulated; 1 and 227 KiB at first.
+void set_device(int tensor_cores, int max_shared_bytes) {
+    emulation::machine.tensor_cores = tensor_cores != 0;
+    emulation::machine.max_shared_bytes = max_shared_bytes;
+}
+
 int run_philox_words(
     const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, int64_t* out, int64_t n, uint32_t use) {
     return cuda::philox_words(keys, indices, minors, out, n, use, nullptr);
@@ -32,12 +38,14 @@ int run_accumulate_gram(
     const void* features,
     double* gram,
     int dtype,
+    int precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,
     int64_t gram_stride) {
     return cuda::accumulate_gram(
-        features, gram, static_cast<cuda::DType>(dtype), num_samples, proj_dim, features_stride, gram_stride, nullptr);
+        features, gram, static_cast<cuda::DType>(dtype), static_cast<cuda::Precision>(precision), num_samples, proj_dim,
+        features_stride, gram_stride, nullptr);
 }
 
 void host_normal(uint64_t key, uint32_t minor, float* out, int64_t numel) {
