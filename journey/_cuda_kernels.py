@@ -16,6 +16,9 @@ from journey.geometry import ConvGeometry
 from journey.keys import to_unsigned
 from journey.weight_grad import weight_grad_tiles
 
+# How products of float32 tensors are formed: to the rounding of float32, or of operands rounded to 11 bits (faster).
+PRECISION_CODES = {"float32": 0, "tf32": 1}
+
 
 def _kernels() -> Any:
     build = _native.build_info()
@@ -130,6 +133,7 @@ def sketch_outer_(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    precision: str = "float32",
 ) -> None:
     """The fused kernel for Linear, Conv1d and Conv2d; torch's convolution and the sketch kernel for Conv3d."""
     kernels = _kernels()
@@ -174,6 +178,7 @@ def sketch_outer_(
             features=features.data_ptr(),
             workspace=workspace.data_ptr(),
             dtype=DTYPE_CODES[a.dtype],
+            precision=PRECISION_CODES[precision],
             **shape,
             **walk,
             **strides,
@@ -189,7 +194,7 @@ def sketch_outer_(
         )
 
 
-def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
+def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int, precision: str = "float32") -> None:
     """One launch per block of samples, upper triangle only."""
     kernels = _kernels()
     if features.shape[1] > 1 and features.stride(1) != 1:
@@ -200,6 +205,7 @@ def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
                 features=block.data_ptr(),
                 gram=gram.data_ptr(),
                 dtype=DTYPE_CODES[block.dtype],
+                precision=PRECISION_CODES[precision],
                 num_samples=block.shape[0],
                 proj_dim=block.shape[1],
                 features_stride=block.stride(0),

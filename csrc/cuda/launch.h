@@ -47,8 +47,8 @@ template <typename... params_t, typename... args_t>
 #else
     // More than 48 KiB are given to those who ask.
     if (shared_bytes > (48 << 10)) {
-        const cudaError_t status = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        const cudaError_t status =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
         if (status != cudaSuccess) return status;
     }
     kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(args...);

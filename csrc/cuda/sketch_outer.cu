@@ -90,20 +90,27 @@ bool fits_int(int64_t size) { return size >= 0 && size < (int64_t{1} << 29); }
 // Coordinates, counts and tiles are 32-bit inside the kernel; zero tiles stand for what does not fit.
 Tiling make_tiling(const SketchOuterArgs& args) {
     if (args.conv_groups < 1 || args.kernel_h < 1 || args.kernel_w < 1) return Tiling{};
-    const int64_t group_rows = args.out_channels / args.conv_groups, group_channels = args.in_channels / args.conv_groups;
+    const int64_t group_rows = args.out_channels / args.conv_groups,
+                  group_channels = args.in_channels / args.conv_groups;
     const int64_t cols = group_channels * args.kernel_h * args.kernel_w;
     const int64_t segments = ceil_div(group_rows, kTileRows), spans = ceil_div(cols, kTileCols);
     if (!fits_int(args.out_channels) || !fits_int(cols) || !fits_int(args.conv_groups * segments * spans))
         return Tiling{};
     const auto as_int = [](int64_t size) { return static_cast<int>(size); };
     return Tiling{
-        as_int(cols), as_int(num_chunks(cols)), as_int(group_rows), as_int(group_channels), as_int(segments),
-        as_int(spans), as_int(args.conv_groups * segments * spans)};
+        as_int(cols),
+        as_int(num_chunks(cols)),
+        as_int(group_rows),
+        as_int(group_channels),
+        as_int(segments),
+        as_int(spans),
+        as_int(args.conv_groups * segments * spans)};
 }
 
 Slices outer_slices(const Tiling& tiling) { return make_slices(tiling.num_tiles, kMinTilesPerSlice, kMaxSlices); }
 
-// One tile: rows [row_begin, row_begin + num_rows) of the gradient matrix and columns [col_begin, col_begin + num_cols).
+// One tile: rows [row_begin, row_begin + num_rows) of the gradient matrix and columns [col_begin, col_begin +
+// num_cols).
 struct TileAt {
     int row_begin;
     int col_begin;
@@ -138,7 +145,8 @@ __device__ __forceinline__ void decode_lines(const Problem& problem, const TileA
                    problem.pad_h;
         column.x = static_cast<int>(col - kernel_row * static_cast<uint32_t>(problem.kernel_w)) * problem.dilation_w -
                    problem.pad_w;
-        column.offset = int64_t{at.first_channel + static_cast<int>(i)} * strides.channel + column.y * strides.y + column.x * strides.x;
+        column.offset = int64_t{at.first_channel + static_cast<int>(i)} * strides.channel + column.y * strides.y +
+                        column.x * strides.x;
     }
     columns[thread] = column;
 }
@@ -178,8 +186,7 @@ __device__ __forceinline__ void add_entries(
             const int c = j * 8 + first_column;
             const float* pair = &entries[i / 2][j][i % 2 * 2];
             float even = c < columns_left ? bits_float(float_bits(pair[0]) ^ (row_signs >> c << 31)) : 0.0f;
-            float odd =
-                c + 1 < columns_left ? bits_float(float_bits(pair[1]) ^ (row_signs >> (c + 1) << 31)) : 0.0f;
+            float odd = c + 1 < columns_left ? bits_float(float_bits(pair[1]) ^ (row_signs >> (c + 1) << 31)) : 0.0f;
             Float2* at_pair = reinterpret_cast<Float2*>(sums + sum_at(bucket_row, c ^ lane_mask));
             Float2 sum = *at_pair;
             sum.value[0] += swap ? odd : even;
@@ -209,8 +216,7 @@ __device__ __forceinline__ void sketch_entries(
         for (int c = 0; c < kWarpColumns; ++c)
             if (thread < at.num_rows && c * kLanes < at.num_cols)
                 shared.signs[c][thread] =
-                    sketch_signs(
-                    problem.key, minor, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
+                    sketch_signs(problem.key, minor, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
         for (int block = at.row_begin / bucket_rows; block * bucket_rows < at.row_begin + at.num_rows; ++block) {
             const Tile tile = sketch_tile(
                 problem.key, minor, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
@@ -249,15 +255,13 @@ __device__ __forceinline__ void begin_stage(
     const Problem& problem, int64_t first_row, const Cursor& at, int stage, Shared& shared, InFlight& words) {
     uint32_t* g = shared.stages[stage];
     const int buffer = at.tile & 1;
-    begin_operand<input_t, kTileRows>(
-        problem.g, problem.pairs, first_row, at.pair, shared.rows[buffer], g, words.g);
+    begin_operand<input_t, kTileRows>(problem.g, problem.pairs, first_row, at.pair, shared.rows[buffer], g, words.g);
     begin_operand<input_t, kTileCols>(
         problem.a, problem.pairs, first_row, at.pair, shared.columns[buffer], g + kTileRows * kStageWords, words.a);
 }
 
 template <typename input_t>
-__device__ __forceinline__ void finish_stage(
-    const Problem& problem, int stage, Shared& shared, const InFlight& words) {
+__device__ __forceinline__ void finish_stage(const Problem& problem, int stage, Shared& shared, const InFlight& words) {
     uint32_t* g = shared.stages[stage];
     finish_operand<input_t, kTileRows>(problem.g.layout, g, words.g);
     finish_operand<input_t, kTileCols>(problem.a.layout, g + kTileRows * kStageWords, words.a);
@@ -274,7 +278,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
     const int tile_begin = static_cast<int>(blockIdx.y) * tiles_per_slice;
-    const int tile_end = tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
+    const int tile_end =
+        tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
 
     float* partial = problem.workspace + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * problem.proj_dim;
     float* sums = kSharedSums ? dynamic_shared() + sizeof(Shared) / sizeof(float) : partial;
@@ -353,12 +358,12 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 bool is_valid(const SketchOuterArgs& args) {
     const int64_t reach_y = args.in_height + 2 * args.pad_h + args.kernel_h * args.dilation_h;
     const int64_t reach_x = args.in_width + 2 * args.pad_w + args.kernel_w * args.dilation_w;
-    return args.proj_dim % kLanes == 0 && fits_int(args.proj_dim) && args.nnz >= 1 && args.conv_groups >= 1 && args.kernel_h >= 1 &&
-           args.kernel_w >= 1 && args.in_channels % args.conv_groups == 0 &&
+    return args.proj_dim % kLanes == 0 && fits_int(args.proj_dim) && args.nnz >= 1 && args.conv_groups >= 1 &&
+           args.kernel_h >= 1 && args.kernel_w >= 1 && args.in_channels % args.conv_groups == 0 &&
            args.out_channels % args.conv_groups == 0 && fits_int(reach_y) && fits_int(reach_x) &&
            fits_int(args.out_height * args.stride_h) && fits_int(args.out_width * args.stride_w) &&
-           fits_int(args.rows_per_group * args.out_height * args.out_width) &&
-           fits_int(args.in_channels) && fits_int(args.out_channels);
+           fits_int(args.rows_per_group * args.out_height * args.out_width) && fits_int(args.in_channels) &&
+           fits_int(args.out_channels);
 }
 
 template <typename input_t>
@@ -372,10 +377,19 @@ Problem make_problem(const SketchOuterArgs& args, const Tiling& tiling) {
     const bool same_image = args.stride_h == 1 && args.stride_w == 1 && args.in_height == args.out_height &&
                             args.in_width == args.out_width;
     problem.g = Operand{
-        args.g, args.g_strides, 1, 1, as_int(args.out_height), as_int(args.out_width),
+        args.g,
+        args.g_strides,
+        1,
+        1,
+        as_int(args.out_height),
+        as_int(args.out_width),
         choose_layout<input_t>(args.g, args.g_strides, problem.pairs, true, true, tiling.group_rows)};
     problem.a = Operand{
-        args.a, args.a_strides, as_int(args.stride_h), as_int(args.stride_w), as_int(args.in_height),
+        args.a,
+        args.a_strides,
+        as_int(args.stride_h),
+        as_int(args.stride_w),
+        as_int(args.in_height),
         as_int(args.in_width),
         choose_layout<input_t>(args.a, args.a_strides, problem.pairs, pointwise, same_image, tiling.cols)};
     problem.kernel_h = as_int(args.kernel_h), problem.kernel_w = as_int(args.kernel_w);
@@ -397,8 +411,8 @@ cudaError_t launch_outer(const SketchOuterArgs& args, const Tiling& tiling, cons
     const int64_t stage_bytes = static_cast<int64_t>(sizeof(Shared));
     const int64_t sums_bytes = kWarpColumns * args.proj_dim * static_cast<int64_t>(sizeof(float));
     const bool shared_sums = stage_bytes + sums_bytes <= most_shared;
-    const auto kernel = shared_sums ? &sketch_outer_kernel<input_t, kSplit, true>
-                                    : &sketch_outer_kernel<input_t, kSplit, false>;
+    const auto kernel =
+        shared_sums ? &sketch_outer_kernel<input_t, kSplit, true> : &sketch_outer_kernel<input_t, kSplit, false>;
     return launch(
         kernel, Grid{args.num_groups, slices.count}, kTileThreads, stage_bytes + (shared_sums ? sums_bytes : 0), stream,
         make_problem<input_t>(args, tiling), tiling, static_cast<int>(slices.length));

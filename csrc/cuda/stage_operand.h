@@ -21,6 +21,12 @@ struct alignas(16) Words4 {
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
+// Whether every row of a matrix begins aligned.
+template <typename input_t>
+bool has_aligned_rows(const void* data, int64_t stride) {
+    return is_aligned(data) && stride % kVector<input_t> == 0;
+}
+
 __device__ __forceinline__ uint32_t bits_of(const float* at) { return float_bits(*at); }
 __device__ __forceinline__ uint32_t bits_of(const __half* at) { return *reinterpret_cast<const uint16_t*>(at); }
 __device__ __forceinline__ uint32_t bits_of(const __nv_bfloat16* at) { return *reinterpret_cast<const uint16_t*>(at); }
@@ -36,7 +42,8 @@ __device__ __forceinline__ int fetched_depth() {
     return static_cast<int>(threadIdx.x) % kStageWords * kPerWord<input_t>;
 }
 
-// source(row) -> where this thread's 16 bytes of a row begin; null for zeros.
+// source(row) -> where this thread's `bytes` (0 to 16) of a row begin, followed by zeros; null for zeros alone.
+// `readable` is any pointer that is aligned to 16 bytes.
 template <int kRows, typename source_t>
 __device__ __forceinline__ void copy_rows(uint32_t* stage, const void* readable, int bytes, const source_t& source) {
     const int thread = static_cast<int>(threadIdx.x);

@@ -57,8 +57,8 @@ struct Fiber {
 };
 
 struct Machine {
-    bool reversed = false;         // threads and blocks run from the last to the first
-    bool tensor_cores = true;      // of the device
+    bool reversed = false;             // threads and blocks run from the last to the first
+    bool tensor_cores = true;          // of the device
     int max_shared_bytes = 227 << 10;  // of a block of the device
     const char* failure = nullptr;     // what a thread did wrong
     std::vector<Fiber> fibers{kMaxThreads};
@@ -145,8 +145,8 @@ inline bool run_block(int threads) {
 }
 
 inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
-    if (threads < 1 || threads > kMaxThreads || shared_bytes > static_cast<size_t>(machine.max_shared_bytes) || grid.x > 0x7FFFFFFFu ||
-        grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0)
+    if (threads < 1 || threads > kMaxThreads || shared_bytes > static_cast<size_t>(machine.max_shared_bytes) ||
+        grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0)
         return cudaErrorInvalidConfiguration;
     gridDim = grid;
     blockDim = dim3(static_cast<unsigned>(threads));

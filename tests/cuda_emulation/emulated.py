@@ -183,6 +183,30 @@ class Emulated:
             results.append(gram.clone())
         assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
 
+    def mma(self, a: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+        """One warp product from the words of each lane, int32 [32, 4], [32, 2], and sums, float32 [32, 4]."""
+        out = c.clone()
+        _check(self.library.run_mma(DTYPES[dtype], *(c_void_p(x.data_ptr()) for x in (a, b, out))))
+        return out
+
+    def load_matrices(self, matrices: Tensor) -> Tensor:
+        """Words of each lane from four matrices, int32. [4, 8, 4] -> [32, 4]."""
+        words = torch.empty(32, 4, dtype=torch.int32)
+        _check(self.library.run_load_matrices(c_void_p(matrices.data_ptr()), c_void_p(words.data_ptr())))
+        return words
+
+    def to_tf32(self, x: Tensor) -> Tensor:
+        """Nearest TF32 numbers, float32. [*shape]."""
+        out = x.clone()
+        self.library.round_to_tf32(c_void_p(out.data_ptr()), c_int64(out.numel()))
+        return out
+
+    def copy(self, source: Tensor, num_bytes: int, *, waits: bool = True) -> Tensor:
+        """16 bytes after an asynchronous copy, uint8. [16]."""
+        out = torch.zeros(16, dtype=torch.uint8)
+        _check(self.library.run_copy(c_void_p(source.data_ptr()), num_bytes, waits, c_void_p(out.data_ptr())))
+        return out
+
     def host_normal(self, key: int, minor: int, numel: int) -> Tensor:
         """One row of normals from ``csrc/common/normal.h``. [numel]."""
         out = torch.empty(numel)
