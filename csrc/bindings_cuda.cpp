@@ -2,9 +2,12 @@
 // Arguments are validated in journey/ops.py, which also makes the tensors' device current. Compiled by the host
 // compiler: it needs the CUDA headers, no nvcc.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cuda/kernels.h"
 
@@ -91,6 +94,50 @@ int64_t sketch_workspace_floats(int64_t batch, int64_t rows, int64_t cols, int64
     args.row_begin = row_begin;
     args.proj_dim = proj_dim;
     return cuda::sketch_workspace_floats(args);
+}
+
+// Fields of cuda::SmallParameter in their order.
+using SmallParameter = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t, uint64_t>;
+
+std::vector<cuda::SmallParameter> small_parameters(const std::vector<SmallParameter>& given) {
+    std::vector<cuda::SmallParameter> parameters;
+    parameters.reserve(given.size());
+    for (const auto& [grads, dtype, rows, cols, grads_batch_stride, row_begin, key] : given)
+        parameters.push_back(
+            {as<const void>(grads), static_cast<cuda::DType>(dtype), rows, cols, grads_batch_stride, row_begin, key});
+    return parameters;
+}
+
+void sketch_many(
+    const std::vector<SmallParameter>& parameters,
+    uintptr_t features,
+    uintptr_t workspace,
+    int64_t batch,
+    int64_t features_stride,
+    int64_t proj_dim,
+    int64_t nnz,
+    uintptr_t cuda_stream) {
+    const std::vector<cuda::SmallParameter> list = small_parameters(parameters);
+    cuda::SketchManyArgs args{};
+    args.parameters = list.data();
+    args.num_parameters = static_cast<int64_t>(list.size());
+    args.features = as<float>(features);
+    args.workspace = as<float>(workspace);
+    args.batch = batch;
+    args.features_stride = features_stride;
+    args.proj_dim = proj_dim;
+    args.nnz = nnz;
+    check(cuda::sketch_many(args, as_stream(cuda_stream)), "sketch_many");
+}
+
+int64_t sketch_many_workspace_floats(const std::vector<SmallParameter>& parameters, int64_t batch, int64_t proj_dim) {
+    const std::vector<cuda::SmallParameter> list = small_parameters(parameters);
+    cuda::SketchManyArgs args{};
+    args.parameters = list.data();
+    args.num_parameters = static_cast<int64_t>(list.size());
+    args.batch = batch;
+    args.proj_dim = proj_dim;
+    return cuda::sketch_many_workspace_floats(args);
 }
 
 void project(
@@ -275,6 +322,13 @@ void bind_cuda(py::module_& m) {
         "sketch_workspace_floats", &sketch_workspace_floats, py::arg("batch"), py::arg("rows"), py::arg("cols"),
         py::arg("row_begin"), py::arg("proj_dim"),
         "Floats of workspace that sketch needs; 0 means that it may be null.");
+    cuda.def(
+        "sketch_many", &sketch_many, py::arg("parameters"), py::arg("features"), py::arg("workspace"), py::arg("batch"),
+        py::arg("features_stride"), py::arg("proj_dim"), py::arg("nnz"), py::arg("cuda_stream"),
+        "Each parameter is (grads, dtype, rows, cols, grads_batch_stride, row_begin, key).", release);
+    cuda.def(
+        "sketch_many_workspace_floats", &sketch_many_workspace_floats, py::arg("parameters"), py::arg("batch"),
+        py::arg("proj_dim"), "Floats of workspace that sketch_many needs; 0 means that it may be null.");
     cuda.def(
         "project", &project, py::arg("grads"), py::arg("features"), py::arg("workspace"), py::arg("dtype"),
         py::arg("kind"), py::arg("batch"), py::arg("grad_dim"), py::arg("proj_dim"), py::arg("grads_stride"),

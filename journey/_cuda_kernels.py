@@ -99,6 +99,30 @@ def sketch_(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int)
         )
 
 
+def sketch_many_(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
+    """Count sketch of the gradients of many small parameters, in one launch for each 64 of them."""
+    kernels = _kernels()
+    grads = [x if x[0:1].is_contiguous() else x.contiguous() for x in grads]
+    parameters = [
+        (x.data_ptr(), DTYPE_CODES[x.dtype], x.shape[1], x.shape[2], x.stride(0), row_begin, to_unsigned(key))
+        for x, key, row_begin in zip(grads, keys, row_begins, strict=True)
+    ]
+    batch, proj_dim = features.shape
+    floats = kernels.sketch_many_workspace_floats(parameters=parameters, batch=batch, proj_dim=proj_dim)
+    workspace = _workspace(floats, features)
+    with torch.cuda.device(features.device):
+        kernels.sketch_many(
+            parameters=parameters,
+            features=features.data_ptr(),
+            workspace=workspace.data_ptr(),
+            batch=batch,
+            features_stride=features.stride(0),
+            proj_dim=proj_dim,
+            nnz=nnz,
+            cuda_stream=_stream(features),
+        )
+
+
 def project_(features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
     """Dense random projection."""
     kernels = _kernels()

@@ -151,6 +151,43 @@ def test_sketch_is_exact_on_integers(kernels, rows, cols, dtype):
         assert torch.equal(kernels.sketch(grads, proj_dim, KEY, nnz=nnz).double(), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sketch_does_not_depend_on_how_gradients_lie(kernels, dtype):
+    for cols in (4, 28, 100, 128):
+        grads = integers(2, 50, cols).to(dtype)
+        expected = reference.sketch(grads, 96, KEY, 4)
+        for before, between in [(0, 0), (4, 4), (1, 0), (2, 4), (0, 3)]:  # four columns are read at a time, or one
+            buffer = torch.zeros(before + 2 * (50 * cols + between), dtype=dtype)
+            view = buffer[before:].as_strided((2, 50, cols), (50 * cols + between, cols, 1))
+            view.copy_(grads)
+            assert torch.equal(kernels.sketch(view, 96, KEY, nnz=4).double(), expected), (cols, before, between)
+
+
+def test_one_launch_sketches_many_parameters(kernels):
+    shapes = [(1, 1), (1, 31), (1, 32), (1, 33), (1, 1009), (0, 5), (5, 0), (13, 40), (97, 3)]
+    dtypes = itertools.cycle(DTYPES)
+    for count, nnz, proj_dim in [(0, 1, 96), (1, 1, 32), (len(shapes), 4, 96), (150, 1, 1024)]:
+        parameters, expected = [], torch.zeros(2, proj_dim, dtype=torch.float64)
+        for i, (rows, cols), dtype in zip(range(count), itertools.cycle(shapes), dtypes, strict=False):
+            grads = integers(3, rows, cols, seed=i).to(dtype)[::2]
+            parameters.append((grads, HIGH_KEY - i, 0))
+            expected += reference.sketch(grads, proj_dim, HIGH_KEY - i, nnz)
+        assert torch.equal(kernels.sketch_many(parameters, 2, proj_dim, nnz).double(), expected)
+
+
+def test_rows_of_a_small_parameter_may_come_in_pieces(kernels):
+    grads = integers(2, 80, 37)
+    pieces = [(grads[:, :30], KEY, 0), (grads[:, 30:77], KEY, 30), (grads[:, 77:], KEY, 77)]
+    assert torch.equal(kernels.sketch_many(pieces, 2, 96), kernels.sketch(grads, 96, KEY))
+
+
+def test_sketch_of_many_parameters_does_not_depend_on_the_batch(kernels):
+    grads = [randn(3, 2, 500, seed=i) for i in range(5)]
+    whole = kernels.sketch_many([(x, KEY + i, 0) for i, x in enumerate(grads)], 3, 64)
+    alone = [kernels.sketch_many([(x[b : b + 1], KEY + i, 0) for i, x in enumerate(grads)], 1, 64) for b in range(3)]
+    assert torch.equal(whole, torch.cat(alone))
+
+
 def test_sketch_in_many_slices_stays_as_exact_as_torch(kernels):
     grads = 1 + randn(2, 97, 1601)  # a mean far from zero; 64 slices of 78 tiles
     expected = reference.sketch(grads, 32, KEY)
@@ -215,15 +252,13 @@ def test_signed_sums_are_exact_on_integers(kernels, batch, grad_dim, dtype):
         assert torch.equal(kernels.project(grads, proj_dim, HIGH_KEY, "rademacher").double(), expected)
 
 
-def test_signed_sums_do_not_depend_on_how_gradients_lie(kernels):
-    for dtype in DTYPES:
-        grads = integers(66, 300).to(dtype)  # two tiles of samples, three runs
-        expected = reference.project(grads, 16, KEY, "rademacher")
-        for before in range(9):  # rows that begin at any place in 16 bytes
-            views = torch.nn.functional.pad(grads, (before, 20 - before)), torch.nn.functional.pad(grads, (before, 13))
-            for view in views:
-                actual = kernels.project(view[:, before : before + 300], 16, KEY, "rademacher")
-                assert torch.equal(actual.double(), expected), before
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_signed_sums_do_not_depend_on_how_gradients_lie(kernels, dtype):
+    grads = integers(17, 300).to(dtype)  # three runs of 128
+    expected = reference.project(grads, 16, KEY, "rademacher")
+    for before, after in [(0, 4), (8, 12), (0, 1), (1, 19), (7, 0)]:  # rows are read 16 bytes at a time, or one by one
+        view = torch.nn.functional.pad(grads, (before, after))[:, before : before + 300]
+        assert torch.equal(kernels.project(view, 16, KEY, "rademacher").double(), expected), (before, after)
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
@@ -251,10 +286,10 @@ def test_projection_is_as_exact_as_torch(kernels, batch, grad_dim, proj_dim, kin
 
 @pytest.mark.parametrize("kind", ["rademacher", "normal"])
 def test_projection_does_not_depend_on_the_batch(kernels, kind):
-    grads = randn(67, 4500)  # a block is 64 samples
-    whole = kernels.project(grads, 40, KEY, kind)
-    parts = [kernels.project(part, 40, KEY, kind) for part in grads.split([1, 2, 64])]
-    assert torch.equal(whole, torch.cat(parts))
+    for grads, sizes in [(randn(66, 150), [1, 1, 64]), (randn(3, 4500), [1, 2])]:  # a block is 64 samples
+        whole = kernels.project(grads, 40, KEY, kind)
+        parts = [kernels.project(part, 40, KEY, kind) for part in grads.split(sizes)]
+        assert torch.equal(whole, torch.cat(parts))
 
 
 # ----------------------------------------------------------------------------------------- sketch_outer
@@ -449,6 +484,9 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
     assert run(None, None, 3, 0, *ones) == emulated.INVALID_VALUE  # no such dtype
     assert run(None, None, 0, 2, *ones) == emulated.INVALID_VALUE  # no such precision
     sketch, project, outer = emulated.SketchArgs, emulated.ProjectArgs, emulated.SketchOuterArgs
+    outer_null = outer(num_groups=1, proj_dim=32, nnz=1, in_channels=1, out_channels=1, kernel_h=1, kernel_w=1)
+    outer_null.rows_per_group = outer_null.in_height = outer_null.in_width = outer_null.out_height = 1
+    outer_null.out_width = outer_null.conv_groups = 1
     matrix = {"batch": 1, "rows": 1000, "cols": 1000, "nnz": 1}
     invalid = [
         (kernels.library.run_sketch, sketch(**{**matrix, "proj_dim": 33})),
@@ -457,6 +495,8 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
         (kernels.library.run_project, project(batch=1, grad_dim=10_000, proj_dim=8)),  # needs a workspace
         (kernels.library.run_project, project(batch=1, grad_dim=10, proj_dim=8, kind=2)),
         (kernels.library.run_sketch_outer, outer(num_groups=1, proj_dim=32, nnz=1)),  # no convolution groups
+        (kernels.library.run_sketch_outer, outer_null),  # needs a workspace
+        (kernels.library.run_sketch_many, emulated.SketchManyArgs(proj_dim=33, nnz=1)),
     ]
     for launch, args in invalid:
         assert launch(emulated.byref(args)) == emulated.INVALID_VALUE

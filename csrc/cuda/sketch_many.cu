@@ -143,10 +143,10 @@ __global__ void __launch_bounds__(kLanes) sketch_many_kernel(
     for (int k = lane; k < proj_dim; k += kLanes) partial[k] = sums[k];
 }
 
-// Items [first, first + kMaxItems) as a launch sees them.
+// Parameters [first, first + kMaxItems) as a launch sees them.
 Items take_items(const SketchManyArgs& args, int64_t first) {
     Items items{};
-    for (int64_t i = first; i < args.num_parameters && items.count < kMaxItems; ++i) {
+    for (int64_t i = first; i < args.num_parameters && i < first + kMaxItems; ++i) {
         const SmallParameter& from = args.parameters[i];
         if (from.rows == 0 || from.cols == 0) continue;
         items.item[items.count++] = Item{from.grads, from.grads_batch_stride,     items.num_steps, from.row_begin,

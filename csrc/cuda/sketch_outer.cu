@@ -70,7 +70,7 @@ struct Problem {
     int64_t rows_per_group;
     int proj_dim;
     uint64_t key;
-    int64_t nnz;
+    uint32_t nnz;
 };
 
 // The gradient matrix [out_channels, cols] in tiles: segments of rows that do not cross a convolution group, times
@@ -196,6 +196,13 @@ __device__ __forceinline__ void add_entries(
     }
 }
 
+// The block's sums, in shared memory or in its part of the workspace; computed where they are used, to save registers.
+template <bool kSharedSums>
+__device__ __forceinline__ float* block_sums(const Problem& problem) {
+    if (kSharedSums) return dynamic_shared() + sizeof(Shared) / sizeof(float);
+    return problem.workspace + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * problem.proj_dim;
+}
+
 // Adds the tile's entries to the sums, sketch tile by sketch tile. With kSharedSums each warp column has a copy of the
 // sums, else they take turns.
 template <bool kSharedSums>
@@ -204,22 +211,21 @@ __device__ __forceinline__ void sketch_entries(
     const Tiling& tiling,
     const TileAt& at,
     const float (&entries)[kMTiles][kNTiles][4],
-    Shared& shared,
-    float* sums) {
+    Shared& shared) {
+    float* sums = block_sums<kSharedSums>(problem);
     const int bucket_rows = problem.proj_dim / kLanes, first_chunk = at.col_begin / kLanes;
     const int thread = static_cast<int>(threadIdx.x), warp_column = warp_id() % kWarpColumns;
-    for (int64_t repetition = 0; repetition < problem.nnz; ++repetition) {
-        const uint32_t minor = static_cast<uint32_t>(repetition);
+    for (uint32_t repetition = 0; repetition < problem.nnz; ++repetition) {
         // The signs of the round before have been used; those of the tile before were before the stage's barrier.
         if (repetition > 0) __syncthreads();
 #pragma unroll
         for (int c = 0; c < kWarpColumns; ++c)
             if (thread < at.num_rows && c * kLanes < at.num_cols)
-                shared.signs[c][thread] =
-                    sketch_signs(problem.key, minor, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
+                shared.signs[c][thread] = sketch_signs(
+                    problem.key, repetition, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
         for (int block = at.row_begin / bucket_rows; block * bucket_rows < at.row_begin + at.num_rows; ++block) {
             const Tile tile = sketch_tile(
-                problem.key, minor, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
+                problem.key, repetition, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
             for (int turn = 0; turn < (kSharedSums ? 1 : kWarpColumns); ++turn) {
                 // The signs are written; the sketch tile before has been added.
                 __syncthreads();
@@ -252,9 +258,10 @@ struct InFlight {
 
 template <typename input_t>
 __device__ __forceinline__ void begin_stage(
-    const Problem& problem, int64_t first_row, const Cursor& at, int stage, Shared& shared, InFlight& words) {
+    const Problem& problem, const Cursor& at, int stage, Shared& shared, InFlight& words) {
     uint32_t* g = shared.stages[stage];
     const int buffer = at.tile & 1;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
     begin_operand<input_t, kTileRows>(problem.g, problem.pairs, first_row, at.pair, shared.rows[buffer], g, words.g);
     begin_operand<input_t, kTileCols>(
         problem.a, problem.pairs, first_row, at.pair, shared.columns[buffer], g + kTileRows * kStageWords, words.a);
@@ -276,13 +283,11 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     const int thread = static_cast<int>(threadIdx.x);
     const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
     const int tile_begin = static_cast<int>(blockIdx.y) * tiles_per_slice;
     const int tile_end =
         tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
 
-    float* partial = problem.workspace + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * problem.proj_dim;
-    float* sums = kSharedSums ? dynamic_shared() + sizeof(Shared) / sizeof(float) : partial;
+    float* sums = block_sums<kSharedSums>(problem);
     for (int k = thread; k < (kSharedSums ? kWarpColumns : 1) * problem.proj_dim; k += kTileThreads) sums[k] = 0.0f;
 
     // Start the first two stages.
@@ -296,7 +301,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
                     shared.columns[loading.tile & 1]);
             // The lines are decoded.
             __syncthreads();
-            begin_stage<input_t>(problem, first_row, loading, stage, shared, words);
+            begin_stage<input_t>(problem, loading, stage, shared, words);
             finish_stage<input_t>(problem, stage, shared, words);
             loading.advance<kDepth>(problem.pairs.count);
         }
@@ -307,14 +312,15 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
         decode_lines(
             problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1], shared.columns[loading.tile & 1]);
 
-    int stage = 0, free_stage = kStages - 1;
+    int stage = 0;
     float entries[kMTiles][kNTiles][4] = {};
     while (using_stage.tile < tile_end) {
         wait_for_copies<kStages - 2>();
         // This stage is written, with the lines of the next to load, and the stage before has been used.
         __syncthreads();
         const bool loads = loading.tile < tile_end;
-        if (loads) begin_stage<input_t>(problem, first_row, loading, free_stage, shared, words);
+        const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
+        if (loads) begin_stage<input_t>(problem, loading, free_stage, shared, words);
         commit_copies();
 
         const TileAt at = locate(tiling, using_stage.tile);
@@ -334,17 +340,17 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
                     shared.columns[loading.tile & 1]);
         }
         if (pairs_left <= kDepth) {
-            sketch_entries<kSharedSums>(problem, tiling, at, entries, shared, sums);
+            sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
 #pragma unroll
             for (int i = 0; i < kMTiles * kNTiles * 4; ++i) entries[i / (kNTiles * 4)][i / 4 % kNTiles][i % 4] = 0.0f;
         }
         using_stage.advance<kDepth>(problem.pairs.count);
         stage = stage + 1 == kStages ? 0 : stage + 1;
-        free_stage = free_stage + 1 == kStages ? 0 : free_stage + 1;
     }
 
     // All sketch tiles have been added.
     __syncthreads();
+    float* partial = block_sums<false>(problem);
     for (int row = warp_id(); row < problem.proj_dim / kLanes; row += kTileThreads / kWarpLanes) {
         const int from = sum_at(row, lane_id());
         float sum = sums[from];
@@ -358,10 +364,10 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 bool is_valid(const SketchOuterArgs& args) {
     const int64_t reach_y = args.in_height + 2 * args.pad_h + args.kernel_h * args.dilation_h;
     const int64_t reach_x = args.in_width + 2 * args.pad_w + args.kernel_w * args.dilation_w;
-    return args.proj_dim % kLanes == 0 && fits_int(args.proj_dim) && args.nnz >= 1 && args.conv_groups >= 1 &&
-           args.kernel_h >= 1 && args.kernel_w >= 1 && args.in_channels % args.conv_groups == 0 &&
-           args.out_channels % args.conv_groups == 0 && fits_int(reach_y) && fits_int(reach_x) &&
-           fits_int(args.out_height * args.stride_h) && fits_int(args.out_width * args.stride_w) &&
+    return args.proj_dim % kLanes == 0 && fits_int(args.proj_dim) && args.nnz >= 1 && fits_int(args.nnz) &&
+           args.conv_groups >= 1 && args.kernel_h >= 1 && args.kernel_w >= 1 &&
+           args.in_channels % args.conv_groups == 0 && args.out_channels % args.conv_groups == 0 && fits_int(reach_y) &&
+           fits_int(reach_x) && fits_int(args.out_height * args.stride_h) && fits_int(args.out_width * args.stride_w) &&
            fits_int(args.rows_per_group * args.out_height * args.out_width) && fits_int(args.in_channels) &&
            fits_int(args.out_channels);
 }
@@ -399,7 +405,7 @@ Problem make_problem(const SketchOuterArgs& args, const Tiling& tiling) {
     problem.rows_per_group = args.rows_per_group;
     problem.proj_dim = as_int(args.proj_dim);
     problem.key = args.key;
-    problem.nnz = args.nnz;
+    problem.nnz = static_cast<uint32_t>(args.nnz);
     return problem;
 }
 

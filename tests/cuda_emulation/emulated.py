@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Callable
-from ctypes import Structure, byref, c_int, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -41,6 +41,28 @@ class SketchArgs(Structure):
         *_int64s("batch rows cols grads_batch_stride features_stride row_begin proj_dim"),
         ("key", c_uint64),
         ("nnz", c_int64),
+    )
+
+
+class SmallParameter(Structure):
+    """journey::cuda::SmallParameter."""
+
+    _fields_ = (
+        *_pointers("grads"),
+        ("dtype", c_int),
+        *_int64s("rows cols grads_batch_stride row_begin"),
+        ("key", c_uint64),
+    )
+
+
+class SketchManyArgs(Structure):
+    """journey::cuda::SketchManyArgs."""
+
+    _fields_ = (
+        ("parameters", POINTER(SmallParameter)),
+        *_int64s("num_parameters"),
+        *_pointers("features workspace"),
+        *_int64s("batch features_stride proj_dim nnz"),
     )
 
 
@@ -94,8 +116,8 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        for name in ("sketch_workspace", "project_workspace", "sketch_outer_workspace"):
-            getattr(library, name).restype = c_int64
+        for name in ("sketch", "sketch_many", "project", "sketch_outer"):
+            getattr(library, f"{name}_workspace").restype = c_int64
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
         """Words of each draw, int64. [n, 4]."""
@@ -123,6 +145,16 @@ class Emulated:
         args.batch, args.rows, args.cols = grads.shape
         args.grads_batch_stride, args.proj_dim = grads.stride(0), proj_dim
         return self._added(args, args.batch, self.library.run_sketch, self.library.sketch_workspace)
+
+    def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
+        """Sketch of (gradients with contiguous matrices, key, row_begin), summed. [batch, proj_dim]."""
+        items = (SmallParameter * len(parameters))()
+        for item, (grads, key, row_begin) in zip(items, parameters, strict=True):
+            item.grads, item.dtype, item.key, item.row_begin = grads.data_ptr(), DTYPES[grads.dtype], key, row_begin
+            _, item.rows, item.cols = grads.shape
+            item.grads_batch_stride = grads.stride(0)
+        args = SketchManyArgs(parameters=items, num_parameters=len(items), batch=batch, proj_dim=proj_dim, nnz=nnz)
+        return self._added(args, batch, self.library.run_sketch_many, self.library.sketch_many_workspace)
 
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
         """Dense projection of gradients with contiguous rows. [batch, proj_dim]."""
@@ -246,7 +278,7 @@ class Emulated:
 
     def _added(
         self,
-        args: SketchArgs | ProjectArgs | SketchOuterArgs,
+        args: SketchArgs | SketchManyArgs | ProjectArgs | SketchOuterArgs,
         rows: int,
         run: Callable[[object], int],
         workspace_size: Callable[[object], int],

@@ -29,6 +29,9 @@ int run_philox_normal(const uint64_t* keys, const uint32_t* minors, float* out, 
 int run_sketch(const cuda::SketchArgs* args) { return cuda::sketch(*args, nullptr); }
 int64_t sketch_workspace(const cuda::SketchArgs* args) { return cuda::sketch_workspace_floats(*args); }
 
+int run_sketch_many(const cuda::SketchManyArgs* args) { return cuda::sketch_many(*args, nullptr); }
+int64_t sketch_many_workspace(const cuda::SketchManyArgs* args) { return cuda::sketch_many_workspace_floats(*args); }
+
 int run_project(const cuda::ProjectArgs* args) { return cuda::project(*args, nullptr); }
 int64_t project_workspace(const cuda::ProjectArgs* args) { return cuda::project_workspace_floats(*args); }
 
