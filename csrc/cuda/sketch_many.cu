@@ -10,7 +10,7 @@
 // Two numbers, for the 250 vectors of a UNet of 35.7 M parameters (60 thousand entries), 32 samples: 7.7 MB read, and
 // 16 KiB of sums per warp, written and read once: 15 MB. On an H200 (4.8 TB/s): 5 us. Launches one by one: 250 * 3 us.
 // Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. one launch per parameter, a block per sample, 128 of 129 buckets idle    750 us
+//   1. one launch per parameter, a block per sample, 127 of 128 bucket rows idle    750 us
 //   2. this                                                                     20 us, of which 5 launches are 15
 // Reference: journey/reference.py::sketch.
 #include <cmath>

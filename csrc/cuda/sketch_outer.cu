@@ -14,15 +14,16 @@
 // Two numbers, for 256 channels, 3x3, 16x16 positions, 4 draws, bf16, one sample: 2 * 1024 * 256 * 2304 = 1.21 GFLOP
 // and 1.0 MB of a and g. On an H200 (4.8 TB/s; 790 TFLOP/s bf16 as a large product measures, about 400 TF32): 1.5 us
 // of arithmetic, 0.2 us of memory; adding to the sums, 16 bytes of shared memory per entry at 128 bytes a cycle on
-// 132 multiprocessors, adds 0.2 us. At 4x4 positions the sums cost more than the product: they are then the bound.
+// 132 multiprocessors, adds 0.3 us. At 4x4 positions the sums cost more than the product: they are then the bound.
 // Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. FMAs, 64 x 32 tiles, a block barrier around every stage      60 TFLOP/s at most, a twelfth of the floor
+//   1. FMAs, 64 x 32 tiles, a block barrier around every stage      60 TFLOP/s at most, a thirteenth of the rate
 //   2. mma.sync, 128 x 64 tiles, warps of 64 x 32                   8x: limited by ldmatrix, 24 cycles per 16 products
 //   3. stages two ahead across tiles, one barrier a stage           1.5x, more where a tile has few stages
-//   4. pairs of columns added at once, rows of sums swizzled        a quarter of the shared memory cycles of adding
+//   4. pairs of columns added at once, rows of sums swizzled        an eighth of the shared memory cycles of adding
 //   5. wgmma and the copy engine (sm_90a)                           up to 1.6x on Hopper, not built
-// Layers with few output channels or columns (the last of a UNet, depthwise) fill little of a tile and are far from it.
-// Reference: journey/reference.py::sketch_outer.
+// Layers with few output channels (the last of a UNet, LoRA, depthwise) skip what they do not have by 16 rows in warps
+// of 64, but stage all 128, and are far from the floor; so are chips with 100 KiB of shared memory, which hold one
+// block. Reference: journey/reference.py::sketch_outer.
 #include <cmath>
 
 #include "../common/sketch_map.h"

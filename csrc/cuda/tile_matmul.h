@@ -10,8 +10,9 @@
 // float32 operands: with kSplit each is a sum of two TF32 numbers, x = high + low to 2^-22 of x, and high * high +
 // high * low + low * high are multiplied ("3xTF32"); every 8 products are summed by the tensor core from zero and added
 // to the sums by an ordinary rounded addition, because the tensor core truncates (Ootomo and Yokota, "Recovering single
-// precision accuracy from Tensor Cores", 2022). Without, operands are rounded to TF32 and summed by the tensor core.
-// Without tensor cores (sm_75) the same sums are formed by FMAs, in float32.
+// precision accuracy from Tensor Cores", 2022). Without, operands are rounded to TF32. These and
+// half types, whose products are exact, are summed by the tensor core: what it truncates is far below their own
+// rounding. Without tensor cores (sm_75) the same sums are formed by FMAs, in float32.
 #pragma once
 
 #include "tensor_core.h"
