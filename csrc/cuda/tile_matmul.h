@@ -27,7 +27,7 @@ template <typename input_t>
 constexpr int kPerWord = static_cast<int>(4 / sizeof(input_t));
 
 template <typename input_t>
-constexpr int kStageDepth = kStageWords * kPerWord<input_t>;
+constexpr int kStageDepth = kPerWord<input_t> * kStageWords;
 
 // Where a word of a stage lies.
 __device__ __forceinline__ int staged_at(int row, int word) {
