@@ -45,8 +45,8 @@ template <typename... params_t, typename... args_t>
     (void)stream;
     return emulation::run(blocks, threads, static_cast<size_t>(shared_bytes), [&] { kernel(args...); });
 #else
-    // More than 48 KiB are given to those who ask.
-    if (shared_bytes > (48 << 10)) {
+    // More than 48 KiB, with what a kernel declares (16 KiB at most beside dynamic memory), go to those who ask.
+    if (shared_bytes > (32 << 10)) {
         const cudaError_t status =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
         if (status != cudaSuccess) return status;

@@ -62,8 +62,8 @@ __device__ __forceinline__ int sum_at(int bucket_row, int lane) {
 }
 
 // Adds those of this warp's 64 x 32 entries to `sums` that lie in one row block of the sketch, the tile's row r at row
-// `offset` + r of the block. Two entries of one
-// sketch tile never collide, so threads need no atomics as long as one sketch tile is added between two barriers.
+// `offset` + r of the block. Two entries of one sketch tile never collide, so threads need no atomics as long as one
+// sketch tile is added between two barriers.
 __device__ __forceinline__ void add_entries(
     const TileAt& at,
     int offset,
