@@ -114,27 +114,28 @@ __device__ __forceinline__ void sign_fragments(const uint32_t* words, int depth,
     }
 }
 
-// run += gradients * signs over one stage, which begins at `depth` of the run.
 template <typename input_t>
-__device__ __forceinline__ void multiply_signs(
-    const uint32_t* grads, const uint32_t* words, int depth, int m_tiles, float (&run)[kMTiles][kNTiles][4]) {
-    if (!has_tensor_cores()) {
-        const int group = lane_id() / 4, t = lane_id() % 4;
+__device__ __forceinline__ void multiply_signs_by_fma(
+    const uint32_t* grads, const uint32_t* words, int depth, float (&run)[kMTiles][kNTiles][4]) {
+    const int group = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll 1
-        for (int k = 0; k < kStageDepth<input_t>; ++k) {
-            const uint32_t signs = words[depth + k] >> (2 * t);
+    for (int k = 0; k < kStageDepth<input_t>; ++k) {
+        const uint32_t signs = words[depth + k] >> (2 * t);
 #pragma unroll
-            for (int i = 0; i < 2 * kMTiles; ++i) {
-                const uint32_t word = grads[staged_at(8 * i + group, k / kPerWord<input_t>)];
-                const float grad = element<input_t>(word, k % kPerWord<input_t>);
+        for (int i = 0; i < 2 * kMTiles; ++i) {
+            const uint32_t word = grads[staged_at(8 * i + group, k / kPerWord<input_t>)];
+            const float grad = element<input_t>(word, k % kPerWord<input_t>);
 #pragma unroll
-                for (int j = 0; j < 2 * kNTiles; ++j)
-                    run[i / 2][j / 2][i % 2 * 2 + j % 2] +=
-                        bits_float(float_bits(grad) ^ (signs >> (j / 2 * 8 + j % 2) << 31));
-            }
+            for (int j = 0; j < 2 * kNTiles; ++j)
+                run[i / 2][j / 2][i % 2 * 2 + j % 2] +=
+                    bits_float(float_bits(grad) ^ (signs >> (j / 2 * 8 + j % 2) << 31));
         }
-        return;
     }
+}
+
+template <typename input_t>
+__device__ __forceinline__ void multiply_signs_by_tensor_cores(
+    const uint32_t* grads, const uint32_t* words, int depth, int m_tiles, float (&run)[kMTiles][kNTiles][4]) {
 #pragma unroll
     for (int step = 0; step < kStageWords / kStepWords; ++step) {
         uint32_t b[kNTiles][2];
@@ -165,6 +166,16 @@ __device__ __forceinline__ void multiply_signs(
             }
         }
     }
+}
+
+// run += gradients * signs over one stage, which begins at `depth` of the run.
+template <typename input_t>
+__device__ __forceinline__ void multiply_signs(
+    const uint32_t* grads, const uint32_t* words, int depth, int m_tiles, float (&run)[kMTiles][kNTiles][4]) {
+    if (has_tensor_cores())
+        multiply_signs_by_tensor_cores<input_t>(grads, words, depth, m_tiles, run);
+    else
+        multiply_signs_by_fma<input_t>(grads, words, depth, run);
 }
 
 // Gradients of a block: samples [first_b, first_b + num_samples) and entries up to d_end.
