@@ -370,6 +370,18 @@ def test_sums_in_memory_and_in_shared_memory_hold_the_same(kernels, old_device):
     assert torch.equal(kernels.sketch_outer(a, g, 4096, KEY, 2).double(), expected)
 
 
+def test_nan_and_infinity_stay_in_the_entries_that_hold_them(kernels):
+    for name, dtype in itertools.product(("3x3", "wide", "1x1"), DTYPES):
+        conv = CONVS[name]
+        a, g = (x.to(dtype) for x in layer_tensors(conv, 4))
+        clean = kernels.sketch_outer(a, g, 1024, KEY, 2, conv=conv.geometry)
+        a[3, 2, 0, 0], g[2, 1, 0, 1] = math.nan, math.inf
+        actual = kernels.sketch_outer(a, g, 1024, KEY, 2, conv=conv.geometry)
+        expected = reference.sketch_outer(a, g, 1024, KEY, rows_per_group=2, conv=conv.geometry)
+        assert torch.equal(actual[0], clean[0])
+        assert torch.equal(actual[1].isfinite(), expected[1].isfinite())
+
+
 def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
     a, g = randn(2, 50, 40, seed=1), randn(2, 50, 33, seed=2)
     one_bucket_each = 32 * 33 * 2  # no two entries of one tile collide, and there are two tiles of columns
