@@ -26,7 +26,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kLanes;
-constexpr int kBlocks = 3;                            // per multiprocessor at least, so at most 80 registers per thread
 constexpr int kRowsPerWarp = 16;                      // enough independent loads in flight to hide the latency
 constexpr int kTilesPerStep = kLanes / kRowsPerWarp;  // so that 32 lanes route 32 (tile, row) pairs
 constexpr int kBlockRows = kWarps * kRowsPerWarp;     // proj_dim 4096 is one block
@@ -105,7 +104,7 @@ __device__ __forceinline__ void add_vector(
 // Parallel over [batch, slices of tiles, bucket rows]: a block is 128 bucket rows of one sample and slice, a warp owns
 // every eighth of these rows, a thread kWidth lanes of every kWidth-th of the warp's.
 template <typename input_t, int kWidth>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads)
     sketch_kernel(const SketchArgs args, const TileRange range, const Slices slices, const float scale) {
     __shared__ Route routes[kWarps][kLanes];
     const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
@@ -137,7 +136,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
             routes[warp][lane] = route;
             // The routes of this step are written.
             __syncwarp();
-#pragma unroll
+            // Loads of 4 bytes: those of one tile are enough in flight, and those of two would spill on sm_120.
+#pragma unroll(kWidth)
             for (int t = 0; t < kTilesPerStep; ++t) {
 #pragma unroll
                 for (int j = 0; j < kRowsPerWarp / kWidth; ++j) {
