@@ -2,9 +2,12 @@
 // Arguments are validated in journey/ops.py, which also makes the tensors' device current. Compiled by the host
 // compiler: it needs the CUDA headers, no nvcc.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cuda/kernels.h"
 
@@ -93,6 +96,50 @@ int64_t sketch_workspace_floats(int64_t batch, int64_t rows, int64_t cols, int64
     return cuda::sketch_workspace_floats(args);
 }
 
+// Fields of cuda::SmallParameter in their order.
+using SmallParameter = std::tuple<uintptr_t, int, int64_t, int64_t, int64_t, int64_t, uint64_t>;
+
+std::vector<cuda::SmallParameter> small_parameters(const std::vector<SmallParameter>& given) {
+    std::vector<cuda::SmallParameter> parameters;
+    parameters.reserve(given.size());
+    for (const auto& [grads, dtype, rows, cols, grads_batch_stride, row_begin, key] : given)
+        parameters.push_back(
+            {as<const void>(grads), static_cast<cuda::DType>(dtype), rows, cols, grads_batch_stride, row_begin, key});
+    return parameters;
+}
+
+void sketch_many(
+    const std::vector<SmallParameter>& parameters,
+    uintptr_t features,
+    uintptr_t workspace,
+    int64_t batch,
+    int64_t features_stride,
+    int64_t proj_dim,
+    int64_t nnz,
+    uintptr_t cuda_stream) {
+    const std::vector<cuda::SmallParameter> list = small_parameters(parameters);
+    cuda::SketchManyArgs args{};
+    args.parameters = list.data();
+    args.num_parameters = static_cast<int64_t>(list.size());
+    args.features = as<float>(features);
+    args.workspace = as<float>(workspace);
+    args.batch = batch;
+    args.features_stride = features_stride;
+    args.proj_dim = proj_dim;
+    args.nnz = nnz;
+    check(cuda::sketch_many(args, as_stream(cuda_stream)), "sketch_many");
+}
+
+int64_t sketch_many_workspace_floats(const std::vector<SmallParameter>& parameters, int64_t batch, int64_t proj_dim) {
+    const std::vector<cuda::SmallParameter> list = small_parameters(parameters);
+    cuda::SketchManyArgs args{};
+    args.parameters = list.data();
+    args.num_parameters = static_cast<int64_t>(list.size());
+    args.batch = batch;
+    args.proj_dim = proj_dim;
+    return cuda::sketch_many_workspace_floats(args);
+}
+
 void project(
     uintptr_t grads,
     uintptr_t features,
@@ -137,6 +184,7 @@ void sketch_outer(
     uintptr_t features,
     uintptr_t workspace,
     int dtype,
+    int precision,
     int64_t a_row_stride,
     int64_t a_channel_stride,
     int64_t a_y_stride,
@@ -173,6 +221,7 @@ void sketch_outer(
     args.features = as<float>(features);
     args.workspace = as<float>(workspace);
     args.dtype = static_cast<cuda::DType>(dtype);
+    args.precision = static_cast<cuda::Precision>(precision);
     args.a_strides = cuda::Strides{a_row_stride, a_channel_stride, a_y_stride, a_x_stride};
     args.g_strides = cuda::Strides{g_row_stride, g_channel_stride, g_y_stride, g_x_stride};
     args.num_groups = num_groups;
@@ -222,6 +271,7 @@ void accumulate_gram(
     uintptr_t features,
     uintptr_t gram,
     int dtype,
+    int precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,
@@ -229,8 +279,9 @@ void accumulate_gram(
     uintptr_t cuda_stream) {
     check(
         cuda::accumulate_gram(
-            as<const void>(features), as<double>(gram), static_cast<cuda::DType>(dtype), num_samples, proj_dim,
-            features_stride, gram_stride, as_stream(cuda_stream)),
+            as<const void>(features), as<double>(gram), static_cast<cuda::DType>(dtype),
+            static_cast<cuda::Precision>(precision), num_samples, proj_dim, features_stride, gram_stride,
+            as_stream(cuda_stream)),
         "accumulate_gram");
 }
 
@@ -272,6 +323,13 @@ void bind_cuda(py::module_& m) {
         py::arg("row_begin"), py::arg("proj_dim"),
         "Floats of workspace that sketch needs; 0 means that it may be null.");
     cuda.def(
+        "sketch_many", &sketch_many, py::arg("parameters"), py::arg("features"), py::arg("workspace"), py::arg("batch"),
+        py::arg("features_stride"), py::arg("proj_dim"), py::arg("nnz"), py::arg("cuda_stream"),
+        "Each parameter is (grads, dtype, rows, cols, grads_batch_stride, row_begin, key).", release);
+    cuda.def(
+        "sketch_many_workspace_floats", &sketch_many_workspace_floats, py::arg("parameters"), py::arg("batch"),
+        py::arg("proj_dim"), "Floats of workspace that sketch_many needs; 0 means that it may be null.");
+    cuda.def(
         "project", &project, py::arg("grads"), py::arg("features"), py::arg("workspace"), py::arg("dtype"),
         py::arg("kind"), py::arg("batch"), py::arg("grad_dim"), py::arg("proj_dim"), py::arg("grads_stride"),
         py::arg("features_stride"), py::arg("row_begin"), py::arg("key"), py::arg("cuda_stream"), release);
@@ -280,22 +338,22 @@ void bind_cuda(py::module_& m) {
         py::arg("proj_dim"), "Floats of workspace that project needs; 0 means that it may be null.");
     cuda.def(
         "sketch_outer", &sketch_outer, py::arg("a"), py::arg("g"), py::arg("features"), py::arg("workspace"),
-        py::arg("dtype"), py::arg("a_row_stride"), py::arg("a_channel_stride"), py::arg("a_y_stride"),
-        py::arg("a_x_stride"), py::arg("g_row_stride"), py::arg("g_channel_stride"), py::arg("g_y_stride"),
-        py::arg("g_x_stride"), py::arg("num_groups"), py::arg("rows_per_group"), py::arg("in_channels"),
-        py::arg("in_height"), py::arg("in_width"), py::arg("out_channels"), py::arg("out_height"), py::arg("out_width"),
-        py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"), py::arg("stride_w"), py::arg("pad_h"),
-        py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"), py::arg("conv_groups"),
-        py::arg("features_stride"), py::arg("proj_dim"), py::arg("key"), py::arg("nnz"), py::arg("cuda_stream"),
-        release);
+        py::arg("dtype"), py::arg("precision"), py::arg("a_row_stride"), py::arg("a_channel_stride"),
+        py::arg("a_y_stride"), py::arg("a_x_stride"), py::arg("g_row_stride"), py::arg("g_channel_stride"),
+        py::arg("g_y_stride"), py::arg("g_x_stride"), py::arg("num_groups"), py::arg("rows_per_group"),
+        py::arg("in_channels"), py::arg("in_height"), py::arg("in_width"), py::arg("out_channels"),
+        py::arg("out_height"), py::arg("out_width"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("stride_h"),
+        py::arg("stride_w"), py::arg("pad_h"), py::arg("pad_w"), py::arg("dilation_h"), py::arg("dilation_w"),
+        py::arg("conv_groups"), py::arg("features_stride"), py::arg("proj_dim"), py::arg("key"), py::arg("nnz"),
+        py::arg("cuda_stream"), release);
     cuda.def(
         "sketch_outer_workspace_floats", &sketch_outer_workspace_floats, py::arg("num_groups"), py::arg("in_channels"),
         py::arg("out_channels"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("conv_groups"), py::arg("proj_dim"),
         "Floats of workspace that sketch_outer needs; 0 means that it may be null.");
     cuda.def(
         "accumulate_gram", &accumulate_gram, py::arg("features"), py::arg("gram"), py::arg("dtype"),
-        py::arg("num_samples"), py::arg("proj_dim"), py::arg("features_stride"), py::arg("gram_stride"),
-        py::arg("cuda_stream"), release);
+        py::arg("precision"), py::arg("num_samples"), py::arg("proj_dim"), py::arg("features_stride"),
+        py::arg("gram_stride"), py::arg("cuda_stream"), release);
     cuda.def("device_count", &device_count, "Devices that can be used; 0 where there is no driver.", release);
     cuda.def("runtime_version", &runtime_version, "CUDA runtime of this build, 1000 * major + 10 * minor.");
     cuda.def("driver_version", &driver_version, "Newest CUDA that the driver supports; 0 where there is no driver.");

@@ -16,6 +16,9 @@ from journey.geometry import ConvGeometry
 from journey.keys import to_unsigned
 from journey.weight_grad import weight_grad_tiles
 
+# How products of float32 tensors are formed: to the rounding of float32, or of operands rounded to 11 bits (faster).
+PRECISION_CODES = {"float32": 0, "tf32": 1}
+
 
 def _kernels() -> Any:
     build = _native.build_info()
@@ -96,6 +99,30 @@ def sketch_(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int)
         )
 
 
+def sketch_many_(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
+    """Count sketch of the gradients of many small parameters, in one launch for each 64 of them."""
+    kernels = _kernels()
+    grads = [x if x[0:1].is_contiguous() else x.contiguous() for x in grads]
+    parameters = [
+        (x.data_ptr(), DTYPE_CODES[x.dtype], x.shape[1], x.shape[2], x.stride(0), row_begin, to_unsigned(key))
+        for x, key, row_begin in zip(grads, keys, row_begins, strict=True)
+    ]
+    batch, proj_dim = features.shape
+    floats = kernels.sketch_many_workspace_floats(parameters=parameters, batch=batch, proj_dim=proj_dim)
+    workspace = _workspace(floats, features)
+    with torch.cuda.device(features.device):
+        kernels.sketch_many(
+            parameters=parameters,
+            features=features.data_ptr(),
+            workspace=workspace.data_ptr(),
+            batch=batch,
+            features_stride=features.stride(0),
+            proj_dim=proj_dim,
+            nnz=nnz,
+            cuda_stream=_stream(features),
+        )
+
+
 def project_(features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
     """Dense random projection."""
     kernels = _kernels()
@@ -130,6 +157,7 @@ def sketch_outer_(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    precision: str = "float32",
 ) -> None:
     """The fused kernel for Linear, Conv1d and Conv2d; torch's convolution and the sketch kernel for Conv3d."""
     kernels = _kernels()
@@ -174,6 +202,7 @@ def sketch_outer_(
             features=features.data_ptr(),
             workspace=workspace.data_ptr(),
             dtype=DTYPE_CODES[a.dtype],
+            precision=PRECISION_CODES[precision],
             **shape,
             **walk,
             **strides,
@@ -189,7 +218,7 @@ def sketch_outer_(
         )
 
 
-def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
+def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int, precision: str = "float32") -> None:
     """One launch per block of samples, upper triangle only."""
     kernels = _kernels()
     if features.shape[1] > 1 and features.stride(1) != 1:
@@ -200,6 +229,7 @@ def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
                 features=block.data_ptr(),
                 gram=gram.data_ptr(),
                 dtype=DTYPE_CODES[block.dtype],
+                precision=PRECISION_CODES[precision],
                 num_samples=block.shape[0],
                 proj_dim=block.shape[1],
                 features_stride=block.stride(0),

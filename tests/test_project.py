@@ -113,7 +113,10 @@ def test_long_sums_stay_as_exact_as_torch(device):
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_gradients_lose_nothing(kind, dtype, device):
     grads = randn(3, 301, dtype=dtype).to(device)
-    assert torch.equal(project(grads, 100, KEY, kind), project(grads.float(), 100, KEY, kind))
+    difference = (project(grads, 100, KEY, kind) - project(grads.float(), 100, KEY, kind)).abs()
+    # Tensor cores sum half types in another order; a lost bit of them would be 2**-11 of an entry at least.
+    atol = 0.0 if device == "cpu" else 2**-18 * grads.float().abs().sum(1, keepdim=True) / math.sqrt(100)
+    assert (difference <= atol).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -165,9 +168,10 @@ def test_the_first_columns_are_the_same_for_every_proj_dim(kind, device):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_devices_have_the_same_matrix_bit_for_bit(kind):
+def test_both_devices_have_the_same_matrix(kind):
     on_cpu, on_cuda = (compiled_matrix(64, 256, HIGH_KEY, kind, device) for device in ("cpu", "cuda"))
-    assert torch.equal(on_cpu, on_cuda)
+    # Tensor cores multiply a normal as the sum of two numbers of 11 bits.
+    torch.testing.assert_close(on_cuda, on_cpu, rtol=0 if kind == "rademacher" else 2**-22, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

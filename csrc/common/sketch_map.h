@@ -37,7 +37,10 @@ JOURNEY_HOST_DEVICE Tile sketch_tile(uint64_t key, uint32_t repetition, int64_t 
 // `chunk` counts along the rows: row * num_chunks(cols) + col / 32.
 JOURNEY_HOST_DEVICE uint32_t sketch_signs(uint64_t key, uint32_t repetition, int64_t chunk) {
     const Slot at = slot(static_cast<uint64_t>(chunk));
-    return philox(key, at.index, repetition, kStreamSketchSign).word[at.word];
+    const Philox4 draw = philox(key, at.index, repetition, kStreamSketchSign);
+    // Selected, not indexed: a word at a run-time index would put the draw in memory on a GPU.
+    const uint32_t low = at.word & 1 ? draw.word[1] : draw.word[0], high = at.word & 1 ? draw.word[3] : draw.word[2];
+    return at.word & 2 ? high : low;
 }
 
 struct Bucket {

@@ -1,9 +1,10 @@
 // Launchers of the CUDA kernels: raw device pointers, sizes and a stream in, status out. No torch, no Python.
 //
-// No launcher allocates, synchronises or copies to the host. Results are bitwise equal from run to run and do not
-// depend on the number of multiprocessors: no float atomics, and work is split by the shape alone. What a sample's
-// features are does not depend on the batch it came in. A workspace is uninitialised memory of the caller's, of the
-// size that the function beside the launcher gives; null where that size is 0.
+// No launcher allocates, synchronises or copies to the host, so all can be captured in a CUDA graph. Results are
+// bitwise equal from run to run and do not depend on the number of multiprocessors: no float atomics, and work is split
+// by the shape alone. What a sample's features are does not depend on the batch it came in. A workspace is
+// uninitialised memory of the caller's, of the size that the function beside the launcher gives; null where that size
+// is 0.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,12 @@
 namespace journey::cuda {
 
 enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// How products of float32 inputs are formed; half types are multiplied exactly and summed in float32 anyway.
+enum class Precision : int {
+    kFloat32 = 0,  // to the rounding of float32 (3xTF32 on tensor cores)
+    kTf32 = 1,     // operands rounded to 11 significant bits
+};
 
 enum class Dense : int { kRademacher = 0, kNormal = 1 };
 
@@ -57,6 +64,34 @@ int64_t sketch_workspace_floats(const SketchArgs& args);
 // features[b, :] += sketch of grads[b], see common/sketch_map.h.
 [[nodiscard]] cudaError_t sketch(const SketchArgs& args, cudaStream_t stream);
 
+// Gradients of one of many small parameters; fields as in SketchArgs.
+struct SmallParameter {
+    const void* grads;  // [batch, rows, cols], each [rows, cols] contiguous
+    DType dtype;
+    int64_t rows;
+    int64_t cols;
+    int64_t grads_batch_stride;
+    int64_t row_begin;
+    uint64_t key;
+};
+
+struct SketchManyArgs {
+    const SmallParameter* parameters;  // [num_parameters], in host memory
+    int64_t num_parameters;
+    float* features;   // [batch, proj_dim], added to
+    float* workspace;  // [sketch_many_workspace_floats]
+    int64_t batch;
+    int64_t features_stride;  // in elements
+    int64_t proj_dim;         // a multiple of 32; a block needs 4 * proj_dim bytes of shared memory
+    int64_t nnz;
+};
+
+// Reads the parameters' shapes, batch and proj_dim.
+int64_t sketch_many_workspace_floats(const SketchManyArgs& args);
+
+// features[b, :] += sketches of the gradients of all parameters, in one launch for each 64 of them and one more.
+[[nodiscard]] cudaError_t sketch_many(const SketchManyArgs& args, cudaStream_t stream);
+
 struct ProjectArgs {
     const void* grads;  // [batch, grad_dim]
     float* features;    // [batch, proj_dim], added to
@@ -93,6 +128,7 @@ struct SketchOuterArgs {
     float* features;   // [num_groups, proj_dim], added to
     float* workspace;  // [sketch_outer_workspace_floats]
     DType dtype;       // of a and g
+    Precision precision;
     Strides a_strides;
     Strides g_strides;
     int64_t num_groups;
@@ -129,6 +165,7 @@ int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
     const void* features,  // [num_samples, proj_dim]
     double* gram,          // [proj_dim, proj_dim], added to
     DType dtype,           // of features
+    Precision precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,  // in elements

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -44,17 +45,36 @@ template <typename... params_t, typename... args_t>
     (void)stream;
     return emulation::run(blocks, threads, static_cast<size_t>(shared_bytes), [&] { kernel(args...); });
 #else
+    // More than 48 KiB, with what a kernel declares (16 KiB at most beside dynamic memory), go to those who ask.
+    if (shared_bytes > (32 << 10)) {
+        const cudaError_t status =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        if (status != cudaSuccess) return status;
+    }
     kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(args...);
     return cudaGetLastError();
 #endif
 }
 
-// The dynamic shared memory of a block, as floats.
+// The most dynamic shared memory that a block may have on the current device.
+[[nodiscard]] inline cudaError_t max_shared_bytes(int* bytes) {
+#ifdef JOURNEY_CUDA_EMULATION
+    *bytes = emulation::machine.max_shared_bytes;
+    return cudaSuccess;
+#else
+    int device = 0;
+    const cudaError_t status = cudaGetDevice(&device);
+    if (status != cudaSuccess) return status;
+    return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+#endif
+}
+
+// The dynamic shared memory of a block, as floats, aligned to 16 bytes.
 __device__ __forceinline__ float* dynamic_shared() {
 #ifdef JOURNEY_CUDA_EMULATION
     return static_cast<float*>(emulation::dynamic_shared());
 #else
-    extern __shared__ float shared_floats[];
+    extern __shared__ __align__(16) float shared_floats[];
     return shared_floats;
 #endif
 }
@@ -82,9 +102,29 @@ template <typename function_t>
     return cudaErrorInvalidValue;
 }
 
+// The same with whether float32 operands are split for a product of float32 precision, as std::bool_constant.
+template <typename function_t>
+[[nodiscard]] cudaError_t dispatch(DType dtype, Precision precision, const function_t& run) {
+    switch (dtype) {
+        case DType::kFloat32:
+            if (precision == Precision::kFloat32) return run(TypeOf<float>{}, std::true_type{});
+            if (precision == Precision::kTf32) return run(TypeOf<float>{}, std::false_type{});
+            return cudaErrorInvalidValue;
+        case DType::kFloat16:
+            return run(TypeOf<__half>{}, std::false_type{});
+        case DType::kBFloat16:
+            return run(TypeOf<__nv_bfloat16>{}, std::false_type{});
+    }
+    return cudaErrorInvalidValue;
+}
+
 // Four consecutive floats that move between shared memory and registers at once.
 struct alignas(16) Float4 {
     float value[4];
+};
+
+struct alignas(8) Float2 {
+    float value[2];
 };
 
 // Work items cut into runs of equal length, a function of their number alone.

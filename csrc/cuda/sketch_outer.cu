@@ -5,275 +5,279 @@
 //
 // with col = (i * kernel_h + ky) * kernel_w + kx, channel = i + the first input channel of o's convolution group, and n
 // over the rows of a group (the draws of one sample): they are contracted inside the product, so projecting costs the
-// same for any number of draws. A block forms 64 x 32 tiles of the gradient in registers and adds each to its own
-// proj_dim sums, in shared memory where they fit; the gradient itself is never in memory.
-// Floor: the 2 * rows * positions * out_channels * cols FLOPs of a plain weight gradient (here in fp32).
-// Layers with few output channels per convolution group (depthwise) fill little of a tile and are far from it.
+// same for any number of draws. A block forms 128 x 64 tiles of the gradient in registers, on tensor cores (see
+// tile_matmul.h for types and precision), and adds each to proj_dim sums of its own in shared memory. Each warp column
+// owns one chunk of 32 columns and one copy of the sums: warps of different columns never meet. Stages of all tiles of
+// a block form one sequence, loaded two ahead, so the first stages of a tile travel while the tile before is added:
+// layers of 16 positions, which are one stage per tile, are not starved.
+//
+// Two numbers, for 256 channels, 3x3, 16x16 positions, 4 draws, bf16, one sample: 2 * 1024 * 256 * 2304 = 1.21 GFLOP
+// and 1.0 MB of a and g. On an H200 (4.8 TB/s; 790 TFLOP/s bf16 as a large product measures, about 400 TF32): 1.5 us
+// of arithmetic, 0.2 us of memory; adding to the sums, 16 bytes of shared memory per entry at 128 bytes a cycle on
+// 132 multiprocessors, adds 0.3 us. At 4x4 positions the sums cost more than the product: they are then the bound.
+// Ladder, each effect predicted and NOT YET MEASURED on a device:
+//   1. FMAs, 64 x 32 tiles, a block barrier around every stage      60 TFLOP/s at most, a thirteenth of the rate
+//   2. mma.sync, 128 x 64 tiles, warps of 64 x 32                   8x: limited by ldmatrix, 24 cycles per 16 products
+//   3. stages two ahead across tiles, one barrier a stage           1.5x, more where a tile has few stages
+//   4. pairs of columns added at once, rows of sums swizzled        an eighth of the shared memory cycles of adding
+//   5. wgmma and the copy engine (sm_90a)                           up to 1.6x on Hopper, not built
+// Layers with few output channels (the last of a UNet, LoRA, depthwise) skip what they do not have by 16 rows in warps
+// of 64, but stage all 128 and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
 // Reference: journey/reference.py::sketch_outer.
 #include <cmath>
 
-#include "../common/sketch_map.h"
-#include "launch.h"
+#include "layer_tiles.h"
 
 namespace journey::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kBlocks = 4;                // per multiprocessor at least, so at most 128 registers per thread
-constexpr int kTileRows = 64;             // output channels per tile, 4 per thread
-constexpr int kTileCols = kLanes;         // one chunk of columns, 4 per thread
-constexpr int kDepth = 16;                // (row, position) pairs staged at once
-constexpr int kRunDepth = 128;            // pairs decoded at once and summed before they join the total
-constexpr int64_t kMaxSharedSums = 8192;  // 32 KiB beside 11 KiB of staging stay below the 48 KiB of every device
-constexpr int64_t kMinTilesPerSlice = 4;  // the sums of a slice cost as much memory traffic as two tiles
+constexpr int kBlocks = 2;  // per multiprocessor: 255 registers per thread, and 77 KiB of shared memory at 4096
+constexpr int kWarpColumns = 2;
+constexpr int kWarpRows = 2;
+constexpr int kMTiles = 4;  // of 16 rows, per warp
+constexpr int kNTiles = 4;  // of 8 columns, per warp: one chunk
+constexpr int kStages = 3;
+constexpr int kStageRows = kTileRows + kTileCols;
+constexpr int64_t kMinTilesPerSlice = 4;  // the sums of a slice cost as much memory traffic as one tile
 constexpr int64_t kMaxSlices = 64;
-static_assert(kThreads == kTileRows / 4 * (kTileCols / 4), "a thread owns 4 x 4 entries");
-static_assert(kRunDepth == kThreads, "each thread decodes one pair of a run");
+static_assert(kNTiles * 8 == kLanes, "a warp column is one chunk");
+static_assert(kWarpRows * kWarpColumns * kWarpLanes == kTileThreads, "four warps");
+static_assert(kTileRows == kWarpRows * kMTiles * 16 && kTileCols == kWarpColumns * kLanes, "warps cover a tile");
 
+// Dynamic shared memory; the sums follow it.
 struct Shared {
-    Float4 g[kDepth][kTileRows / 4 + 1];  // padded against bank conflicts of the staging stores
-    Float4 a[kDepth][kTileCols / 4 + 1];
-    // Of each pair of a run: where it is in g and in a (without the kernel's offset), and its input coordinates.
-    int64_t pair_g[kRunDepth];
-    int64_t pair_a[kRunDepth];
-    int pair_y[kRunDepth];
-    int pair_x[kRunDepth];
-    // Of each column of a tile: where it is in a, and its offset in input coordinates.
-    int64_t column_a[kTileCols];
-    int column_y[kTileCols];
-    int column_x[kTileCols];
-    uint32_t signs[kTileRows];
+    uint32_t stages[kStages][kStageRows * kStageWords];  // rows of g, then columns of a
+    // Of two consecutive tiles, because the loads run ahead.
+    Line rows[2][kTileRows];
+    Line columns[2][kTileCols];
+    uint32_t signs[kWarpColumns][kTileRows];
 };
-
-// The gradient matrix [out_channels, cols] in tiles: segments of rows that do not cross a convolution group, times
-// chunks of columns.
-struct Tiling {
-    int64_t cols;
-    int64_t chunks;
-    int64_t group_rows;          // output channels of one convolution group
-    int64_t group_channels;      // input channels of one convolution group
-    int64_t segments_per_group;  // of rows
-    int64_t num_tiles;
-};
-
-Tiling make_tiling(const SketchOuterArgs& args) {
-    Tiling tiling{};
-    if (args.conv_groups < 1) return tiling;
-    tiling.group_rows = args.out_channels / args.conv_groups;
-    tiling.group_channels = args.in_channels / args.conv_groups;
-    tiling.cols = tiling.group_channels * args.kernel_h * args.kernel_w;
-    tiling.chunks = num_chunks(tiling.cols);
-    tiling.segments_per_group = ceil_div(tiling.group_rows, kTileRows);
-    tiling.num_tiles = args.conv_groups * tiling.segments_per_group * tiling.chunks;
-    return tiling;
-}
 
 Slices outer_slices(const Tiling& tiling) { return make_slices(tiling.num_tiles, kMinTilesPerSlice, kMaxSlices); }
 
-// One tile: rows [row_begin, row_end) of the gradient matrix and columns [chunk * 32, chunk * 32 + num_cols).
-struct TileAt {
-    int64_t row_begin;
-    int64_t row_end;
-    int64_t chunk;
-    int num_cols;
-    int64_t first_channel;  // of the convolution group, in a
-};
-
-__device__ __forceinline__ TileAt locate(const Tiling& tiling, int64_t tile) {
-    const int64_t segment = tile / tiling.chunks, chunk = tile - segment * tiling.chunks;
-    const int64_t conv_group = segment / tiling.segments_per_group;
-    const int64_t row = (segment - conv_group * tiling.segments_per_group) * kTileRows;
-    const int64_t rows_left = tiling.group_rows - row, cols_left = tiling.cols - chunk * kTileCols;
-    const int64_t row_begin = conv_group * tiling.group_rows + row;
-    return TileAt{
-        row_begin, row_begin + (rows_left < kTileRows ? rows_left : kTileRows), chunk,
-        static_cast<int>(cols_left < kTileCols ? cols_left : kTileCols), conv_group * tiling.group_channels};
+// Where sum k of the sketch lies: groups of 8 lanes are swapped by the bucket row, so that the four rows that half a
+// warp adds to at once lie in different banks.
+__device__ __forceinline__ int sum_at(int bucket_row, int lane) {
+    return bucket_row * kLanes + (lane ^ ((bucket_row & 3) << 3));
 }
 
-__device__ __forceinline__ void decode_column(const SketchOuterArgs& args, const TileAt& at, Shared& shared) {
-    const int c = static_cast<int>(threadIdx.x);
-    if (c >= at.num_cols) return;
-    const int64_t col = at.chunk * kTileCols + c, kernel_row = col / args.kernel_w, i = kernel_row / args.kernel_h;
-    const int64_t y = (kernel_row - i * args.kernel_h) * args.dilation_h - args.pad_h;
-    const int64_t x = (col - kernel_row * args.kernel_w) * args.dilation_w - args.pad_w;
-    shared.column_a[c] = (at.first_channel + i) * args.a_strides.channel + y * args.a_strides.y + x * args.a_strides.x;
-    shared.column_y[c] = static_cast<int>(y);
-    shared.column_x[c] = static_cast<int>(x);
-}
-
-__device__ __forceinline__ void decode_pair(
-    const SketchOuterArgs& args, int64_t first_row, int64_t pair, int64_t num_pairs, Shared& shared) {
-    if (pair >= num_pairs) return;
-    const int thread = static_cast<int>(threadIdx.x);
-    const int64_t line = pair / args.out_width, x = pair - line * args.out_width;
-    const int64_t row = line / args.out_height, y = line - row * args.out_height, n = first_row + row;
-    shared.pair_g[thread] = n * args.g_strides.row + y * args.g_strides.y + x * args.g_strides.x;
-    shared.pair_a[thread] =
-        n * args.a_strides.row + y * args.stride_h * args.a_strides.y + x * args.stride_w * args.a_strides.x;
-    shared.pair_y[thread] = static_cast<int>(y * args.stride_h);
-    shared.pair_x[thread] = static_cast<int>(x * args.stride_w);
-}
-
-// Pair and row or column that load `i` of this thread brings. Neighbouring threads take neighbouring channels where
-// these are neighbours in memory (Linear, channels_last), else neighbouring positions.
-template <int kWidth>
-__device__ __forceinline__ void load_position(bool channels_first, int i, int* depth, int* at) {
-    const int index = static_cast<int>(threadIdx.x) + i * kThreads;
-    *depth = channels_first ? index / kWidth : index % kDepth;
-    *at = channels_first ? index % kWidth : index / kDepth;
-}
-
-// Brings pairs [begin, begin + 16) of the run into shared memory, zeros for what lies outside the tile or the image.
-template <typename input_t>
-__device__ __forceinline__ void stage(
-    const SketchOuterArgs& args, const TileAt& at, int begin, int run_depth, Shared& shared) {
-    const input_t* a = static_cast<const input_t*>(args.a);
-    const input_t* g = static_cast<const input_t*>(args.g);
-    int depth, r, c;
-#pragma unroll
-    for (int i = 0; i < kDepth * kTileRows / kThreads; ++i) {
-        load_position<kTileRows>(args.g_strides.channel == 1, i, &depth, &r);
-        const bool inside = begin + depth < run_depth && at.row_begin + r < at.row_end;
-        shared.g[depth][r / 4].value[r % 4] =
-            inside ? to_float(g[shared.pair_g[begin + depth] + (at.row_begin + r) * args.g_strides.channel]) : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kDepth * kTileCols / kThreads; ++i) {
-        load_position<kTileCols>(args.a_strides.channel == 1, i, &depth, &c);
-        float value = 0.0f;
-        if (begin + depth < run_depth && c < at.num_cols) {
-            const int y = shared.pair_y[begin + depth] + shared.column_y[c];
-            const int x = shared.pair_x[begin + depth] + shared.column_x[c];
-            if (y >= 0 && y < args.in_height && x >= 0 && x < args.in_width)
-                value = to_float(a[shared.pair_a[begin + depth] + shared.column_a[c]]);
-        }
-        shared.a[depth][c / 4].value[c % 4] = value;
-    }
-}
-
-// total[i][j] = gradient entry of the tile's row 4 * row_group + i and column 4 * column_group + j.
-template <typename input_t>
-__device__ __forceinline__ void form_tile(
-    const SketchOuterArgs& args,
+// Adds those of this warp's 64 x 32 entries to `sums` that lie in one row block of the sketch, the tile's row r at row
+// `offset` + r of the block. Two entries of one sketch tile never collide, so threads need no atomics as long as one
+// sketch tile is added between two barriers.
+__device__ __forceinline__ void add_entries(
     const TileAt& at,
-    int row_group,
-    int column_group,
-    Shared& shared,
-    float (&total)[4][4]) {
-    const int64_t num_pairs = args.rows_per_group * args.out_height * args.out_width;
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * args.rows_per_group;
-    // Decoding needs no barrier before it: columns and pairs are read while staging, and every thread has passed the
-    // barrier after the last staging.
-    decode_column(args, at, shared);
-    for (int64_t pair = 0; pair < num_pairs; pair += kRunDepth) {
-        const int run_depth = static_cast<int>(num_pairs - pair < kRunDepth ? num_pairs - pair : kRunDepth);
-        decode_pair(args, first_row, pair + threadIdx.x, num_pairs, shared);
-        float run[4][4] = {};
-        for (int begin = 0; begin < run_depth; begin += kDepth) {
-            // The decoded pairs and columns are written; the staged values of the step before have been used.
-            __syncthreads();
-            stage<input_t>(args, at, begin, run_depth, shared);
-            // The staged values are written.
-            __syncthreads();
-#pragma unroll 4
-            for (int depth = 0; depth < kDepth; ++depth) {
-                const Float4 g = shared.g[depth][row_group], a = shared.a[depth][column_group];
+    int offset,
+    const Tile& tile,
+    int bucket_rows,
+    const uint32_t* signs,
+    const float (&entries)[kMTiles][kNTiles][4],
+    float* sums) {
+    const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
+    const int group = lane_id() / 4, first_column = lane_id() % 4 * 2;
+    const int columns_left = at.num_cols - warp_column * kLanes;
+    const bool swap = (tile.lane_mask & 1u) != 0u;
+    const int lane_mask = static_cast<int>(tile.lane_mask & ~1u);
 #pragma unroll
-                for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < 2 * kMTiles; ++i) {
+        const int row = warp_row * kMTiles * 16 + i * 8 + group;
+        const int in_block = offset + row;
+        if (row >= at.num_rows || in_block < 0 || in_block >= bucket_rows) continue;
+        int bucket_row = in_block + static_cast<int>(tile.rotation);
+        if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
+        const uint32_t row_signs = signs[row];
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) run[i][j] = fmaf(g.value[i], a.value[j], run[i][j]);
-            }
+        for (int j = 0; j < kNTiles; ++j) {
+            const int c = j * 8 + first_column;
+            const float* pair = &entries[i / 2][j][i % 2 * 2];
+            float even = c < columns_left ? bits_float(float_bits(pair[0]) ^ (row_signs >> c << 31)) : 0.0f;
+            float odd = c + 1 < columns_left ? bits_float(float_bits(pair[1]) ^ (row_signs >> (c + 1) << 31)) : 0.0f;
+            Float2* at_pair = reinterpret_cast<Float2*>(sums + sum_at(bucket_row, c ^ lane_mask));
+            Float2 sum = *at_pair;
+            sum.value[0] += swap ? odd : even;
+            sum.value[1] += swap ? even : odd;
+            *at_pair = sum;
         }
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) total[i][j] += run[i][j];
     }
 }
 
-// Adds the tile to the block's sums. Entries of one sketch tile never collide, so threads need no atomics as long as
-// only one sketch tile is added between two barriers.
-__device__ __forceinline__ void sketch_tile_entries(
-    const SketchOuterArgs& args,
+// The block's sums, in shared memory or in its part of the workspace; computed where they are used, to save registers.
+template <bool kSharedSums>
+__device__ __forceinline__ float* block_sums(const Problem& problem) {
+    if (kSharedSums) return dynamic_shared() + sizeof(Shared) / sizeof(float);
+    return problem.workspace + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * problem.proj_dim;
+}
+
+// Adds the tile's entries to the sums, sketch tile by sketch tile. With kSharedSums each warp column has a copy of the
+// sums, else they take turns.
+template <bool kSharedSums>
+__device__ __forceinline__ void sketch_entries(
+    const Problem& problem,
     const Tiling& tiling,
     const TileAt& at,
-    int row_group,
-    int column_group,
-    const float (&total)[4][4],
-    Shared& shared,
-    float* sums) {
-    const int64_t bucket_rows = args.proj_dim / kLanes;
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
-        const uint32_t minor = static_cast<uint32_t>(repetition);
-        // The signs of the round before have been used; those of the tile before were before form_tile's barriers.
+    const float (&entries)[kMTiles][kNTiles][4],
+    Shared& shared) {
+    float* sums = block_sums<kSharedSums>(problem);
+    const int bucket_rows = problem.proj_dim / kLanes, first_chunk = at.col_begin / kLanes;
+    const int thread = static_cast<int>(threadIdx.x), warp_column = warp_id() % kWarpColumns;
+    for (uint32_t repetition = 0; repetition < problem.nnz; ++repetition) {
+        // The signs of the round before have been used; those of the tile before were before the stage's barrier.
         if (repetition > 0) __syncthreads();
-        if (thread < at.row_end - at.row_begin)
-            shared.signs[thread] = sketch_signs(args.key, minor, (at.row_begin + thread) * tiling.chunks + at.chunk);
-        for (int64_t block = at.row_begin / bucket_rows; block * bucket_rows < at.row_end; ++block) {
-            const Tile tile = sketch_tile(args.key, minor, block * tiling.chunks + at.chunk, bucket_rows);
-            // The signs are written; the sketch tile before has been added.
-            __syncthreads();
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int r = row_group * 4 + i;
-                const int64_t row = at.row_begin + r, in_block = row - block * bucket_rows;
-                if (row >= at.row_end || in_block < 0 || in_block >= bucket_rows) continue;
-                int64_t bucket_row = in_block + tile.rotation;
-                if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const int c = column_group * 4 + j;
-                    if (c >= at.num_cols) continue;
-                    const uint32_t sign = shared.signs[r] >> c << 31;
-                    sums[bucket_row * kLanes + (c ^ static_cast<int>(tile.lane_mask))] +=
-                        bits_float(float_bits(total[i][j]) ^ sign);
-                }
+        for (int c = 0; c < kWarpColumns; ++c)
+            if (thread < at.num_rows && c * kLanes < at.num_cols)
+                shared.signs[c][thread] = sketch_signs(
+                    problem.key, repetition, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
+        for (int block = at.row_begin / bucket_rows; block * bucket_rows < at.row_begin + at.num_rows; ++block) {
+            const Tile tile = sketch_tile(
+                problem.key, repetition, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
+            for (int turn = 0; turn < (kSharedSums ? 1 : kWarpColumns); ++turn) {
+                // The signs are written; the sketch tile before has been added.
+                __syncthreads();
+                if ((kSharedSums || turn == warp_column) && warp_column * kLanes < at.num_cols)
+                    add_entries(
+                        at, at.row_begin - block * bucket_rows, tile, bucket_rows, shared.signs[warp_column], entries,
+                        sums + (kSharedSums ? warp_column * problem.proj_dim : 0));
             }
         }
     }
 }
 
-// Parallel over [groups, slices of tiles]: a block is one group and slice and owns proj_dim sums, a thread owns 4 x 4
-// entries of each tile. With kSharedSums the sums live in shared memory, else in the block's part of the workspace.
-template <typename input_t, bool kSharedSums>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    sketch_outer_kernel(const SketchOuterArgs args, const Tiling tiling, const Slices slices) {
-    __shared__ Shared shared;
-    const int thread = static_cast<int>(threadIdx.x);
-    const int row_group = thread / (kTileCols / 4), column_group = thread % (kTileCols / 4);
-    const int64_t slice = blockIdx.y;
-    float* partial = args.workspace + (static_cast<int64_t>(blockIdx.x) * slices.count + slice) * args.proj_dim;
-    float* sums = kSharedSums ? dynamic_shared() : partial;
-    for (int64_t k = thread; k < args.proj_dim; k += kThreads) sums[k] = 0.0f;
+// A stage of a tile, in the order in which a block goes through them.
+struct Cursor {
+    int tile;
+    int pair;  // first of the stage
 
-    const int64_t slice_end = (slice + 1) * slices.length;
-    const int64_t tile_end = slice_end < tiling.num_tiles ? slice_end : tiling.num_tiles;
-    for (int64_t tile = slice * slices.length; tile < tile_end; ++tile) {
-        const TileAt at = locate(tiling, tile);
-        float total[4][4] = {};
-        // Its barriers also separate the zeros above, and the sketch tiles of the tile before, from what follows.
-        form_tile<input_t>(args, at, row_group, column_group, shared, total);
-        sketch_tile_entries(args, tiling, at, row_group, column_group, total, shared, sums);
+    template <int kDepth>
+    __device__ __forceinline__ void advance(int num_pairs) {
+        pair += kDepth;
+        if (pair >= num_pairs) pair = 0, ++tile;
+    }
+};
+
+// Words of both operands on their way into a stage.
+struct InFlight {
+    uint32_t g[kTileRows / 8];
+    uint32_t a[kTileCols / 8];
+};
+
+template <typename input_t>
+__device__ __forceinline__ void begin_stage(
+    const Problem& problem, const Cursor& at, int stage, Shared& shared, InFlight& words) {
+    uint32_t* g = shared.stages[stage];
+    const int buffer = at.tile & 1;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
+    begin_operand<input_t, kTileRows>(problem.g, problem.pairs, first_row, at.pair, shared.rows[buffer], g, words.g);
+    begin_operand<input_t, kTileCols>(
+        problem.a, problem.pairs, first_row, at.pair, shared.columns[buffer], g + kTileRows * kStageWords, words.a);
+}
+
+template <typename input_t>
+__device__ __forceinline__ void finish_stage(const Problem& problem, int stage, Shared& shared, const InFlight& words) {
+    uint32_t* g = shared.stages[stage];
+    finish_operand<input_t, kTileRows>(problem.g.layout, g, words.g);
+    finish_operand<input_t, kTileCols>(problem.a.layout, g + kTileRows * kStageWords, words.a);
+}
+
+// Parallel over [groups, slices of tiles]: a block is one group and slice and owns proj_dim sums, in shared memory or,
+// without kSharedSums, in its part of the workspace. A warp owns 64 x 32 entries of each tile.
+template <typename input_t, bool kSplit, bool kSharedSums>
+__global__ void __launch_bounds__(kTileThreads, kBlocks)
+    sketch_outer_kernel(const Problem problem, const Tiling tiling, const int tiles_per_slice) {
+    constexpr int kDepth = kStageDepth<input_t>;
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
+    const int thread = static_cast<int>(threadIdx.x);
+    const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
+    const int tile_begin = static_cast<int>(blockIdx.y) * tiles_per_slice;
+    const int tile_end =
+        tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
+
+    float* sums = block_sums<kSharedSums>(problem);
+    for (int k = thread; k < (kSharedSums ? kWarpColumns : 1) * problem.proj_dim; k += kTileThreads) sums[k] = 0.0f;
+
+    // Start the first two stages.
+    Cursor loading{tile_begin, 0}, using_stage = loading;
+    InFlight words;
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+        if (loading.tile < tile_end) {
+            if (loading.pair == 0)
+                decode_lines(
+                    problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1],
+                    shared.columns[loading.tile & 1]);
+            // The lines are decoded.
+            __syncthreads();
+            begin_stage<input_t>(problem, loading, stage, shared, words);
+            finish_stage<input_t>(problem, stage, shared, words);
+            loading.advance<kDepth>(problem.pairs.count);
+        }
+        commit_copies();
+    }
+    // Lines of a tile that begins with the third stage.
+    if (loading.pair == 0 && loading.tile < tile_end)
+        decode_lines(
+            problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1], shared.columns[loading.tile & 1]);
+
+    int stage = 0;
+    float entries[kMTiles][kNTiles][4] = {};
+    while (using_stage.tile < tile_end) {
+        wait_for_copies<kStages - 2>();
+        // This stage is written, with the lines of the next to load, and the stage before has been used.
+        __syncthreads();
+        const bool loads = loading.tile < tile_end;
+        const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
+        if (loads) begin_stage<input_t>(problem, loading, free_stage, shared, words);
+        commit_copies();
+
+        const TileAt at = locate(tiling, using_stage.tile);
+        const int left_row = warp_row * kMTiles * 16, pairs_left = problem.pairs.count - using_stage.pair;
+        if (left_row < at.num_rows && warp_column * kLanes < at.num_cols)
+            multiply_stage<input_t, kSplit>(
+                shared.stages[stage], left_row, shared.stages[stage], kTileRows + warp_column * kLanes,
+                (at.num_rows - left_row + 15) / 16, (pairs_left + kPerWord<input_t> - 1) / kPerWord<input_t>, entries);
+
+        if (loads) {
+            finish_stage<input_t>(problem, free_stage, shared, words);
+            loading.advance<kDepth>(problem.pairs.count);
+            // The other of the two buffers may still be read by begin_stage of other threads, this one no more.
+            if (loading.pair == 0 && loading.tile < tile_end)
+                decode_lines(
+                    problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1],
+                    shared.columns[loading.tile & 1]);
+        }
+        if (pairs_left <= kDepth) {
+            sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
+#pragma unroll
+            for (int i = 0; i < kMTiles * kNTiles * 4; ++i) entries[i / (kNTiles * 4)][i / 4 % kNTiles][i % 4] = 0.0f;
+        }
+        using_stage.advance<kDepth>(problem.pairs.count);
+        stage = stage + 1 == kStages ? 0 : stage + 1;
     }
 
-    if (kSharedSums) {
-        // All sketch tiles have been added.
-        __syncthreads();
-        for (int64_t k = thread; k < args.proj_dim; k += kThreads) partial[k] = sums[k];
+    // All sketch tiles have been added.
+    __syncthreads();
+    float* partial = block_sums<false>(problem);
+    for (int row = warp_id(); row < problem.proj_dim / kLanes; row += kTileThreads / kWarpLanes) {
+        const int from = sum_at(row, lane_id());
+        float sum = sums[from];
+        if (kSharedSums) sum += sums[problem.proj_dim + from];
+        // In memory the lanes of a row are put in order where they are: all have read.
+        __syncwarp();
+        partial[row * kLanes + lane_id()] = sum;
     }
 }
 
-bool fits_int(int64_t size) { return size >= 0 && size < (int64_t{1} << 29); }
-
-// Coordinates are 32-bit inside the kernel.
-bool is_valid(const SketchOuterArgs& args) {
-    const int64_t reach_y = args.in_height + 2 * args.pad_h + args.kernel_h * args.dilation_h;
-    const int64_t reach_x = args.in_width + 2 * args.pad_w + args.kernel_w * args.dilation_w;
-    return args.proj_dim % kLanes == 0 && args.nnz >= 1 && args.conv_groups >= 1 && args.kernel_h >= 1 &&
-           args.kernel_w >= 1 && args.in_channels % args.conv_groups == 0 &&
-           args.out_channels % args.conv_groups == 0 && fits_int(reach_y) && fits_int(reach_x) &&
-           fits_int(args.out_height * args.stride_h) && fits_int(args.out_width * args.stride_w);
+template <typename input_t, bool kSplit>
+cudaError_t launch_outer(const SketchOuterArgs& args, const Tiling& tiling, const Slices& slices, cudaStream_t stream) {
+    int most_shared = 0;
+    const cudaError_t status = max_shared_bytes(&most_shared);
+    if (status != cudaSuccess) return status;
+    const int64_t stage_bytes = static_cast<int64_t>(sizeof(Shared));
+    const int64_t sums_bytes = kWarpColumns * args.proj_dim * static_cast<int64_t>(sizeof(float));
+    const bool shared_sums = stage_bytes + sums_bytes <= most_shared;
+    const auto kernel =
+        shared_sums ? &sketch_outer_kernel<input_t, kSplit, true> : &sketch_outer_kernel<input_t, kSplit, false>;
+    return launch(
+        kernel, Grid{args.num_groups, slices.count}, kTileThreads, stage_bytes + (shared_sums ? sums_bytes : 0), stream,
+        make_problem<input_t>(args, tiling), tiling, static_cast<int>(slices.length));
 }
 
 }  // namespace
@@ -286,19 +290,13 @@ cudaError_t sketch_outer(const SketchOuterArgs& args, cudaStream_t stream) {
     if (!is_valid(args)) return cudaErrorInvalidValue;
     const Tiling tiling = make_tiling(args);
     const int64_t num_pairs = args.rows_per_group * args.out_height * args.out_width;
-    if (args.num_groups == 0 || tiling.num_tiles == 0 || num_pairs == 0 || args.proj_dim == 0) return cudaSuccess;
-    if (args.workspace == nullptr) return cudaErrorInvalidValue;
+    if (args.num_groups == 0 || args.out_channels == 0 || args.in_channels == 0 || num_pairs == 0 || args.proj_dim == 0)
+        return cudaSuccess;
+    if (tiling.num_tiles == 0 || args.workspace == nullptr) return cudaErrorInvalidValue;
 
     const Slices slices = outer_slices(tiling);
-    const Grid grid{args.num_groups, slices.count};
-    const bool shared_sums = args.proj_dim <= kMaxSharedSums;
-    const int64_t shared_bytes = shared_sums ? args.proj_dim * static_cast<int64_t>(sizeof(float)) : 0;
-    const cudaError_t status = dispatch(args.dtype, [&](auto type) {
-        using input_t = typename decltype(type)::type;
-        if (shared_sums)
-            return launch(
-                sketch_outer_kernel<input_t, true>, grid, kThreads, shared_bytes, stream, args, tiling, slices);
-        return launch(sketch_outer_kernel<input_t, false>, grid, kThreads, 0, stream, args, tiling, slices);
+    const cudaError_t status = dispatch(args.dtype, args.precision, [&](auto type, auto split) {
+        return launch_outer<typename decltype(type)::type, decltype(split)::value>(args, tiling, slices, stream);
     });
     if (status != cudaSuccess) return status;
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));

@@ -5,6 +5,7 @@
 // of shared memory that the block has not written shows as results that differ, because static shared memory keeps what
 // the block before left there and dynamic shared memory is NaN. A barrier that not all threads reach is an error, as
 // are grids and blocks beyond the limits of the hardware.
+// warp.h beside this file adds matrix products and asynchronous copies.
 // Not emulated: the memory model, atomics, warp shuffles, several blocks at once.
 #pragma once
 
@@ -45,7 +46,7 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr int kWarp = 32, kMaxThreads = 1024;
-constexpr size_t kStackBytes = 64 << 10, kMaxSharedBytes = 48 << 10;
+constexpr size_t kStackBytes = 64 << 10;
 
 enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
 
@@ -56,7 +57,10 @@ struct Fiber {
 };
 
 struct Machine {
-    bool reversed = false;  // threads and blocks run from the last to the first
+    bool reversed = false;             // threads and blocks run from the last to the first
+    bool tensor_cores = true;          // of the device
+    int max_shared_bytes = 227 << 10;  // of a block of the device
+    const char* failure = nullptr;     // what a thread did wrong
     std::vector<Fiber> fibers{kMaxThreads};
     jmp_buf scheduler;
     int current = 0;
@@ -75,10 +79,16 @@ inline void pause(State state) {
     if (_setjmp(fiber.at) == 0) _longjmp(machine.scheduler, 1);
 }
 
+// The launch goes on, and its status tells.
+inline void fail(const char* what) { machine.failure = what; }
+
+inline void end_copies(int thread);
+
 // A fiber lives on and runs one thread of each block.
 inline void fiber_main() {
     for (;;) {
         (*machine.kernel)();
+        end_copies(machine.current);
         pause(State::kDone);
     }
 }
@@ -135,13 +145,14 @@ inline bool run_block(int threads) {
 }
 
 inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
-    if (threads < 1 || threads > kMaxThreads || shared_bytes > kMaxSharedBytes || grid.x > 0x7FFFFFFFu ||
-        grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0)
+    if (threads < 1 || threads > kMaxThreads || shared_bytes > static_cast<size_t>(machine.max_shared_bytes) ||
+        grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0)
         return cudaErrorInvalidConfiguration;
     gridDim = grid;
     blockDim = dim3(static_cast<unsigned>(threads));
     machine.dynamic_shared.resize(shared_bytes);
     machine.kernel = &kernel;
+    machine.failure = nullptr;
     const uint64_t plane = uint64_t{grid.x} * grid.y, blocks = plane * grid.z;
     for (uint64_t i = 0; i < blocks; ++i) {
         const uint64_t block = machine.reversed ? blocks - 1 - i : i;
@@ -150,7 +161,9 @@ inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::f
             static_cast<unsigned>(block / plane));
         if (!run_block(threads)) return cudaErrorLaunchFailure;
     }
-    return cudaSuccess;
+    if (machine.failure == nullptr) return cudaSuccess;
+    std::fprintf(stderr, "cuda emulation: %s\n", machine.failure);
+    return cudaErrorLaunchFailure;
 }
 
 }  // namespace emulation
@@ -180,3 +193,5 @@ inline float __bfloat162float(__nv_bfloat16 x) {
     std::memcpy(&value, &bits, sizeof(value));
     return value;
 }
+
+#include "warp.h"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Callable
-from ctypes import Structure, byref, c_int, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PRECISIONS = {"float32": 0, "tf32": 1}
 KINDS = {"rademacher": 0, "normal": 1}
 SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9  # of cudaError_t
 
@@ -43,6 +44,28 @@ class SketchArgs(Structure):
     )
 
 
+class SmallParameter(Structure):
+    """journey::cuda::SmallParameter."""
+
+    _fields_ = (
+        *_pointers("grads"),
+        ("dtype", c_int),
+        *_int64s("rows cols grads_batch_stride row_begin"),
+        ("key", c_uint64),
+    )
+
+
+class SketchManyArgs(Structure):
+    """journey::cuda::SketchManyArgs."""
+
+    _fields_ = (
+        ("parameters", POINTER(SmallParameter)),
+        *_int64s("num_parameters"),
+        *_pointers("features workspace"),
+        *_int64s("batch features_stride proj_dim nnz"),
+    )
+
+
 class ProjectArgs(Structure):
     """journey::cuda::ProjectArgs."""
 
@@ -61,6 +84,7 @@ class SketchOuterArgs(Structure):
     _fields_ = (
         *_pointers("a g features workspace"),
         ("dtype", c_int),
+        ("precision", c_int),
         ("a_strides", c_int64 * 4),
         ("g_strides", c_int64 * 4),
         *_int64s("num_groups rows_per_group in_channels in_height in_width out_channels out_height out_width"),
@@ -92,8 +116,8 @@ class Emulated:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        for name in ("sketch_workspace", "project_workspace", "sketch_outer_workspace"):
-            getattr(library, name).restype = c_int64
+        for name in ("sketch", "sketch_many", "project", "sketch_outer"):
+            getattr(library, f"{name}_workspace").restype = c_int64
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
         """Words of each draw, int64. [n, 4]."""
@@ -122,6 +146,16 @@ class Emulated:
         args.grads_batch_stride, args.proj_dim = grads.stride(0), proj_dim
         return self._added(args, args.batch, self.library.run_sketch, self.library.sketch_workspace)
 
+    def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
+        """Sketch of (gradients with contiguous matrices, key, row_begin), summed. [batch, proj_dim]."""
+        items = (SmallParameter * len(parameters))()
+        for item, (grads, key, row_begin) in zip(items, parameters, strict=True):
+            item.grads, item.dtype, item.key, item.row_begin = grads.data_ptr(), DTYPES[grads.dtype], key, row_begin
+            _, item.rows, item.cols = grads.shape
+            item.grads_batch_stride = grads.stride(0)
+        args = SketchManyArgs(parameters=items, num_parameters=len(items), batch=batch, proj_dim=proj_dim, nnz=nnz)
+        return self._added(args, batch, self.library.run_sketch_many, self.library.sketch_many_workspace)
+
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
         """Dense projection of gradients with contiguous rows. [batch, proj_dim]."""
         args = ProjectArgs(grads=grads.data_ptr(), dtype=DTYPES[grads.dtype], kind=KINDS[kind], key=key)
@@ -130,7 +164,16 @@ class Emulated:
         return self._added(args, args.batch, self.library.run_project, self.library.project_workspace)
 
     def sketch_outer(
-        self, a: Tensor, g: Tensor, proj_dim: int, key: int, groups: int, *, conv: object = None, nnz: int = 1
+        self,
+        a: Tensor,
+        g: Tensor,
+        proj_dim: int,
+        key: int,
+        groups: int,
+        *,
+        conv: object = None,
+        nnz: int = 1,
+        precision: str = "float32",
     ) -> Tensor:
         """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
         if conv is None:  # [rows, positions, channels] is an image of one column and as many rows as positions
@@ -151,10 +194,14 @@ class Emulated:
         _, args.out_channels, args.out_height, args.out_width = g.shape
         (args.kernel_h, args.kernel_w), (args.stride_h, args.stride_w) = kernel_size, stride
         (args.pad_h, args.pad_w), (args.dilation_h, args.dilation_w) = padding, dilation
-        args.conv_groups, args.proj_dim = conv_groups, proj_dim
+        args.conv_groups, args.proj_dim, args.precision = conv_groups, proj_dim, PRECISIONS[precision]
         return self._added(args, groups, self.library.run_sketch_outer, self.library.sketch_outer_workspace)
 
-    def accumulate_gram_(self, gram: Tensor, features: Tensor) -> None:
+    def set_device(self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10) -> None:
+        """What the emulated device can do, until the next call."""
+        self.library.set_device(tensor_cores, max_shared_bytes)
+
+    def accumulate_gram_(self, gram: Tensor, features: Tensor, *, precision: str = "float32") -> None:
         """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
         before = gram.clone()
         results = []
@@ -163,9 +210,34 @@ class Emulated:
             gram.copy_(before)
             sizes = [c_int64(size) for size in (*features.shape, features.stride(0), gram.stride(0))]
             pointers = c_void_p(features.data_ptr()), c_void_p(gram.data_ptr())
-            _check(self.library.run_accumulate_gram(*pointers, DTYPES[features.dtype], *sizes))
+            kinds = DTYPES[features.dtype], PRECISIONS[precision]
+            _check(self.library.run_accumulate_gram(*pointers, *kinds, *sizes))
             results.append(gram.clone())
         assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
+
+    def mma(self, a: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+        """One warp product from the words of each lane, int32 [32, 4], [32, 2], and sums, float32 [32, 4]."""
+        out = c.clone()
+        _check(self.library.run_mma(DTYPES[dtype], *(c_void_p(x.data_ptr()) for x in (a, b, out))))
+        return out
+
+    def load_matrices(self, matrices: Tensor) -> Tensor:
+        """Words of each lane from four matrices, int32. [4, 8, 4] -> [32, 4]."""
+        words = torch.empty(32, 4, dtype=torch.int32)
+        _check(self.library.run_load_matrices(c_void_p(matrices.data_ptr()), c_void_p(words.data_ptr())))
+        return words
+
+    def to_tf32(self, x: Tensor) -> Tensor:
+        """Nearest TF32 numbers, float32. [*shape]."""
+        out = x.clone()
+        self.library.round_to_tf32(c_void_p(out.data_ptr()), c_int64(out.numel()))
+        return out
+
+    def copy(self, source: Tensor, num_bytes: int, *, waits: bool = True) -> Tensor:
+        """16 bytes after an asynchronous copy, uint8. [16]."""
+        out = torch.zeros(16, dtype=torch.uint8)
+        _check(self.library.run_copy(c_void_p(source.data_ptr()), num_bytes, waits, c_void_p(out.data_ptr())))
+        return out
 
     def host_normal(self, key: int, minor: int, numel: int) -> Tensor:
         """One row of normals from ``csrc/common/normal.h``. [numel]."""
@@ -206,7 +278,7 @@ class Emulated:
 
     def _added(
         self,
-        args: SketchArgs | ProjectArgs | SketchOuterArgs,
+        args: SketchArgs | SketchManyArgs | ProjectArgs | SketchOuterArgs,
         rows: int,
         run: Callable[[object], int],
         workspace_size: Callable[[object], int],

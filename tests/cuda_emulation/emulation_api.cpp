@@ -2,6 +2,7 @@
 #include "../../csrc/common/dense_map.h"
 #include "../../csrc/common/sketch_map.h"
 #include "../../csrc/cuda/kernels.h"
+#include "../../csrc/cuda/tensor_core.h"
 
 using namespace journey;
 
@@ -9,6 +10,12 @@ extern "C" {
 
 // Runs threads and blocks from the last to the first, or from the first to the last.
 void set_reversed(int reversed) { emulation::machine.reversed = reversed != 0; }
+
+// Of the device that is emulated; 1 and 227 KiB at first.
+void set_device(int tensor_cores, int max_shared_bytes) {
+    emulation::machine.tensor_cores = tensor_cores != 0;
+    emulation::machine.max_shared_bytes = max_shared_bytes;
+}
 
 int run_philox_words(
     const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, int64_t* out, int64_t n, uint32_t use) {
@@ -22,6 +29,9 @@ int run_philox_normal(const uint64_t* keys, const uint32_t* minors, float* out, 
 int run_sketch(const cuda::SketchArgs* args) { return cuda::sketch(*args, nullptr); }
 int64_t sketch_workspace(const cuda::SketchArgs* args) { return cuda::sketch_workspace_floats(*args); }
 
+int run_sketch_many(const cuda::SketchManyArgs* args) { return cuda::sketch_many(*args, nullptr); }
+int64_t sketch_many_workspace(const cuda::SketchManyArgs* args) { return cuda::sketch_many_workspace_floats(*args); }
+
 int run_project(const cuda::ProjectArgs* args) { return cuda::project(*args, nullptr); }
 int64_t project_workspace(const cuda::ProjectArgs* args) { return cuda::project_workspace_floats(*args); }
 
@@ -32,12 +42,56 @@ int run_accumulate_gram(
     const void* features,
     double* gram,
     int dtype,
+    int precision,
     int64_t num_samples,
     int64_t proj_dim,
     int64_t features_stride,
     int64_t gram_stride) {
     return cuda::accumulate_gram(
-        features, gram, static_cast<cuda::DType>(dtype), num_samples, proj_dim, features_stride, gram_stride, nullptr);
+        features, gram, static_cast<cuda::DType>(dtype), static_cast<cuda::Precision>(precision), num_samples, proj_dim,
+        features_stride, gram_stride, nullptr);
+}
+
+// One product of fragments, given and returned as what each lane holds: a [32, 4], b [32, 2], c [32, 4].
+int run_mma(int dtype, const uint32_t* a, const uint32_t* b, float* c) {
+    return emulation::run(dim3(1), 32, 0, [&] {
+        const int lane = cuda::lane_id();
+        uint32_t own_a[4], own_b[2];
+        float own_c[4];
+        std::copy(a + 4 * lane, a + 4 * lane + 4, own_a);
+        std::copy(b + 2 * lane, b + 2 * lane + 2, own_b);
+        std::copy(c + 4 * lane, c + 4 * lane + 4, own_c);
+        const auto status = cuda::dispatch(static_cast<cuda::DType>(dtype), [&](auto type) {
+            cuda::mma<typename decltype(type)::type>(own_c, own_a, own_b);
+            return cudaSuccess;
+        });
+        if (status != cudaSuccess) emulation::fail("no such dtype");
+        std::copy(own_c, own_c + 4, c + 4 * lane);
+    });
+}
+
+// Four matrices of 8 rows of 4 words, one after another, aligned to 16 bytes, as what each lane receives [32, 4].
+int run_load_matrices(const uint32_t* matrices, uint32_t* words) {
+    return emulation::run(dim3(1), 32, 0, [&] {
+        uint32_t own[4];
+        cuda::load_matrices(own, matrices + 4 * cuda::lane_id());
+        std::copy(own, own + 4, words + 4 * cuda::lane_id());
+    });
+}
+
+// Rounds in place.
+void round_to_tf32(float* x, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) x[i] = bits_float(cuda::to_tf32(x[i]));
+}
+
+// Copies 16 bytes asynchronously and reads them too early if told so.
+int run_copy(const void* from, int bytes, int waits, void* out) {
+    return emulation::run(dim3(1), 1, 16, [&] {
+        cuda::copy_async(emulation::dynamic_shared(), from, bytes);
+        cuda::commit_copies();
+        if (waits != 0) cuda::wait_for_copies<0>();
+        std::memcpy(out, emulation::dynamic_shared(), 16);
+    });
 }
 
 void host_normal(uint64_t key, uint32_t minor, float* out, int64_t numel) {
