@@ -10,7 +10,7 @@ from bench.case import PROJ_DIM, Case, Context
 from bench.harness import Bound, Ratio, Row, checked, measure, relative_error
 from journey import ops, reference
 
-# float64 on the CPU; on CUDA products are float32 within 32 samples.
+# float64 on the CPU; on CUDA products are float32 within 512 samples.
 TOLERANCE = {"cpu": 1e-13, "cuda": 1e-6}
 
 

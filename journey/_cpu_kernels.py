@@ -71,6 +71,12 @@ def sketch_(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int)
     )
 
 
+def sketch_many_(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
+    """Count sketch of the gradients of many small parameters, one after the other."""
+    for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
+        sketch_(features, grad, key, row_begin, nnz)
+
+
 def project_(features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
     """Dense random projection."""
     if grads.shape[1] > 1 and grads.stride(1) != 1:

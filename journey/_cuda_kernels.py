@@ -16,8 +16,15 @@ from journey.geometry import ConvGeometry
 from journey.keys import to_unsigned
 from journey.weight_grad import weight_grad_tiles
 
-# How products of float32 tensors are formed: to the rounding of float32, or of operands rounded to 11 bits (faster).
-PRECISION_CODES = {"float32": 0, "tf32": 1}
+# Products of float32 tensors to the rounding of float32, or of operands rounded to 11 bits (faster).
+_FLOAT32, _TF32 = 0, 1
+# Features that one block's shared memory holds on every device.
+_MANY_MOST_DIM = 8192
+
+
+def _precision() -> int:
+    """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
+    return _FLOAT32 if torch.get_float32_matmul_precision() == "highest" else _TF32
 
 
 def _kernels() -> Any:
@@ -101,6 +108,10 @@ def sketch_(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int)
 
 def sketch_many_(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
     """Count sketch of the gradients of many small parameters, in one launch for each 64 of them."""
+    if features.shape[1] > _MANY_MOST_DIM:
+        for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
+            sketch_(features, grad, key, row_begin, nnz)
+        return
     kernels = _kernels()
     grads = [x if x[0:1].is_contiguous() else x.contiguous() for x in grads]
     parameters = [
@@ -157,7 +168,6 @@ def sketch_outer_(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    precision: str = "float32",
 ) -> None:
     """The fused kernel for Linear, Conv1d and Conv2d; torch's convolution and the sketch kernel for Conv3d."""
     kernels = _kernels()
@@ -202,7 +212,7 @@ def sketch_outer_(
             features=features.data_ptr(),
             workspace=workspace.data_ptr(),
             dtype=DTYPE_CODES[a.dtype],
-            precision=PRECISION_CODES[precision],
+            precision=_precision(),
             **shape,
             **walk,
             **strides,
@@ -218,7 +228,7 @@ def sketch_outer_(
         )
 
 
-def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int, precision: str = "float32") -> None:
+def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
     """One launch per block of samples, upper triangle only."""
     kernels = _kernels()
     if features.shape[1] > 1 and features.stride(1) != 1:
@@ -229,7 +239,7 @@ def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int, precision:
                 features=block.data_ptr(),
                 gram=gram.data_ptr(),
                 dtype=DTYPE_CODES[block.dtype],
-                precision=PRECISION_CODES[precision],
+                precision=_precision(),
                 num_samples=block.shape[0],
                 proj_dim=block.shape[1],
                 features_stride=block.stride(0),

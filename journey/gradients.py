@@ -61,6 +61,7 @@ class GradientEngine:
         self.num_parameters = sum(p.numel() for p in self._parameters.values())
         self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
+        self._small: list[tuple[ParameterSlot, Tensor, int]] = []
         # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
         covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
         self._uncovered = {name: p for name, p in self._parameters.items() if id(p) not in covered}
@@ -94,8 +95,11 @@ class GradientEngine:
         rows_per_group = num_rows // num_groups
         with self._frozen(), self._hooks(features, num_rows, projector), torch.enable_grad():
             measured = values(slice(0, num_rows))
+            self._small = []
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
+            projector.add_many_(features, self._small)
+            self._small = []
         for group in range(num_groups if self._uncovered else 0):
             rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
             for slot, grad in self._autograd(values, rows, rows_per_group, list(self._uncovered)):
@@ -226,9 +230,15 @@ class GradientEngine:
                 continue
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
-            else:
+            elif contribution.grads.numel() > _SMALL:
                 projector.add_(features, slot, contribution.grads, contribution.row_begin)
+            else:
+                self._small.append((slot, contribution.grads, contribution.row_begin))
 
+
+# Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
+# together: on a GPU a launch each would cost more than the work.
+_SMALL = 1 << 16
 
 # Relative difference between the sum of per-sample gradients and autograd's batch gradient that rounding explains, with
 # a wide margin: a missing layer or a wrong rule is off by far more.

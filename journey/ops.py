@@ -9,21 +9,29 @@ Keys are 64-bit: any Python int in ``[0, 2**64)``, as ``journey.keys.derive_key`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from journey import _cpu_kernels, _cuda_kernels
+from journey._op_checks import (
+    check_conv,
+    check_dims,
+    check_features,
+    check_input,
+    check_int64_vector,
+    check_key,
+    check_nnz,
+    check_sketch_dim,
+    walk,
+)
 from journey.geometry import ConvGeometry
 from journey.keys import to_signed
 
 ProjectionKind = Literal["rademacher", "normal"]
 
-LANES = 32  # proj_dim of a sketch is a multiple of this (csrc/common/sketch_map.h)
-MAX_NNZ = 64
-
-_INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _KINDS = ("rademacher", "normal")
 
 _library = torch.library.Library("journey", "DEF")
@@ -31,6 +39,7 @@ for _schema in (
     "philox_words(Tensor keys, Tensor indices, Tensor minors, int stream) -> Tensor",
     "philox_normal(Tensor keys, Tensor minors, int numel) -> Tensor",
     "sketch_(Tensor(a!) features, Tensor grads, int key, int row_begin, int nnz) -> ()",
+    "sketch_many_(Tensor(a!) features, Tensor[] grads, int[] keys, int[] row_begins, int nnz) -> ()",
     "project_(Tensor(a!) features, Tensor grads, int key, int kind, int row_begin) -> ()",
     "sketch_outer_(Tensor(a!) features, Tensor a, Tensor g, int key, int nnz, int[] kernel_size, int[] stride, "
     "int[] padding, int[] dilation, int groups) -> ()",
@@ -54,6 +63,11 @@ def _(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
 
 @torch.library.register_fake("journey::sketch_")
 def _(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> None:
+    pass
+
+
+@torch.library.register_fake("journey::sketch_many_")
+def _(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
     pass
 
 
@@ -111,7 +125,7 @@ def philox_words(
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
     for name, tensor in (("keys", keys), ("indices", indices), ("minors", minors)):
-        _check_int64_vector(name, tensor, keys)
+        check_int64_vector(name, tensor, keys)
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream must be in [0, 2**32), got {stream}")
     result: Tensor = torch.ops.journey.philox_words(keys, indices, minors, stream)
@@ -141,7 +155,7 @@ def philox_normal(
         Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
     """
     for name, tensor in (("keys", keys), ("minors", minors)):
-        _check_int64_vector(name, tensor, keys)
+        check_int64_vector(name, tensor, keys)
     if numel < 0:
         raise ValueError(f"numel must not be negative, got {numel}")
     result: Tensor = torch.ops.journey.philox_normal(keys, minors, numel)
@@ -179,16 +193,59 @@ def sketch_(
         Bitwise equal for any batch and number of threads; the same buckets and signs on every device. Beyond the
         inputs it needs ``proj_dim`` floats per thread (CPU) or per block (CUDA).
     """
-    _check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
-    _check_dims("grads", grads, "[batch, rows, cols]", 3)
-    _check_input("grads", grads, features)
-    if features.shape[1] % LANES:
-        raise ValueError(f"proj_dim must be a multiple of {LANES}, got features {list(features.shape)}")
-    _check_key(key)
-    _check_nnz(nnz)
+    check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
+    check_dims("grads", grads, "[batch, rows, cols]", 3)
+    check_input("grads", grads, features)
+    check_sketch_dim(features)
+    check_key(key)
+    check_nnz(nnz)
     if row_begin < 0:
         raise ValueError(f"row_begin must not be negative, got {row_begin}")
     torch.ops.journey.sketch_(features, grads, to_signed(key), row_begin, nnz)
+
+
+def sketch_many_(
+    features: Tensor,  # [batch, proj_dim]
+    grads: Sequence[Tensor],  # each [batch, rows, cols]
+    *,
+    keys: Sequence[int],
+    row_begins: Sequence[int] | None = None,
+    nnz: int = 1,
+) -> None:
+    """Add the count sketches of the gradients of many small parameters: ``sketch_`` of each, in few launches.
+
+    Args:
+        features: Running sketch, float32; ``proj_dim`` a multiple of 32. [batch, proj_dim]
+        grads: Per-sample gradients of some parameters, as for ``sketch_``. Each [batch, rows, cols]
+        keys: Names each parameter's map, in [0, 2**64).
+        row_begins: Which row of its parameter each one's first row is; the first by default.
+        nnz: Independent sketches that are summed, 1 to 64.
+
+    Raises:
+        ValueError: If the shapes disagree, the lists differ in length or a number is out of range.
+        TypeError: If a dtype is not one of those of ``sketch_``.
+        NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
+
+    Note:
+        Bitwise equal for any batch and number of threads.
+    """
+    row_begins = [0] * len(grads) if row_begins is None else row_begins
+    for name, numbers in (("keys", keys), ("row_begins", row_begins)):
+        if len(numbers) != len(grads):
+            raise ValueError(f"{name} must have one number for each of {len(grads)} grads, got {len(numbers)}")
+    check_features(features, features.shape[0] if features.dim() else 0, "batch")
+    for i, grad in enumerate(grads):
+        check_dims(f"grads[{i}]", grad, "[batch, rows, cols]", 3)
+        check_input(f"grads[{i}]", grad, features)
+        if grad.shape[0] != features.shape[0]:
+            raise ValueError(f"grads[{i}] must be of the {features.shape[0]} rows of features, got {grad.shape[0]}")
+        check_key(keys[i])
+        if row_begins[i] < 0:
+            raise ValueError(f"row_begins must not be negative, got {row_begins[i]}")
+    check_sketch_dim(features)
+    check_nnz(nnz)
+    signed = [to_signed(key) for key in keys]
+    torch.ops.journey.sketch_many_(features, list(grads), signed, list(row_begins), nnz)
 
 
 def project_(
@@ -223,10 +280,10 @@ def project_(
     Reference:
         Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, section 3.2.
     """
-    _check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
-    _check_dims("grads", grads, "[batch, grad_dim]", 2)
-    _check_input("grads", grads, features)
-    _check_key(key)
+    check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
+    check_dims("grads", grads, "[batch, grad_dim]", 2)
+    check_input("grads", grads, features)
+    check_key(key)
     if kind not in _KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, _KINDS))}, got {kind!r}")
     if row_begin < 0:
@@ -271,27 +328,26 @@ def sketch_outer_(
         sums, see ``sketch_``.
     """
     if conv is None:
-        _check_dims("a", a, "[num_rows, positions, d_in]", 3)
-        _check_dims("g", g, "[num_rows, positions, d_out]", 3)
+        check_dims("a", a, "[num_rows, positions, d_in]", 3)
+        check_dims("g", g, "[num_rows, positions, d_out]", 3)
         if a.shape[:2] != g.shape[:2]:
             raise ValueError(f"a and g must agree in [num_rows, positions], got {list(a.shape)} and {list(g.shape)}")
     else:
-        _check_dims("a", a, "[num_rows, c_in, *spatial]", 2 + conv.spatial_dims)
-        _check_conv(a, g, conv)
+        check_dims("a", a, "[num_rows, c_in, *spatial]", 2 + conv.spatial_dims)
+        check_conv(a, g, conv)
     num_groups = features.shape[0] if features.dim() else 0
-    _check_features(features, num_groups, "num_groups")
-    _check_input("a", a, features)
-    _check_input("g", g, features)
+    check_features(features, num_groups, "num_groups")
+    check_input("a", a, features)
+    check_input("g", g, features)
     if a.dtype != g.dtype:
         raise TypeError(f"a and g must have the same dtype, got {a.dtype} and {g.dtype}")
     if (num_groups == 0 and a.shape[0]) or (num_groups and a.shape[0] % num_groups):
         raise ValueError(f"a must hold a whole number of rows per group, got {a.shape[0]} rows for {num_groups} groups")
-    if features.shape[1] % LANES:
-        raise ValueError(f"proj_dim must be a multiple of {LANES}, got features {list(features.shape)}")
-    _check_key(key)
-    _check_nnz(nnz)
-    walk = ([], [], [], [], 1) if conv is None else _walk(conv)
-    torch.ops.journey.sketch_outer_(features, a, g, to_signed(key), nnz, *walk)
+    check_sketch_dim(features)
+    check_key(key)
+    check_nnz(nnz)
+    sizes = ([], [], [], [], 1) if conv is None else walk(conv)
+    torch.ops.journey.sketch_outer_(features, a, g, to_signed(key), nnz, *sizes)
 
 
 def accumulate_gram_(
@@ -307,7 +363,7 @@ def accumulate_gram_(
     Args:
         gram: Running sum, float64; entries below the diagonal are neither read nor written. [proj_dim, proj_dim]
         features: Projected gradients, float16, bfloat16 or float32. On the CPU products and sums are in float64; on
-            CUDA products are in float32 within 32 samples and sums in float64. [num_samples, proj_dim]
+            CUDA products are in float32 within 512 samples and sums in float64. [num_samples, proj_dim]
         block_size: Samples per block. Changes memory and speed, and the result only by rounding.
 
     Raises:
@@ -322,75 +378,12 @@ def accumulate_gram_(
         raise ValueError(f"gram must be [proj_dim, proj_dim], got {list(gram.shape)}")
     if gram.shape[0] > 1 and gram.stride(1) != 1:
         raise ValueError(f"gram must have contiguous rows, got strides {gram.stride()}")
-    _check_dims("features", features, "[num_samples, proj_dim]", 2)
+    check_dims("features", features, "[num_samples, proj_dim]", 2)
     if features.shape[1] != gram.shape[0]:
         raise ValueError(f"features must be [num_samples, {gram.shape[0]}], got {list(features.shape)}")
     if gram.dtype != torch.float64:
         raise TypeError(f"gram must be float64, got {gram.dtype}")
-    _check_input("features", features, gram)
+    check_input("features", features, gram)
     if block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
     torch.ops.journey.accumulate_gram_(gram, features, block_size)
-
-
-def _check_features(features: Tensor, rows: int, rows_name: str) -> None:
-    if features.dim() != 2:
-        raise ValueError(f"features must be [{rows_name}, proj_dim], got {list(features.shape)}")
-    if features.shape[0] != rows:
-        raise ValueError(f"features must have one row for each of the {rows} in {rows_name}, got {features.shape[0]}")
-    if features.dtype != torch.float32:
-        raise TypeError(f"features must be float32, got {features.dtype}")
-    if features.shape[1] > 1 and features.stride(1) != 1:
-        raise ValueError(f"features must have contiguous rows, got strides {features.stride()}")
-    if features.shape[0] > 1 and features.stride(0) < features.shape[1]:
-        raise ValueError(f"features must have rows that do not overlap, got strides {features.stride()}")
-
-
-def _check_dims(name: str, tensor: Tensor, form: str, dims: int) -> None:
-    if tensor.dim() != dims:
-        raise ValueError(f"{name} must be {form}, got {list(tensor.shape)}")
-
-
-def _check_input(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.dtype not in _INPUT_DTYPES:
-        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} like the result, got {tensor.device}")
-
-
-def _check_int64_vector(name: str, tensor: Tensor, like: Tensor) -> None:
-    length = like.shape[0] if like.dim() else 0
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on {like.device} like keys, got {tensor.device}")
-    if tensor.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {tensor.dtype}")
-    if list(tensor.shape) != [length]:
-        raise ValueError(f"{name} must be [{length}], got {list(tensor.shape)}")
-
-
-def _check_key(key: int) -> None:
-    if not 0 <= key < 2**64:
-        raise ValueError(f"key must be in [0, 2**64), got {key}")
-
-
-def _check_nnz(nnz: int) -> None:
-    if not 1 <= nnz <= MAX_NNZ:
-        raise ValueError(f"nnz must be between 1 and {MAX_NNZ}, got {nnz}")
-
-
-def _walk(conv: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], int]:
-    return list(conv.kernel_size), list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
-
-
-def _check_conv(a: Tensor, g: Tensor, conv: ConvGeometry) -> None:
-    walk = zip(a.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
-    spatial = [(size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in walk]
-    if g.dim() != a.dim() or g.shape[0] != a.shape[0] or list(g.shape[2:]) != spatial:
-        raise ValueError(
-            f"g must be [{a.shape[0]}, c_out, {', '.join(map(str, spatial))}] for a {list(a.shape)} and {conv}, "
-            f"got {list(g.shape)}"
-        )
-    if a.shape[1] % conv.groups or g.shape[1] % conv.groups:
-        raise ValueError(
-            f"channels of a and g must be divisible by {conv.groups} groups, got {a.shape[1]}, {g.shape[1]}"
-        )

@@ -7,12 +7,14 @@ the features of a model are the sum over its parameters, in any order.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from journey import ops
+from journey._op_checks import LANES, MAX_NNZ
 from journey.geometry import ConvGeometry
 from journey.keys import derive_key
 from journey.weight_grad import weight_grad_tiles
@@ -53,6 +55,11 @@ class Projector(ABC):
             row_begin: First row of the parameter that ``grads`` holds.
         """
 
+    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
+        """Add the images of the gradients of many small parameters: slot, gradients and ``row_begin`` of each."""
+        for slot, grads, row_begin in small:
+            self.add_(features, slot, grads, row_begin)
+
     def add_outer_(
         self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
     ) -> None:
@@ -86,13 +93,13 @@ class CountSketch(Projector):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.proj_dim < ops.LANES or self.proj_dim % ops.LANES:
-            below = max(ops.LANES, self.proj_dim // ops.LANES * ops.LANES)
+        if self.proj_dim < LANES or self.proj_dim % LANES:
+            below = max(LANES, self.proj_dim // LANES * LANES)
             raise ValueError(
-                f"proj_dim must be a positive multiple of {ops.LANES} (for example {below}), got {self.proj_dim}"
+                f"proj_dim must be a positive multiple of {LANES} (for example {below}), got {self.proj_dim}"
             )
-        if not 1 <= self.nnz <= ops.MAX_NNZ:
-            raise ValueError(f"nnz must be between 1 and {ops.MAX_NNZ}, got {self.nnz}")
+        if not 1 <= self.nnz <= MAX_NNZ:
+            raise ValueError(f"nnz must be between 1 and {MAX_NNZ}, got {self.nnz}")
 
     def features_dim(self, num_parameters: int) -> int:
         """Return ``proj_dim``."""
@@ -101,6 +108,16 @@ class CountSketch(Projector):
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add the sketch of gradients of one parameter, see ``Projector.add_``."""
         ops.sketch_(features, grads, key=self._key(slot), row_begin=row_begin, nnz=self.nnz)
+
+    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
+        """Add the sketches of many small gradients in few launches, see ``Projector.add_many_``."""
+        ops.sketch_many_(
+            features,
+            [grads for _, grads, _ in small],
+            keys=[self._key(slot) for slot, _, _ in small],
+            row_begins=[row_begin for _, _, row_begin in small],
+            nnz=self.nnz,
+        )
 
     def add_outer_(
         self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None

@@ -273,3 +273,17 @@ def test_a_parameter_of_more_than_2_to_the_31_elements_is_read_to_its_end(device
         grads[0, row] = integers(cols, seed=row)
         expected += reference.sketch(grads[:, row : row + 1].cpu(), 1024, KEY, row_begin=row)
     assert torch.equal(sketch(grads, 1024).cpu().double(), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("proj_dim", [96, 16384])
+def test_many_parameters_at_once_are_the_sketches_of_each(proj_dim, device):
+    grads = [randn(3, rows, cols, seed=i, dtype=DTYPES[i % 3]) for i, (rows, cols) in enumerate(MATRICES * 9)]
+    keys, row_begins = [KEY + i for i in range(len(grads))], [i % 4 for i in range(len(grads))]
+    expected = torch.zeros(3, proj_dim, device=device)
+    for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
+        ops.sketch_(expected, grad.to(device), key=key, row_begin=row_begin, nnz=2)
+    actual = torch.zeros(3, proj_dim, device=device)
+    ops.sketch_many_(actual, [grad.to(device) for grad in grads], keys=keys, row_begins=row_begins, nnz=2)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-5 * expected.abs().max().item())
+    ops.sketch_many_(actual, [], keys=[])
