@@ -20,7 +20,7 @@ from torch import Tensor
 from bench.harness import Bound, Call, Effort, Row, interleave
 from journey import _native
 
-SLICE_BYTES = 8 * 4608 * 1024 * 4  # one batch of eight fp32 gradients of a 3x3 convolution with 512 channels
+SLICE_BYTES = 8 * 4608 * 1152 * 4  # one batch of eight fp32 gradients of a feed-forward layer of DiT-XL/2
 _COLD_BYTES = 1 << 30  # a buffer of at least this size is walked through, so that no slice is still in a cache
 _GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 
@@ -107,7 +107,7 @@ class ColdSlices(Iterator[Tensor]):
 
 
 def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, list[Row]]:
-    """Measure read and copy bandwidth and the fp32 GEMM rate.
+    """Measure read and copy bandwidth and the GEMM rates in fp32 and bf16.
 
     Args:
         device: Of which memory and arithmetic.
@@ -123,6 +123,8 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
     calls: dict[str, Call] = {name: partial(_read_next, read, cold) for name, read in _READERS.items()}
     calls["copy"] = lambda: destination.copy_(next(cold))
     calls["gemm"] = lambda: torch.mm(a, b, out=product)
+    narrow = [x.bfloat16() for x in (a, b, product)]
+    calls["bf16 gemm"] = lambda: torch.mm(narrow[0], narrow[1], out=narrow[2])
     timings = interleave(calls, device, budget=2 * effort.budget, rounds=effort.rounds)
 
     best = min(_READERS, key=lambda name: timings.of(name).median)
@@ -132,6 +134,7 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
         ("read bandwidth", of_total, best, cold.slice_bytes, "GB/s", f"fastest of {', '.join(_READERS)}: {best}"),
         ("copy bandwidth", of_total, "copy", 2 * cold.slice_bytes, "GB/s", "read plus written bytes, Tensor.copy_"),
         ("fp32 GEMM rate", f"{size} cubed", "gemm", 2 * size**3, "GFLOP/s", "torch.mm"),
+        ("bf16 GEMM rate", f"{size} cubed", "bf16 gemm", 2 * size**3, "GFLOP/s", "torch.mm"),
     )
     rows = []
     for op, sizes, name, work, unit, note in readings:
