@@ -28,7 +28,9 @@ GOAL_SPEEDUP = {"cpu": 15.0, "cuda": 5.0}
 def cases(context: Context) -> Iterator[Case]:
     """Yield the cases: kind and batch beside peers, then whole layers of real models."""
     block_sizes: dict[str, int] = {}  # the peers' best, per kind
-    for kind, batch in [("rademacher", 1), ("rademacher", 8), ("rademacher", 32), ("normal", 1), ("normal", 8)]:
+    settings: list[tuple[ops.ProjectionKind, int]] = [("rademacher", batch) for batch in (1, 8, 32)]
+    settings += [("normal", batch) for batch in (1, 8)]
+    for kind, batch in settings:
         if batch == 8 or not context.quick:
             name = f"{kind} batch={batch} grad_dim={GRAD_DIM} proj_dim={PROJ_DIM} float32"
             run = partial(_run_beside_peers, context=context, kind=kind, batch=batch, block_sizes=block_sizes)

@@ -39,9 +39,7 @@ def cases(context: Context) -> Iterator[Case]:
         shape = (NUM_SAMPLES, *layer.matrix)
         sizes = f"{'x'.join(map(str, shape))} ({layer.model}) proj_dim={proj_dim} nnz={nnz} "
 
-        def run(
-            row: Row, layer: Layer = layer, dtype: Any = dtype, nnz: int = nnz, proj_dim: int = proj_dim
-        ) -> None:
+        def run(row: Row, layer: Layer = layer, dtype: Any = dtype, nnz: int = nnz, proj_dim: int = proj_dim) -> None:
             if (layer, dtype) not in buffers:
                 buffers.clear()
                 buffers[layer, dtype] = ColdSlices((NUM_SAMPLES, *layer.matrix), dtype, context.device)
