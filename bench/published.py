@@ -1,7 +1,7 @@
 """The published pipeline: per-sample gradients by ``vmap``, then a projection by traker's BasicProjector.
 
 Its projection takes minutes even for the small UNet: the matrix of grad_dim by proj_dim entries is drawn again for
-every call. So it is timed on a share of the matrix, some of the rows and two of the blocks of columns, each drawn in the
+every call. So it is timed on a share of the matrix, some of its rows and two of its blocks of columns, drawn in the
 call as the others would be; time is proportional to both. The gradients are timed whole.
 """
 
