@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from bench.harness import Bound, Call, Effort, Row, interleave
 from journey import _native
+
+PEERS = ("traker", "dattri", "dattri-llm", "sjlt", "fast_jl")  # packages that are compared where they are installed
 
 SLICE_BYTES = 8 * 4608 * 1152 * 4  # one batch of eight fp32 gradients of a feed-forward layer of DiT-XL/2
 _COLD_BYTES = 1 << 30  # a buffer of at least this size is walked through, so that no slice is still in a cache
@@ -38,7 +41,7 @@ def describe(threads: int) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "diffusers", "numpy", "traker")},
+            **{name: _version(name) for name in ("torch", "diffusers", "numpy", *PEERS)},
             "journey": _native.build_info(),
         },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -49,6 +52,14 @@ def describe(threads: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         described["machine"]["gpu"] = _gpu()
     return described
+
+
+def result_name(described: dict[str, Any]) -> str:
+    """Return the name of a JSON file that says on what machine and at what commit it was measured."""
+    machine = described["machine"]
+    chip = re.sub("[^a-z0-9]+", "-", machine.get("gpu", machine["cpu"]).lower()).strip("-")
+    commit, dirty, _ = (described["commit"] or "unknown").partition("-dirty")
+    return f"{chip}-{machine['cores']}core-{commit[:12]}{dirty}.json"
 
 
 @dataclass(frozen=True)
