@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="fewer sizes and repetitions: one minute instead of fifteen"
+        "--quick", action="store_true", help="fewer sizes and repetitions: one minute instead of twenty"
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of the kernels (default: 2)")
     parser.add_argument("--out", type=Path, help=f"the JSON file (default: {RESULTS}/MACHINE-COMMIT.json)")

@@ -74,7 +74,7 @@ def _one_draw(row: Row, sizes: Sizes, context: Context) -> list[Row]:
     for name, engine in engines.items():
         calls[name] = partial(engine, lambda: work.loss(work.x_t), len(work.x_t))
         errors[name] = _peer_error(engine(lambda: work.loss(work.x_t), len(work.x_t)), grads)
-    timings = _interleave(calls, context, _effort(context, sizes))
+    timings = _interleave(calls, context, _effort(context))
     _fill(row, sizes, timings)
     row.ratios += [Ratio(name, timings.ratio(name, "featurize"), error=errors[name]) for name in errors]
     peers = [_peer_row(row, timings, name, error) for name, error in errors.items()]
@@ -88,7 +88,7 @@ def _several_draws(row: Row, sizes: Sizes, context: Context) -> list[Row]:
     expected = sketched(work.expected_gradients(0), projector)
     row.error = checked(relative_error(work.features(featurizer)[:1], expected), TOLERANCE)
     calls: dict[str, Call] = {STEP: work.training_step, "featurize": lambda: work.features(featurizer)}
-    _fill(row, sizes, _interleave(calls, context, _effort(context, sizes)))
+    _fill(row, sizes, _interleave(calls, context, _effort(context)))
     if sizes.network == GOAL_NETWORK:
         goal = GOAL_COST[context.device.type]
         row.goal = Goal("cost in training steps", "<=", goal, row.ratios[0].value.median)
@@ -114,11 +114,11 @@ def _dense(row: Row, sizes: Sizes, context: Context, projector: Rademacher | Gau
     _fill(row, sizes, timings)
 
 
-def _effort(context: Context, sizes: Sizes) -> Effort:
+def _effort(context: Context) -> Effort:
     # A round takes seconds: the fewest rounds decide.
     if context.quick:
         return Effort(0.0, (2, 2))
-    return Effort(20.0, (8, 12) if sizes.network == GOAL_NETWORK else (12, 20))
+    return Effort(20.0, (8, 12))
 
 
 def _interleave(calls: dict[str, Call], context: Context, effort: Effort) -> Timings:

@@ -50,7 +50,7 @@ def _run_beside_peers(
     peer_error = None
     try:
         if kind not in block_sizes:
-            block_sizes[kind] = _best_block_size(kind, head)
+            block_sizes[kind] = _best_block_size(kind, head, (512, 2048) if context.quick else (32, 100, 512, 2048))
         block_size = block_sizes[kind]
         peer_error = _peer_error(kind, head, block_size)
         peers |= _traker(kind, grads, block_size, keep=batch == 8)
@@ -82,9 +82,9 @@ def _run(row: Row, context: Context, kind: ops.ProjectionKind, grads: Tensor, pe
     )
 
 
-def _best_block_size(kind: str, grads: Tensor) -> int:
+def _best_block_size(kind: str, grads: Tensor, sizes: tuple[int, ...]) -> int:
     """Return the fastest of traker's block sizes that do not keep the matrix, which no model's would fit."""
-    projectors = {size: basic_projector(CHECKED_DIM, size, kind, grads.device) for size in (32, 100, 512, 2048)}
+    projectors = {size: basic_projector(CHECKED_DIM, size, kind, grads.device) for size in sizes}
     calls: dict[str, Call] = {str(size): partial(p.project, grads, 0) for size, p in projectors.items()}
     timings = interleave(calls, grads.device, budget=0, rounds=(2, 2))
     return min(projectors, key=lambda size: timings.of(str(size)).median)

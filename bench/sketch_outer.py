@@ -28,8 +28,8 @@ def cases(context: Context) -> Iterator[Case]:
     if context.quick:
         chosen = [(CIFAR10[2], 4), (CIFAR10[5], 4), (CIFAR10[9], 4), (DIT[0], 1)]
     else:
-        layers = (*SMALL, *CIFAR10, *SD1, *DIT, *LORA)
-        chosen = [(layer, num_draws) for num_draws in (1, 4) for layer in layers]
+        chosen = [(layer, 1) for layer in (*SMALL, *CIFAR10)]
+        chosen += [(layer, 4) for layer in (*SMALL, *CIFAR10, *SD1, *DIT, *LORA)]
     for layer, num_draws in chosen:
         num_samples = 8 if layer.model in ("small", "cifar10", "lora128") else 2
 
