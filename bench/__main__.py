@@ -18,8 +18,10 @@ import torch
 from bench import accumulate_gram, featurize, philox, project, sketch, sketch_outer
 from bench.case import Case, Context
 from bench.harness import FULL, QUICK, Row, describe_goal, line
-from bench.machine import describe, measure_ceilings
+from bench.machine import describe, measure_ceilings, result_name
 from journey import _native
+
+RESULTS = Path("bench/results")
 
 SUITES: dict[str, Callable[[Context], Iterator[Case]]] = {
     module.__name__.rpartition(".")[2]: module.cases
@@ -58,22 +60,25 @@ def main(arguments: list[str] | None = None) -> int:
                     rows += _shown(_run(case, device))
 
     document["rows"] = [asdict(row) for row in rows]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    out = options.out or RESULTS / result_name(document)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
     print()
     for row in rows:
         if row.goal is not None:
             print(f"{row.op}  {row.sizes}: {describe_goal(row.goal)}")
     failures = sum(bool(row.failure) for row in rows)
-    print(f"{len(rows)} rows, {failures} failed; written to {options.out}")
+    print(f"{len(rows)} rows, {failures} failed; written to {out}")
     return 1 if failures else 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions: one minute instead of five")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer sizes and repetitions: one minute instead of twenty"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of the kernels (default: 2)")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/latest.json"), help="the JSON file")
+    parser.add_argument("--out", type=Path, help=f"the JSON file (default: {RESULTS}/MACHINE-COMMIT.json)")
     parser.add_argument("--only", choices=SUITES, help="one operation only; the ceilings are always measured")
     options = parser.parse_args(arguments)
     if options.threads < 1:

@@ -1,166 +1,147 @@
-"""A whole featurizing step of a small UNet, from noised images to features, beside a plain training step."""
+"""A whole featurizing step of a UNet, from noised images to features, beside a plain training step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import deepcopy
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.case import PROJ_DIM, SEED, Case, Context
+from bench import published
+from bench.case import PROJ_DIM, Case, Context
 from bench.harness import Call, Effort, Goal, Ratio, Row, Timings, checked, interleave, relative_error
-from bench.per_sample import NaiveHooks, vmap_gradients
-from journey import CountSketch, Denoiser, Featurizer, StratifiedDraws, TrainingLoss, reference
-from journey.keys import derive_key
+from bench.memory import peak_bytes
+from bench.peers import AbsentPeerError
+from bench.per_sample import DattriCapture, NaiveHooks, vmap_gradients
+from bench.workload import Sizes, Workload, projected, sketched
+from journey import CountSketch, Gaussian, Rademacher, ops
 
-# Float32 forward and backward through some forty layers; a parameter that is left out or wrong is off by far more.
+# Float32 forward and backward through dozens of layers; a parameter that is left out or wrong is off by far more.
 TOLERANCE = 1e-4
 
-GOAL_COST = 1.35
+GOAL_NETWORK = "35.7M"  # whose cost in training steps has a goal, with four draws or more
+GOAL_COST = {"cpu": 1.15, "cuda": 1.4}
+GOAL_MEMORY = 0.2
+
+_Run = Callable[[Row, Sizes, Context], list[Row] | None]
 
 STEP = "a training step"
-
-
-class Workload:
-    """A batch of images with their draws, in front of an untrained UNet2DModel of 4.4M parameters.
-
-    Args:
-        num_samples: Images.
-        num_draws: Draws of each; all go through the network as one batch.
-    """
-
-    def __init__(self, num_samples: int, num_draws: int) -> None:
-        """Make the network and the batch."""
-        torch.manual_seed(SEED)
-        self.network = _small_unet()
-        self.projector = CountSketch(PROJ_DIM)
-        denoiser = Denoiser(self.network, DDPMScheduler())
-        self.featurizer = Featurizer(denoiser, measurement=TrainingLoss(), projector=self.projector)
-        self.num_draws = num_draws
-        self.images = torch.rand(num_samples, 3, 32, 32) * 2 - 1
-        draws = StratifiedDraws(num_draws=num_draws)
-        ids = range(num_samples)
-        self.timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-        self.noise = draws.noise(ids, (3, 32, 32), torch.device("cpu"))
-        self.times = self.timesteps.flatten()
-        self.target = self.noise.flatten(0, 2)
-        self.x_t = denoiser.add_noise(self.images.repeat_interleave(num_draws, 0), self.target, self.times)
-
-    def features(self) -> Tensor:
-        """Featurize the batch, giving [num_samples, proj_dim]."""
-        return self.featurizer.features(self.images, self.timesteps, self.noise)[0].squeeze(1)
-
-    def loss(self, x_t: Tensor) -> Tensor:
-        """Return the training loss of the whole batch."""
-        prediction: Tensor = self.network(x_t, self.times).sample
-        return (self.target - prediction).square().mean()
-
-    def training_step(self) -> None:
-        """Run forward and backward with all weight gradients, without an optimiser."""
-        self.network.zero_grad(set_to_none=True)
-        self.loss(self.x_t).backward()
-
-    @torch.no_grad()
-    def forward(self) -> None:
-        """Run the network."""
-        self.loss(self.x_t)
-
-    def input_gradients(self) -> None:
-        """Run forward and the part of backward that every gradient needs: no weight gradient."""
-        for p in self.network.parameters():
-            p.requires_grad_(False)
-        self.loss(self.x_t.clone().requires_grad_()).backward()
-        for p in self.network.parameters():
-            p.requires_grad_(True)
-
-    def expected_gradients(self, sample: int) -> dict[str, Tensor]:
-        """Return a sample's gradient of its mean loss in float64 by plain autograd, by parameter."""
-        network = deepcopy(self.network).double()
-        rows = slice(sample * self.num_draws, (sample + 1) * self.num_draws)
-        prediction = network(self.x_t[rows].double(), self.times[rows]).sample
-        (self.target[rows] - prediction).square().mean().backward()
-        return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
-
-    def sketched(self, grads: dict[str, Tensor]) -> Tensor:
-        """Return the reference sketch of one sample's gradients, float64 [1, proj_dim]."""
-        features = torch.zeros(1, PROJ_DIM, dtype=torch.float64)
-        for name, grad in grads.items():
-            matrix = grad.flatten(1) if grad.dim() > 1 else grad[None]
-            features += reference.sketch(matrix[None], PROJ_DIM, derive_key(self.projector.seed, "sketch", name))
-        return features
-
-
-def _small_unet() -> nn.Module:
-    network: Any = UNet2DModel(
-        sample_size=32,
-        block_out_channels=(64, 128, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )
-    evaluated: nn.Module = cast(nn.Module, network).eval()
-    return evaluated
+VMAP, HOOKS, DATTRI = "vmap(grad), unprojected", "naive hooks, unprojected", "dattri-llm capture, unprojected"
 
 
 def cases(context: Context) -> Iterator[Case]:
-    """Yield the cases: eight samples with one draw, four samples with four."""
-    if context.device.type == "cpu":
-        yield Case("featurize", _sizes(8, 1), lambda row: _one_draw(row, context))
-        yield Case("featurize", _sizes(4, 4), lambda row: _several_draws(row, context))
+    """Yield the cases: one draw beside whole per-sample gradients, several draws, and the dense projections."""
+    if context.device.type == "cuda":
+        yield _case(Sizes("35.7M", 32, 4), context, _several_draws)
+        return
+    if context.quick:
+        yield _case(Sizes("35.7M", 1, 4), context, _several_draws)
+        return
+    yield _case(Sizes("4.4M", 8, 1), context, _one_draw)
+    yield _case(Sizes("4.4M", 4, 4), context, _several_draws)
+    yield _case(Sizes("35.7M", 2, 4), context, _several_draws)
+    yield _case(Sizes("4.4M", 4, 4), context, partial(_dense, projector=Rademacher(PROJ_DIM)), " Rademacher")
+    yield _case(Sizes("4.4M", 1, 4), context, partial(_dense, projector=Gaussian(PROJ_DIM)), " Gaussian")
+    yield _case(Sizes("35.7M", 1, 4), context, partial(_dense, projector=Rademacher(PROJ_DIM)), " Rademacher")
 
 
-def _sizes(num_samples: int, num_draws: int) -> str:
-    return f"UNet2DModel 4.4M at 32x32 batch={num_samples} draws={num_draws} proj_dim={PROJ_DIM} float32"
+def _case(sizes: Sizes, context: Context, run: _Run, kind: str = " count sketch") -> Case:
+    return Case("featurize" + kind, str(sizes), lambda row: run(row, sizes, context))
 
 
-def _one_draw(row: Row, context: Context) -> list[Row]:
-    work = Workload(8, 1)
+def _one_draw(row: Row, sizes: Sizes, context: Context) -> list[Row]:
+    work = Workload(sizes, context.device)
+    projector = CountSketch(PROJ_DIM)
+    featurizer = work.featurizer(projector)
     grads = work.expected_gradients(0)
-    row.error = checked(relative_error(work.features()[:1], work.sketched(grads)), TOLERANCE)
+    row.error = checked(relative_error(work.features(featurizer)[:1], sketched(grads, projector)), TOLERANCE)
 
-    vmapped = vmap_gradients(work.network)
+    vmapped = vmap_gradients(work.network, 1)
+    engines = {HOOKS: NaiveHooks(work.network).gradients}
+    try:
+        engines[DATTRI] = DattriCapture(work.network).gradients
+    except AbsentPeerError as error:
+        row.note = str(error)
     calls: dict[str, Call] = {
         STEP: work.training_step,
-        "featurize": work.features,
-        "vmap(grad), unprojected": lambda: vmapped(work.x_t, work.times, work.target),
+        "featurize": lambda: work.features(featurizer),
         "forward": work.forward,
         "forward and input gradients": work.input_gradients,
+        VMAP: lambda: vmapped(work.x_t, work.times, work.target),
     }
-    errors = {"vmap(grad), unprojected": _peer_error(vmapped(work.x_t[:1], work.times[:1], work.target[:1]), grads)}
-    if not context.quick:
-        hooks = NaiveHooks(work.network)
-        calls["naive hooks, unprojected"] = lambda: hooks.gradients(lambda: work.loss(work.x_t), len(work.x_t))
-        found = hooks.gradients(lambda: work.loss(work.x_t), len(work.x_t))
-        errors["naive hooks, unprojected"] = _peer_error(found, {name: grads[name] for name in found})
-    timings = _interleave(calls, context)
-    _fill(row, timings, list(errors), errors)
+    errors = {VMAP: _peer_error(vmapped(work.x_t[:1], work.times[:1], work.target[:1]), grads)}
+    for name, engine in engines.items():
+        calls[name] = partial(engine, lambda: work.loss(work.x_t), len(work.x_t))
+        errors[name] = _peer_error(engine(lambda: work.loss(work.x_t), len(work.x_t)), grads)
+    timings = _interleave(calls, context, _effort(context))
+    _fill(row, sizes, timings)
+    row.ratios += [Ratio(name, timings.ratio(name, "featurize"), error=errors[name]) for name in errors]
     peers = [_peer_row(row, timings, name, error) for name, error in errors.items()]
     return [*peers, _breakdown(row, timings)]
 
 
-def _several_draws(row: Row, context: Context) -> None:
-    work = Workload(4, 4)
-    row.error = checked(relative_error(work.features()[:1], work.sketched(work.expected_gradients(0))), TOLERANCE)
-    _fill(row, _interleave({STEP: work.training_step, "featurize": work.features}, context), [], {})
+def _several_draws(row: Row, sizes: Sizes, context: Context) -> list[Row]:
+    work = Workload(sizes, context.device)
+    projector = CountSketch(PROJ_DIM)
+    featurizer = work.featurizer(projector)
+    expected = sketched(work.expected_gradients(0), projector)
+    row.error = checked(relative_error(work.features(featurizer)[:1], expected), TOLERANCE)
+    calls: dict[str, Call] = {STEP: work.training_step, "featurize": lambda: work.features(featurizer)}
+    _fill(row, sizes, _interleave(calls, context, _effort(context)))
+    if sizes.network == GOAL_NETWORK:
+        goal = GOAL_COST[context.device.type]
+        row.goal = Goal("cost in training steps", "<=", goal, row.ratios[0].value.median)
+    if context.quick:
+        return []
+    work.network.zero_grad(set_to_none=True)
+    try:
+        peers = published.rows(sizes, context, work, featurizer)
+    except AbsentPeerError as error:
+        peers = [Row("  published pipeline", row.sizes, row.device, note=str(error))]
+    return [_memory_row(row, sizes, context), *peers]
 
 
-def _interleave(calls: dict[str, Call], context: Context) -> Timings:
+def _dense(row: Row, sizes: Sizes, context: Context, projector: Rademacher | Gaussian) -> None:
+    work = Workload(sizes, context.device)
+    featurizer = work.featurizer(projector)
+    kind: ops.ProjectionKind = "rademacher" if isinstance(projector, Rademacher) else "normal"
+    expected = projected(work.expected_gradients(0), kind, projector.seed)
+    row.error = checked(relative_error(work.features(featurizer)[:1], expected), TOLERANCE)
+    row.note = "error against the kernel's projection of float64 gradients"
+    calls: dict[str, Call] = {STEP: work.training_step, "featurize": lambda: work.features(featurizer)}
+    timings = interleave(calls, context.device, budget=10, rounds=(2, 5))
+    _fill(row, sizes, timings)
+
+
+def _effort(context: Context) -> Effort:
     # A round takes seconds: the fewest rounds decide.
-    effort = Effort(6.0, (4, 10)) if context.quick else Effort(20.0, (20, 30))
+    if context.quick:
+        return Effort(0.0, (2, 2))
+    return Effort(20.0, (8, 12))
+
+
+def _interleave(calls: dict[str, Call], context: Context, effort: Effort) -> Timings:
     # Featurizing follows featurizing, and a training step a training step.
     return interleave(calls, context.device, budget=effort.budget, rounds=effort.rounds, in_series=True)
 
 
-def _fill(row: Row, timings: Timings, peers: list[str], errors: dict[str, float]) -> None:
-    """Enter the cost in training steps of the same rows, and the speedups over the peers."""
+def _fill(row: Row, sizes: Sizes, timings: Timings) -> None:
+    """Enter time, rate, and the cost in training steps of the same rows."""
     row.seconds, row.repetitions = timings.of("featurize"), timings.repetitions
-    cost = timings.ratio("featurize", STEP)
-    row.ratios.append(Ratio(STEP, cost, "cost"))
-    row.ratios += [Ratio(name, timings.ratio(name, "featurize"), error=errors[name]) for name in peers]
-    row.goal = Goal("cost in training steps", "<=", GOAL_COST, cost.median)
+    row.rate, row.rate_unit = sizes.num_samples / row.seconds.median, "samples/s"
+    row.ratios.append(Ratio(STEP, timings.ratio("featurize", STEP), "cost"))
+
+
+def _memory_row(row: Row, sizes: Sizes, context: Context) -> Row:
+    """Compare the peak memory of featurizing with that of a training step, each in a process of its own."""
+    training, ours = (
+        peak_bytes(sizes, step, context.device, torch.get_num_threads()) for step in ("training", "featurize")
+    )
+    beyond = ours / training - 1
+    note = f"{ours >> 20} MiB beyond network and batch, a training step {training >> 20} MiB"
+    goal = Goal("share of a training step's that comes on top", "<=", GOAL_MEMORY, beyond)
+    return Row("  peak memory", row.sizes, row.device, note=note, goal=goal)
 
 
 def _peer_row(row: Row, timings: Timings, name: str, error: float) -> Row:
@@ -183,6 +164,6 @@ def _breakdown(row: Row, timings: Timings) -> Row:
 
 
 def _peer_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Relative error of a peer's gradient of the first sample, over all parameters."""
-    ours = torch.cat([found[name][0].flatten() for name in expected])
-    return relative_error(ours, torch.cat([grad.flatten() for grad in expected.values()]))
+    """Relative error of a peer's gradient of the first sample, over the parameters that it has."""
+    ours = torch.cat([grad[0].flatten() for grad in found.values()])
+    return relative_error(ours, torch.cat([expected[name].flatten() for name in found]))

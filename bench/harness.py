@@ -211,7 +211,7 @@ class Effort:
 
 
 QUICK = Effort(budget=1.0, rounds=(5, 20))
-FULL = Effort(budget=3.0, rounds=(20, 60))
+FULL = Effort(budget=3.0, rounds=(10, 60))
 
 
 def measure(

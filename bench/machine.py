@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from torch import Tensor
 from bench.harness import Bound, Call, Effort, Row, interleave
 from journey import _native
 
-SLICE_BYTES = 8 * 4608 * 1024 * 4  # one batch of eight fp32 gradients of a 3x3 convolution with 512 channels
+PEERS = ("traker", "dattri", "dattri-llm", "sjlt", "fast_jl")  # packages that are compared where they are installed
+
+SLICE_BYTES = 8 * 4608 * 1152 * 4  # one batch of eight fp32 gradients of a feed-forward layer of DiT-XL/2
 _COLD_BYTES = 1 << 30  # a buffer of at least this size is walked through, so that no slice is still in a cache
 _GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
 
@@ -38,7 +41,7 @@ def describe(threads: int) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "diffusers", "numpy", "traker")},
+            **{name: _version(name) for name in ("torch", "diffusers", "numpy", *PEERS)},
             "journey": _native.build_info(),
         },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -49,6 +52,14 @@ def describe(threads: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         described["machine"]["gpu"] = _gpu()
     return described
+
+
+def result_name(described: dict[str, Any]) -> str:
+    """Return the name of a JSON file that says on what machine and at what commit it was measured."""
+    machine = described["machine"]
+    chip = re.sub("[^a-z0-9]+", "-", machine.get("gpu", machine["cpu"]).lower()).strip("-")
+    commit, dirty, _ = (described["commit"] or "unknown").partition("-dirty")
+    return f"{chip}-{machine['cores']}core-{commit[:12]}{dirty}.json"
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class ColdSlices(Iterator[Tensor]):
 
 
 def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, list[Row]]:
-    """Measure read and copy bandwidth and the fp32 GEMM rate.
+    """Measure read and copy bandwidth and the GEMM rates in fp32 and bf16.
 
     Args:
         device: Of which memory and arithmetic.
@@ -123,6 +134,8 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
     calls: dict[str, Call] = {name: partial(_read_next, read, cold) for name, read in _READERS.items()}
     calls["copy"] = lambda: destination.copy_(next(cold))
     calls["gemm"] = lambda: torch.mm(a, b, out=product)
+    narrow = [x.bfloat16() for x in (a, b, product)]
+    calls["bf16 gemm"] = lambda: torch.mm(narrow[0], narrow[1], out=narrow[2])
     timings = interleave(calls, device, budget=2 * effort.budget, rounds=effort.rounds)
 
     best = min(_READERS, key=lambda name: timings.of(name).median)
@@ -132,6 +145,7 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
         ("read bandwidth", of_total, best, cold.slice_bytes, "GB/s", f"fastest of {', '.join(_READERS)}: {best}"),
         ("copy bandwidth", of_total, "copy", 2 * cold.slice_bytes, "GB/s", "read plus written bytes, Tensor.copy_"),
         ("fp32 GEMM rate", f"{size} cubed", "gemm", 2 * size**3, "GFLOP/s", "torch.mm"),
+        ("bf16 GEMM rate", f"{size} cubed", "bf16 gemm", 2 * size**3, "GFLOP/s", "torch.mm"),
     )
     rows = []
     for op, sizes, name, work, unit, note in readings:
