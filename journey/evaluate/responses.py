@@ -12,16 +12,14 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.denoiser import as_denoiser
 from journey.draws import Draws
-from journey.measurements import Measurement, Prediction, TrainingLoss
+from journey.measurements import Measurement, TrainingLoss
+from journey.values import measure_values
 
-_ROWS_PER_BATCH = 512
 
-
-@torch.no_grad()
 def measure_responses(
     model: Any,
     checkpoints: Sequence[Checkpoint],
-    queries: Tensor,  # [num_queries, C, H, W]
+    queries: Tensor,
     *,
     draws: Draws,
     measurement: Measurement | None = None,
@@ -42,23 +40,8 @@ def measure_responses(
     """
     denoiser = as_denoiser(model)
     measurement = TrainingLoss() if measurement is None else measurement
-    device, ids = denoiser.device, list(range(len(queries)))
-    timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-    x0 = queries.to(device).repeat_interleave(timesteps[0].numel(), 0)
-    noise = draws.noise(ids, tuple(queries.shape[1:]), device).flatten(0, 2)
-    times = timesteps.flatten().to(device)
-    x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
     rows = []
     for checkpoint in tqdm(checkpoints, unit="model", desc="measure", disable=not progress, dynamic_ncols=True):
-        values = []
         with loaded(denoiser.network, checkpoint):
-            for first in range(0, len(x0), _ROWS_PER_BATCH):
-                some = slice(first, first + _ROWS_PER_BATCH)
-                prediction = denoiser.predict(x_t[some], times[some])
-                values.append(
-                    measurement(
-                        Prediction(prediction, target[some], x0[some], x_t[some], noise[some], times[some])
-                    ).cpu()
-                )
-        rows.append(torch.cat(values).view(timesteps.shape).mean(-1))
+            rows.append(measure_values(denoiser, queries, draws=draws, measurement=measurement))
     return torch.stack(rows)
