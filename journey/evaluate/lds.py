@@ -20,6 +20,7 @@ from torch import Tensor
 
 from journey.evaluate.ranks import spearman
 from journey.evaluate.subsets import Subsets
+from journey.keys import derive_key
 
 CEILING, RANDOM, CONSTANT = "ceiling", "random scores", "constant scores"
 _HEAD = 0.1  # share of the training images, by strength of their score, that makes up the head
@@ -124,7 +125,8 @@ def lds(
     reserved = {RANDOM, CONSTANT, CEILING} & set(methods)
     if reserved:
         raise ValueError(f"methods must not be named {sorted(reserved)}, which are rows of the table")
-    generator = torch.Generator().manual_seed(seed)
+    # A name of its own: a caller's scores may well come from the generator of the same small seed.
+    generator = torch.Generator().manual_seed(derive_key(seed, "lds") >> 1)
     shape = (num_queries, subsets.num_train)
     scores = dict(methods)
     scores[RANDOM] = torch.randn(shape, generator=generator)
@@ -151,7 +153,6 @@ def predict_losses(scores: Tensor, subsets: Subsets) -> Tensor:
     values = scores.double()
     if torch.isnan(values).any():
         raise ValueError("scores have NaN entries")
-    # Equal sums must stay equal: the sums of constant scores must not be ranked by their rounding.
     return -(values @ subsets.members.double().T)
 
 
