@@ -31,9 +31,7 @@ def pixels(images: Tensor, queries: Tensor, *, cosine: bool = False) -> Tensor:
     return embedding(images, queries, lambda batch: batch, cosine=cosine)
 
 
-def embedding(
-    images: Tensor, queries: Tensor, embed: Callable[[Tensor], Tensor], *, cosine: bool = False
-) -> Tensor:
+def embedding(images: Tensor, queries: Tensor, embed: Callable[[Tensor], Tensor], *, cosine: bool = False) -> Tensor:
     """Score by the inner product, or the cosine, of centred embeddings, such as those of CLIP or DINO.
 
     Args:

@@ -290,5 +290,3 @@ def _unit(features: Tensor) -> Tensor:
     """Divide by the norm; a zero stays zero."""
     norm = features.norm(dim=-1, keepdim=True)
     return features / torch.where(norm > 0, norm, 1.0)
-
-

@@ -1,9 +1,9 @@
 """Published attribution methods as configurations of one engine.
 
-Each is a few lines over ``journey.method.Method``: what is differentiated, at which (t, noise), projected how, compared
-how. ``preset().run(model, dataset, queries)`` returns ``Scores``; ``preset().change(projector=...)`` replaces a part.
-Damping is a fraction of the mean eigenvalue. Where a paper tuned it on the scores that it reports, the preset chooses it
-by generalised cross-validation and ``journey.evaluate`` tunes it on held-out subsets.
+Each is a few lines over ``journey.method.Method``: what is differentiated, at which (t, noise), projected how, and
+compared how. ``preset().run(model, dataset, queries)`` returns ``Scores``; ``preset().change(projector=...)`` replaces
+a part. Damping is a fraction of the mean eigenvalue. Where a paper tuned it on the scores that it reports, the preset
+takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/evaluation.md``).
 
 All are read from the papers and, where there is any, the published code; what is known to differ is said at each.
 """
@@ -110,9 +110,7 @@ def dtrak(*, num_draws: int = 10, proj_dim: int = 4096, batch_slots: int | None 
     base = trak(num_draws=num_draws, proj_dim=proj_dim, batch_slots=batch_slots, seed=seed)
     # Its values are of another quantity than a loss, so nothing can be cross-validated; the published choices are of
     # the order of the mean eigenvalue.
-    return base.change(
-        name="dtrak", reference="Zheng et al. 2024", measurement=SquaredNorm(), preconditioner=Gram(1.0)
-    )
+    return base.change(name="dtrak", reference="Zheng et al. 2024", measurement=SquaredNorm(), preconditioner=Gram(1.0))
 
 
 def das(
@@ -218,7 +216,7 @@ def diffusion_retrac(*, num_draws: int = 10, proj_dim: int = 4096, seed: int = 0
 
 
 def carv(*, num_draws: int = 8, proj_dim: int = 4096, seed: int = 0) -> Method:
-    """Return the attribution of CARV: cosines of normalised gradients, a few stratified (t, noise) shared by all images.
+    """Return the attribution of CARV: cosines of normalised gradients at a few (t, noise) that all images share.
 
     Args:
         num_draws: Stratified timesteps.

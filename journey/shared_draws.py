@@ -16,9 +16,9 @@ from journey.draws import Draws, _KeyedDraws
 class SharedDraws(Draws):
     """The same (t, noise) pairs for samples whose ids are equal modulo ``slots``.
 
-    With one slot every image, training image or query, is measured with the same pairs, so that a difference between two
-    features is one between the images. More slots imitate implementations that seed the noise of a batch: there slot
-    i of every batch shares its noise (D-TRAK: 52).
+    With one slot every image, training image or query, is measured with the same pairs, so that a difference between
+    two features is one between the images. More slots imitate implementations that seed the noise of a batch: there
+    slot i of every batch shares its noise (D-TRAK: 52).
 
     Args:
         inner: Where the pairs come from.
@@ -88,7 +88,7 @@ class CubicDraws(_KeyedDraws):
         ValueError: If a number is not positive.
 
     Reference:
-        The published code of Lin et al., "DMin: Scalable Training Data Influence Estimation for Diffusion Models", 2024.
+        Published code of Lin et al., "DMin: Scalable Training Data Influence Estimation for Diffusion Models", 2024.
     """
 
     def _positions(self, ids: Sequence[int], independent: int) -> Tensor:

@@ -63,7 +63,8 @@ class Masked(Projector):
 def _mask(seed: int, name: str, rows: int, cols: int, keep: float) -> Tensor:
     """Entries that are kept, scaled so that inner products keep their expectation. [rows, cols]"""
     generator = torch.Generator().manual_seed(derive_key(seed, "mask", name) >> 1)
-    return (torch.rand(rows, cols, generator=generator) < keep).float() / keep**0.5
+    kept: Tensor = torch.rand(rows, cols, generator=generator) < keep
+    return kept.float() * (1 / keep) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Factored(Projector):
     """Project layer inputs and output gradients, then multiply: each weight has a block of features of its own.
 
     The weight gradient of a layer is ``sum over positions of g a^T``; with small matrices ``P`` (inputs) and ``Q``
-    (output gradients) its block is ``Q (sum g a^T) P^T = sum (Q g) (P a)^T``, and neither gradient nor projection of its
-    size is ever formed. Parameters that are not weights of layers (biases, norms) are left out, as published.
+    (output gradients) its block is ``Q (sum g a^T) P^T = sum (Q g) (P a)^T``, and neither the gradient nor a projection
+    of its size is ever formed. Parameters that are not weights of layers (biases, norms) are left out, as published.
 
     Args:
         layers: Weights that are measured with rows and columns of their gradients, see ``of``.
@@ -116,7 +117,9 @@ class Factored(Projector):
     @property
     def blocks(self) -> list[int]:
         """Length of the features of each layer, in order."""
-        return [self.sketch_dim or self._dims(rows, cols)[0] * self._dims(rows, cols)[1] for _, rows, cols in self.layers]
+        return [
+            self.sketch_dim or self._dims(rows, cols)[0] * self._dims(rows, cols)[1] for _, rows, cols in self.layers
+        ]
 
     def features_dim(self, num_parameters: int) -> int:
         """Return the sum of the blocks."""
@@ -185,6 +188,7 @@ def _factor(seed: int, name: str, rows: int, cols: int, kind: str) -> Tensor:
     key = derive_key(seed, kind, name)
     if kind == "normal":
         noise = ops.philox_normal(torch.tensor([to_signed(key)]), torch.zeros(1, dtype=torch.int64), rows * cols)
-        return noise.view(rows, cols) / rows**0.5
+        return noise.view(rows, cols) * (1 / rows) ** 0.5
     chosen = torch.randperm(cols, generator=torch.Generator().manual_seed(key >> 1))[:rows]
-    return F.one_hot(chosen, cols).float() * (cols / rows) ** 0.5
+    one_hot: Tensor = F.one_hot(chosen, cols)
+    return one_hot.float().mul((cols / rows) ** 0.5)

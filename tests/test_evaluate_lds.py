@@ -110,7 +110,7 @@ def test_subsets_of_different_size_would_let_constant_scores_predict() -> None:
 
 
 def test_the_ceiling_is_what_other_seeds_reach() -> None:
-    truth, losses, subsets = planted(noise=1.0, num_seeds=40)
+    _, losses, subsets = planted(noise=1.0, num_seeds=40)
     estimated = lds({}, losses[:, :4], subsets, num_bootstrap=10).ceiling
     assert estimated is not None
     reached = torch.stack(

@@ -11,7 +11,7 @@ from torch import Tensor
 import journey
 from journey import baselines
 from journey.denoiser import Denoiser
-from journey.draws import Draws, StratifiedDraws, UniformDraws
+from journey.draws import Draws, UniformDraws
 from journey.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method, noised_trajectory, predict_image
 from journey.preconditioners import BlockGram, Gram, Plain
@@ -207,5 +207,3 @@ def test_optimal_denoiser_weights_are_the_posterior_of_whole_images() -> None:
 def test_plain_scores_are_inner_products() -> None:
     query, train = torch.randn(2, 3), torch.randn(4, 3)
     assert torch.allclose(Plain().scores(query, train, torch.zeros(4), [3])[0], (query @ train.T).double(), atol=1e-6)
-
-

@@ -1,14 +1,14 @@
 """Leave-one-out in closed form: on a denoiser that is linear in its parameters, scores are what retraining does.
 
-The network predicts one number, linear in the pixels of x_t, and images, noise and timestep are chosen so that x_t is a
-row of a design matrix X and the target an entry of y. Training is then (ridge) regression, and leaving image i out has a
-closed form, which is computed here by solving the regression again without it. Two identities hold:
+The network predicts one number, linear in the channels of x_t, and images, noise and timestep are chosen so that x_t
+is a row of a design matrix X and the target an entry of y. Training is then (ridge) regression, and leaving image i
+out has a closed form, which is computed here by solving the regression again without it. Two identities hold:
 
 A. With the output as the measurement, ``score * r_i / (1 - h_ii)`` *is* the change of the query's output, exactly, for
    every damping (r: residual, h: leverage). Its square is what DAS computes.
-B. With the loss as the measurement the kernel is weighted by squared residuals. Where all residuals have one size c, the
-   score is the influence function of the loss divided by 2 c^2, and the loss after retraining differs from what it says
-   by terms of second order in the leverage.
+B. With the loss as the measurement the kernel is weighted by squared residuals. Where all residuals have one size c,
+   the score is the influence function of the loss divided by 2 c^2, and the loss after retraining differs from what it
+   says by terms of second order in the leverage.
 """
 
 from __future__ import annotations

@@ -45,5 +45,9 @@ def test_slots_must_be_positive() -> None:
 
 
 def test_fingerprints_tell_configurations_apart() -> None:
-    prints = [SharedDraws(UniformDraws(2)), SharedDraws(UniformDraws(2), 2), SharedDraws(UniformDraws(2), one_noise=True)]
+    prints = [
+        SharedDraws(UniformDraws(2)),
+        SharedDraws(UniformDraws(2), 2),
+        SharedDraws(UniformDraws(2), one_noise=True),
+    ]
     assert len({str(draws.fingerprint()) for draws in prints}) == 3

@@ -1,8 +1,8 @@
 """Compare attribution methods with what retraining does: ``python -m bench.lds --tier laptop``.
 
-Trains models on random halves of the training set (kept in ``--work``, continued after an interruption), measures every
-query under each of them, scores all methods, and writes ``lds-NAME.json`` (the table of losses), ``lds-NAME-table.json``,
-``.md`` and ``.png``. With the table of losses at hand nothing is retrained but the attributed models.
+Trains models on random halves of the training set (kept in ``--work``, continued after an interruption), measures
+every query under each of them, scores all methods, and writes ``lds-NAME.json`` (the losses), ``lds-NAME-table.json``,
+``.md`` and ``.png``. With the losses at hand nothing is retrained but the attributed models.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,10 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/lds"), help="folder of models and features")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
+    parser.add_argument("--seeds", type=int, help="trainings per reported half (default: the tier's)")
     parser.add_argument("--retrain", action="store_true", help="make the table of losses again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tier = TIERS[options.tier]
+    if options.seeds is not None:
+        tier = replace(tier, num_seeds=options.seeds)
     setting = open_setting(tier, options.data, options.work)
     losses = options.out / f"lds-{tier.name}.json"
     if options.retrain or not losses.exists():

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.lds.contenders import DAMPINGS, Contender, contenders, measure, scores_at
@@ -42,9 +41,9 @@ def _behind(table: LDSTable, name: str) -> list[float] | None:
 
 def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tensor, dict[str, Any]]:
     if contender.baseline is not None:
-        begin = time.perf_counter()
+        begin = time.process_time()
         values = contender.baseline(setting)
-        return values, {"seconds": time.perf_counter() - begin, "bytes": 0, "damping": None}
+        return values, {"seconds": time.process_time() - begin, "bytes": 0, "damping": None}
     assert contender.method is not None
     measured, seconds = measure(setting, contender)
     damping = _tuned(setting, truth, contender, measured) if contender.damped else None

@@ -81,9 +81,9 @@ class Setting:
         path = self.work / "trajectory.safetensors"
         if not path.exists():
             model = self.models()[0]
-            record(
-                model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False
-            ).save(path)
+            record(model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False).save(
+                path
+            )
         return Trajectory.load(path)
 
     def queries(self) -> Tensor:

@@ -29,7 +29,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 def pixel_distance(first: Tensor, second: Tensor) -> Tensor:
     """Euclidean distance of each pair of images. [num_queries]"""
-    return (first - second).flatten(1).norm(dim=1)
+    distance: Tensor = (first - second).flatten(1).norm(dim=1)
+    return distance
 
 
 def embedding_distance(embed: Callable[[Tensor], Tensor]) -> Distance:
@@ -128,7 +129,9 @@ def counterfactual(
 
     removed = {name: scores.topk(num_removed, dim=1).indices.tolist() for name, scores in methods.items()}
     generator = torch.Generator().manual_seed(derive_key(noise_seed, "random removal") >> 1)
-    removed[RANDOM] = [torch.randperm(num_train, generator=generator)[:num_removed].tolist() for _ in range(num_queries)]
+    removed[RANDOM] = [
+        torch.randperm(num_train, generator=generator)[:num_removed].tolist() for _ in range(num_queries)
+    ]
     runs: dict[tuple[str, int], list[Run]] = {}
     for seed in seeds:
         for name, queries in removed.items():
@@ -136,9 +139,8 @@ def counterfactual(
         other = seed if seed != model_seed else max(*seeds, model_seed) + 1
         runs[RESEED, seed] = [Run(tuple(range(num_train)), other)] * num_queries
     flat = [run for some in runs.values() for run in some]
-    paths = dict(
-        zip(flat, retrain(train_fn, flat, out, fingerprint=fingerprint, processes=processes, progress=progress))
-    )
+    files = retrain(train_fn, flat, out, fingerprint=fingerprint, processes=processes, progress=progress)
+    paths = dict(zip(flat, files, strict=True))
     before = generate(denoiser, range(num_queries), seed=noise_seed, num_inference_steps=num_inference_steps)
     moved: dict[str, Tensor] = {}
     for (name, _), some in runs.items():
@@ -192,7 +194,8 @@ def generate(
     assert denoiser.in_channels is not None
     assert denoiser.sample_size is not None
     shape = (denoiser.in_channels, *denoiser.sample_size)
-    x = keyed_noise(keys, 1, shape, denoiser.device, antithetic=False, per=1)[:, 0, 0] * scheduler.init_noise_sigma
+    x: Tensor = keyed_noise(keys, 1, shape, denoiser.device, antithetic=False, per=1)[:, 0, 0]
+    x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps.tolist():
         with loaded(denoiser.network, swapped if low <= t <= high else None):
             times = torch.full((len(x),), t, device=x.device)

@@ -1,4 +1,4 @@
-"""Does an attribution find training images that are known to matter: planted duplicates, relabelled or poisoned ones?"""
+"""Does an attribution find training images that are known to matter: planted duplicates, relabelled ones?"""
 
 from __future__ import annotations
 

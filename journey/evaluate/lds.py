@@ -104,7 +104,7 @@ def lds(
     Group LDS is the same call with subsets of whole groups (``random_subsets(..., groups=...)``).
 
     Args:
-        methods: Scores by name; positive says that the image lowers the loss of the query. Each [num_queries, num_train]
+        methods: Scores by name; positive says that the image lowers the query's loss. Each [num_queries, num_train]
         losses: Response of every retrained model, lower where the query is more likely; negate one that is higher.
             [num_subsets, num_seeds, num_queries]
         subsets: What each model was trained on.
@@ -167,7 +167,7 @@ def lds_per_query(predicted: Tensor, losses: Tensor) -> Tensor:
 
 
 def head_of(scores: Tensor, share: float = _HEAD) -> Tensor:
-    """Keep each query's strongest scores of either sign and put zero in place of the others. [num_queries, num_train]"""
+    """Keep each query's strongest scores of either sign, put zero for the others. [num_queries, num_train]"""
     count = max(1, round(share * scores.shape[1]))
     strongest = scores.abs().topk(count, dim=1).indices
     return torch.zeros_like(scores).scatter(1, strongest, scores.gather(1, strongest))
@@ -214,10 +214,8 @@ def _bootstrap(
 
 
 def _interval(value: float, resampled: Tensor) -> Interval:
-    """Move the central 95 % of the resamples to the estimate.
-
-    Subsets that are drawn twice are ties, and seeds drawn twice are fewer seeds, so resamples lie a little lower as a
-    whole; their spread is what is asked for.
-    """
+    """Move the central 95 % of the resamples to the estimate."""
+    # Subsets that are drawn twice are ties, and seeds drawn twice are fewer seeds, so resamples lie a little lower as a
+    # whole; their spread is what is asked for.
     low, high = (torch.quantile(resampled, q).item() - resampled.mean().item() for q in (0.025, 0.975))
     return Interval(value, value + low, value + high)
