@@ -66,7 +66,10 @@ class Method:
         query_draws: Noises per query and step where ``at_steps``.
         preconditioner: The kernel.
         cosine: Divide features by their norm before they are compared.
-        adjust: Changes the scores of a step at the end: ``adjust(method, denoiser, images, measured, scores)``.
+        adjust: Changes the scores at the end: ``adjust(method, denoiser, images, measured, scores)``.
+
+    Raises:
+        ValueError: If draws are kept apart although queries are asked at a single step.
     """
 
     name: str
@@ -80,6 +83,13 @@ class Method:
     preconditioner: Preconditioner = Gram()  # noqa: RUF009 - frozen
     cosine: bool = False
     adjust: Adjust | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the choices go together."""
+        if self.at_steps and self.per_draw == "concatenated":
+            raise ValueError(
+                'per_draw must not be "concatenated" where at_steps: a query has one step, not every draw\'s'
+            )
 
     def change(self, **fields: Any) -> Method:
         """Return the method with other fields, such as another projector."""

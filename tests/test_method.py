@@ -176,6 +176,11 @@ def test_a_step_that_was_not_recorded_is_refused() -> None:
         journey_trak().change(projector=Identity()).run(denoiser(), TRAIN, trajectory, steps=[30], progress=False)
 
 
+def test_draws_kept_apart_cannot_be_asked_at_a_step() -> None:
+    with pytest.raises(ValueError, match="concatenated"):
+        PRESETS["dmin"]().change(at_steps=True)
+
+
 def test_pixels_score_by_centred_inner_products() -> None:
     train, query = TRAIN.flatten(1).double(), QUERIES.flatten(1).double()
     expected = (query - train.mean(0)) @ (train - train.mean(0)).T
