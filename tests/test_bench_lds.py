@@ -58,7 +58,7 @@ def test_a_table_is_sorted_and_ends_with_the_ceiling() -> None:
 
     document = {
         "rows": {"worse": {**row(0.2), "seconds": 3, "bytes": 4000, "damping": 0.1}, "better": row(0.5)},
-        "ceiling": dict.fromkeys(QUERY_KINDS, [0.9, 0.8, 1.0]),
+        "ceiling": {kind: [0.9, 0.8, 1.0] for kind in QUERY_KINDS},
     }
     lines = table(document).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| better", "| worse", "| ceiling"]
