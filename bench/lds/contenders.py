@@ -151,7 +151,8 @@ def _describe(method: Method) -> str:
     """What a measurement depends on, as text."""
     projector = method.projector.fingerprint() if not callable(method.projector) else method.name
     parts = (method.measurement.fingerprint(), method.draws.fingerprint(), projector)
-    return repr((*parts, method.per_draw, (_STEPS, method.query_draws) if method.at_steps else None))
+    asked = (_STEPS, method.query_draws) if method.at_steps else None
+    return repr((*parts, method.per_draw, method.at_steps, asked))
 
 
 def _metadata(path: Path) -> dict[str, str]:
