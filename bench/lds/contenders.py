@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -60,8 +61,8 @@ def contenders() -> list[Contender]:
     found.append(Contender("library default", default, tune=False))
     found += [Contender(name, RECOMMENDED, ensemble=count) for name, count in (("ours", 1), ("ours, 2 models", 2))]
     found += [
-        Contender("pixels, inner product", baseline=lambda s: baselines.pixels(s.train, s.queries())),
-        Contender("pixels, cosine", baseline=lambda s: baselines.pixels(s.train, s.queries(), cosine=True)),
+        Contender("pixels, inner product", baseline=lambda s: baselines.pixels(s.train, s.queries)),
+        Contender("pixels, cosine", baseline=lambda s: baselines.pixels(s.train, s.queries, cosine=True)),
         Contender("optimal denoiser (NDA)", baseline=_optimal_denoiser),
     ]
     return found
@@ -85,7 +86,7 @@ def measure(setting: Setting, contender: Contender) -> tuple[list[Measured], flo
     """
     assert contender.method is not None
     found, seconds = [], 0.0
-    for index, model in enumerate(setting.models()[: contender.ensemble]):
+    for index, model in enumerate(setting.models[: contender.ensemble]):
         path = setting.work / "measured" / f"{contender.method.name}-{index}.safetensors"
         names = {"weights": fingerprint_tensors(model.network.state_dict()), "method": _describe(contender.method)}
         if path.exists() and _metadata(path) == names:
@@ -114,7 +115,7 @@ def scores_at(
     if damping is not None:
         method = method.change(preconditioner=with_damping(method.preconditioner, damping))
     total, used = torch.zeros(()), 0.0
-    for model, features in zip(setting.models(), measured, strict=False):
+    for model, features in zip(setting.models, measured, strict=False):
         scores, used = method.compare(model, setting.train, features)
         total = total + scores.mean(1) / len(measured)
     return total, used
@@ -131,9 +132,9 @@ def _affordable(method: Method) -> Method:
 
 def _queries(setting: Setting, method: Method) -> Tensor | Trajectory:
     if not method.at_steps:
-        return setting.queries()
-    real = setting.queries()[: 2 * setting.tier.num_queries]
-    noised, recorded = noised_trajectory(setting.models()[0], real, _STEPS), setting.trajectory()
+        return setting.queries
+    real = setting.queries[: 2 * setting.tier.num_queries]
+    noised, recorded = noised_trajectory(setting.models[0], real, _STEPS), setting.trajectory
     kept = [recorded.timesteps.tolist().index(t) for t in _STEPS]
     return Trajectory(
         torch.tensor(_STEPS),
@@ -144,7 +145,7 @@ def _queries(setting: Setting, method: Method) -> Tensor | Trajectory:
 
 
 def _optimal_denoiser(setting: Setting) -> Tensor:
-    return baselines.optimal_denoiser(setting.models()[0], setting.train, setting.queries())
+    return baselines.optimal_denoiser(setting.models[0], setting.train, setting.queries)
 
 
 def _describe(method: Method) -> str:
@@ -156,7 +157,5 @@ def _describe(method: Method) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return dict(file.metadata())

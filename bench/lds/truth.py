@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.lds.tiers import Tier
@@ -60,6 +62,7 @@ class Setting:
     held_out: Tensor
     work: Path
 
+    @cached_property
     def models(self) -> list[Denoiser]:
         """Return models of the whole training set, trained or from the folder."""
         training = self.tier.training(self.train)
@@ -69,26 +72,26 @@ class Setting:
 
     def load(self, path: Path) -> Denoiser:
         """Return the model of a file of weights."""
-        from safetensors.torch import load_file
-
         training = self.tier.training(self.train)
         network = training.build(0)
         network.load_state_dict(load_file(path))
         return Denoiser(network, DDIMScheduler.from_config(training.scheduler.config))
 
+    @cached_property
     def trajectory(self) -> Trajectory:
         """Return generated queries with their recorded steps; the same in every run."""
         path = self.work / "trajectory.safetensors"
         if not path.exists():
-            model = self.models()[0]
+            model = self.models[0]
             record(model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False).save(
                 path
             )
         return Trajectory.load(path)
 
+    @cached_property
     def queries(self) -> Tensor:
         """Return all queries, kind after kind. [3 * num_queries, C, H, W]"""
-        return torch.cat([self.train[: self.tier.num_queries], self.held_out, self.trajectory().images])
+        return torch.cat([self.train[: self.tier.num_queries], self.held_out, self.trajectory.images])
 
 
 def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
@@ -104,11 +107,11 @@ def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
     # The most useful first, should somebody stop it: one seed of everything, then the other seeds.
     runs = [(j, 0) for j in range(len(subsets))]
     runs += [(j, seed) for seed in range(1, tier.num_seeds) for j in range(tier.num_subsets)]
-    training, models = tier.training(setting.train), setting.models()
+    training, models = tier.training(setting.train), setting.models
     paths = retrain(
         training, [Run(subsets.indices(j), seed) for j, seed in runs], setting.work / "models", processes=processes
     )
-    queries = setting.queries()
+    queries = setting.queries
     measured = measure_responses(models[0], paths, queries, draws=_DRAWS)
     responses = torch.full((len(subsets), tier.num_seeds, len(queries), BINS), float("nan"))
     for (j, seed), values in zip(runs, measured, strict=True):
