@@ -12,7 +12,7 @@ from bench.lds.contenders import DAMPINGS, Contender, contenders, measure, score
 from bench.lds.truth import QUERY_KINDS, Setting, Truth
 from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses
 
-OURS = "ours"
+OURS, MODEL_FREE = "ours", "optimal denoiser (NDA)"
 
 
 def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
@@ -21,6 +21,11 @@ def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
     for contender in contenders():
         print(f"{contender.name} ...", flush=True)
         scores[contender.name], notes[contender.name] = _scores(setting, truth, contender)
+    # What the gradients know and what the images alone tell: each query's scores at one scale, added.
+    both = f"{OURS} + optimal denoiser"
+    scores[both] = _standardized(scores[OURS]) + _standardized(scores[MODEL_FREE])
+    notes[both] = {key: notes[OURS][key] for key in ("seconds", "bytes", "damping")}
+    notes[both]["seconds"] += notes[MODEL_FREE]["seconds"]
     subsets, losses = truth.reported()
     rows: dict[str, dict[str, Any]] = {name: dict(note) for name, note in notes.items()}
     document: dict[str, Any] = {"tier": setting.tier.name, "num_subsets": len(subsets), "rows": rows, "ceiling": {}}
@@ -60,6 +65,10 @@ def _tuned(setting: Setting, truth: Truth, contender: Contender, measured: list[
         return lds_per_query(predict_losses(values, subsets), losses.mean(-1)).mean().item()
 
     return max(DAMPINGS, key=quality)
+
+
+def _standardized(scores: Tensor) -> Tensor:
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
 
 
 def _parts(setting: Setting) -> list[slice]:
