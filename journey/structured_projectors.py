@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -64,7 +65,7 @@ def _mask(seed: int, name: str, rows: int, cols: int, keep: float) -> Tensor:
     """Entries that are kept, scaled so that inner products keep their expectation. [rows, cols]"""
     generator = torch.Generator().manual_seed(derive_key(seed, "mask", name) >> 1)
     kept: Tensor = torch.rand(rows, cols, generator=generator) < keep
-    return kept.float() * (1 / keep) ** 0.5
+    return kept.float() / math.sqrt(keep)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _factor(seed: int, name: str, rows: int, cols: int, kind: str) -> Tensor:
     key = derive_key(seed, kind, name)
     if kind == "normal":
         noise = ops.philox_normal(torch.tensor([to_signed(key)]), torch.zeros(1, dtype=torch.int64), rows * cols)
-        return noise.view(rows, cols) * (1 / rows) ** 0.5
+        return noise.view(rows, cols) / math.sqrt(rows)
     chosen = torch.randperm(cols, generator=torch.Generator().manual_seed(key >> 1))[:rows]
     one_hot: Tensor = F.one_hot(chosen, cols)
-    return one_hot.float().mul((cols / rows) ** 0.5)
+    return one_hot.float() * math.sqrt(cols / rows)
