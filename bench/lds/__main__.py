@@ -1,0 +1,59 @@
+"""Compare attribution methods with what retraining does: ``python -m bench.lds --tier laptop``.
+
+Trains models on random halves of the training set (kept in ``--work``, continued after an interruption), measures
+every query under each of them, scores all methods, and writes ``lds-NAME.json`` (the losses), ``lds-NAME-table.json``,
+``.md`` and ``.png``. With the losses at hand nothing is retrained but the attributed models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.lds.compare import compare, plot, table
+from bench.lds.tiers import TIERS
+from bench.lds.truth import make_truth, open_setting, read_truth
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        arguments: Instead of the command line's.
+
+    Returns:
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bench.lds", description=__doc__)
+    parser.add_argument("--tier", choices=TIERS, default="laptop", help="data and sizes (default: laptop)")
+    parser.add_argument("--data", type=Path, help="folder of the data, where the tier needs one")
+    parser.add_argument("--work", type=Path, default=Path("build/lds"), help="folder of models and features")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
+    parser.add_argument("--seeds", type=int, help="trainings per reported half (default: the tier's)")
+    parser.add_argument("--retrain", action="store_true", help="make the table of losses again")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    tier = TIERS[options.tier]
+    if options.seeds is not None:
+        tier = replace(tier, num_seeds=options.seeds)
+    setting = open_setting(tier, options.data, options.work)
+    losses = options.out / f"lds-{tier.name}.json"
+    if options.retrain or not losses.exists():
+        make_truth(setting, losses, options.processes)
+    document = compare(setting, read_truth(losses))
+    stem = options.out / f"lds-{tier.name}-table"
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(table(document) + "\n")
+    plot(document, stem.with_suffix(".png"))
+    print(table(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What really happens: models retrained on random halves, and the losses of every query under each of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.lds.tiers import Tier
+from journey.denoiser import Denoiser
+from journey.draws import StratifiedDraws
+from journey.evaluate.responses import measure_responses
+from journey.evaluate.retrain import Run, retrain
+from journey.evaluate.subsets import Subsets, random_subsets
+from journey.fingerprint import fingerprint_json
+from journey.trajectory import Trajectory, record
+
+BINS = 4  # quarters of the range of timesteps, of which a response is the mean
+_DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)
+_SAMPLER_STEPS = 20
+QUERY_KINDS = ("training", "held-out", "generated")
+# Models of the whole training set: the first is the one that is attributed, the others are for ensembles.
+NUM_MODELS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The table of losses, and what it belongs to.
+
+    Attributes:
+        subsets: The reported halves, then those for tuning.
+        num_reported: How many are reported.
+        responses: Losses; NaN where a half was not trained with that seed. [num_subsets, num_seeds, num_queries, BINS]
+    """
+
+    subsets: Subsets
+    num_reported: int
+    responses: Tensor
+
+    def reported(self) -> tuple[Subsets, Tensor]:
+        """Return halves that are reported. [num_reported, num_seeds, num_queries, BINS]"""
+        return self.subsets.select(slice(0, self.num_reported)), self.responses[: self.num_reported]
+
+    def tuning(self) -> tuple[Subsets, Tensor]:
+        """Return halves that choices are made on, one seed each. [num_tuning, 1, num_queries, BINS]"""
+        return self.subsets.select(slice(self.num_reported, None)), self.responses[self.num_reported :, :1]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A tier with its images and where its models are kept."""
+
+    tier: Tier
+    train: Tensor
+    held_out: Tensor
+    work: Path
+
+    @cached_property
+    def models(self) -> list[Denoiser]:
+        """Return models of the whole training set, trained or from the folder."""
+        training = self.tier.training(self.train)
+        runs = [Run(tuple(range(self.tier.num_train)), seed) for seed in range(NUM_MODELS)]
+        paths = retrain(training, runs, self.work / "models", progress=False)
+        return [self.load(path) for path in paths]
+
+    def load(self, path: Path) -> Denoiser:
+        """Return the model of a file of weights."""
+        training = self.tier.training(self.train)
+        network = training.build(0)
+        network.load_state_dict(load_file(path))
+        return Denoiser(network, DDIMScheduler.from_config(training.scheduler.config))
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """Return generated queries with their recorded steps; the same in every run."""
+        path = self.work / "trajectory.safetensors"
+        if not path.exists():
+            model = self.models[0]
+            record(model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False).save(
+                path
+            )
+        return Trajectory.load(path)
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """Return all queries, kind after kind. [3 * num_queries, C, H, W]"""
+        return torch.cat([self.train[: self.tier.num_queries], self.held_out, self.trajectory.images])
+
+
+def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
+    """Load a tier's images."""
+    train, held_out = tier.images(data)
+    return Setting(tier, train, held_out, work / tier.name)
+
+
+def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
+    """Retrain what is not there yet, measure all queries, and write the table."""
+    tier = setting.tier
+    subsets = random_subsets(tier.num_train, tier.num_subsets + tier.num_tuning)
+    # The most useful first, should somebody stop it: one seed of everything, then the other seeds.
+    runs = [(j, 0) for j in range(len(subsets))]
+    runs += [(j, seed) for seed in range(1, tier.num_seeds) for j in range(tier.num_subsets)]
+    training, models = tier.training(setting.train), setting.models
+    paths = retrain(
+        training, [Run(subsets.indices(j), seed) for j, seed in runs], setting.work / "models", processes=processes
+    )
+    queries = setting.queries
+    measured = measure_responses(models[0], paths, queries, draws=_DRAWS)
+    responses = torch.full((len(subsets), tier.num_seeds, len(queries), BINS), float("nan"))
+    for (j, seed), values in zip(runs, measured, strict=True):
+        responses[j, seed] = values
+    truth = Truth(subsets, tier.num_subsets, responses)
+    document: dict[str, Any] = {
+        "what": "loss of every query under models retrained on random halves: [subset][seed][query][quarter of t]",
+        "training": training.fingerprint(),
+        "draws": _DRAWS.fingerprint(),
+        "queries": {"kinds": QUERY_KINDS, "of_each": tier.num_queries},
+        "subsets": subsets.to_json(),
+        "num_reported": tier.num_subsets,
+        "responses": [
+            [[[_digits(value) for value in query] for query in seed] for seed in subset]
+            for subset in responses.tolist()
+        ],
+    }
+    document["checksum"] = fingerprint_json(document["responses"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, separators=(",", ":")) + "\n")
+    return truth
+
+
+def read_truth(path: Path) -> Truth:
+    """Read the table that ``make_truth`` wrote."""
+    document = json.loads(path.read_text())
+    values = [
+        [[[float("nan") if value is None else value for value in query] for query in seed] for seed in subset]
+        for subset in document["responses"]
+    ]
+    return Truth(Subsets.from_json(document["subsets"]), document["num_reported"], torch.tensor(values))
+
+
+def _digits(value: float) -> float | None:
+    """Six digits, far below the differences between models; None for what was not trained."""
+    return None if value != value else float(f"{value:.6g}")

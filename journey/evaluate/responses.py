@@ -1,0 +1,47 @@
+"""What retrained models say about queries: the measured value of every query under every model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from journey.checkpoints import Checkpoint, loaded
+from journey.denoiser import as_denoiser
+from journey.draws import Draws
+from journey.measurements import Measurement, TrainingLoss
+from journey.values import measure_values
+
+
+def measure_responses(
+    model: Any,
+    checkpoints: Sequence[Checkpoint],
+    queries: Tensor,
+    *,
+    draws: Draws,
+    measurement: Measurement | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Measure every query under every set of weights, with the same timesteps and noise for all of them.
+
+    Args:
+        model: The network that the weights fit, in any form that ``journey.featurize`` takes.
+        checkpoints: The retrained models, as ``retrain`` returns them.
+        queries: Images in the model's range. [num_queries, C, H, W]
+        draws: Timesteps and noise; query q has those of sample q.
+        measurement: What is measured, ``TrainingLoss()`` by default.
+        progress: Show a progress bar.
+
+    Returns:
+        The mean over the draws of each bin, float32. [num_checkpoints, num_queries, bins]
+    """
+    denoiser = as_denoiser(model)
+    measurement = TrainingLoss() if measurement is None else measurement
+    rows = []
+    for checkpoint in tqdm(checkpoints, unit="model", desc="measure", disable=not progress, dynamic_ncols=True):
+        with loaded(denoiser.network, checkpoint):
+            rows.append(measure_values(denoiser, queries, draws=draws, measurement=measurement))
+    return torch.stack(rows)

@@ -1,0 +1,157 @@
+"""The default way to train a model on some of the images: a diffusers UNet, from scratch, on one seed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from journey.denoiser import Denoiser, as_denoiser
+from journey.fingerprint import JSONValue, fingerprint_tensors
+
+
+class UNetTraining:
+    """Trains networks of one architecture on subsets of one set of images; a ``train_fn`` for ``retrain``.
+
+    Adam with a learning rate that rises linearly and falls to zero along a cosine; the result is the exponential moving
+    average of the weights. One seed gives the same initial weights, places in the subset, timesteps and noise for every
+    subset, so that what differs between two subsets is their images and as little else as possible.
+
+    Args:
+        model: A diffusers network with its scheduler, in any form that ``journey.featurize`` takes; only the
+            architecture and the schedule are used.
+        images: All training images, in the model's range. [num_train, C, H, W]
+        steps: Optimiser steps.
+        batch_size: Images per step, drawn with replacement.
+        learning_rate: The highest rate.
+        warm_up: Steps over which the rate rises.
+        ema_decay: Decay of the average, at most; it starts as a plain mean.
+
+    Raises:
+        ValueError: If a number is not positive.
+        TypeError: If the network has no diffusers config to build it from.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        images: Tensor,
+        *,
+        steps: int,
+        batch_size: int = 64,
+        learning_rate: float = 4e-3,
+        warm_up: int = 50,
+        ema_decay: float = 0.995,
+    ) -> None:
+        denoiser = as_denoiser(model)
+        if not hasattr(type(denoiser.network), "from_config"):
+            raise TypeError(f"model must be a diffusers network, got {type(denoiser.network).__name__}")
+        for name, value in (("steps", steps), ("batch_size", batch_size), ("learning_rate", learning_rate)):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self._network_class: Any = type(denoiser.network)
+        self._network_config = dict(denoiser.network.config)  # type: ignore[arg-type]
+        self.scheduler = copy.deepcopy(denoiser.scheduler)
+        self.images = images.float().cpu()
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.warm_up = warm_up
+        self.ema_decay = ema_decay
+
+    def fingerprint(self) -> JSONValue:
+        """Return what determines the models, as JSON values."""
+        return {
+            "kind": type(self).__name__,
+            "architecture": self._network_class.__name__,
+            "config": {name: _plain(value) for name, value in sorted(self._network_config.items()) if name[0] != "_"},
+            "schedule": fingerprint_tensors({"alphas_cumprod": self.scheduler.alphas_cumprod}),
+            "prediction_type": str(self.scheduler.config.prediction_type),
+            "images": fingerprint_tensors({"images": self.images}),
+            **{name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate", "warm_up", "ema_decay")},
+        }
+
+    def build(self, seed: int) -> nn.Module:
+        """Return an untrained network; global random state is neither read nor changed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network: nn.Module = self._network_class.from_config(self._network_config)
+        return network.eval()
+
+    def __call__(self, indices: Sequence[int], seed: int) -> nn.Module:
+        """Train on some of the images.
+
+        Args:
+            indices: Which images.
+            seed: Names initial weights, batches, timesteps and noise.
+
+        Returns:
+            The trained network in eval mode.
+
+        Raises:
+            ValueError: If ``indices`` is empty or names an image that is not there.
+        """
+        return self.snapshots(indices, seed, (self.steps,))[0]
+
+    def snapshots(self, indices: Sequence[int], seed: int, after: Sequence[int]) -> list[nn.Module]:
+        """Train as ``__call__`` does and keep the averaged network at several steps, as TracIn needs.
+
+        Args:
+            indices: Which images.
+            seed: Names initial weights, batches, timesteps and noise.
+            after: Steps, ascending, after which to keep it.
+
+        Returns:
+            The networks in eval mode, one for each entry of ``after``.
+
+        Raises:
+            ValueError: If ``indices`` is empty or names an image that is not there, or a step will not be reached.
+        """
+        if not len(indices) or min(indices) < 0 or max(indices) >= len(self.images):
+            raise ValueError(f"indices must name some of the {len(self.images)} images, got {len(indices)} of them")
+        if not len(after) or list(after) != sorted(after) or not 0 < after[0] <= after[-1] <= self.steps:
+            raise ValueError(f"after must be ascending steps up to {self.steps}, got {list(after)}")
+        images = self.images[torch.as_tensor(indices)]
+        network = self.build(seed)
+        average = copy.deepcopy(network)
+        denoiser = Denoiser(network, self.scheduler)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        generator = torch.Generator().manual_seed(seed)
+        kept = []
+        for step in range(after[-1]):
+            loss = self._loss(denoiser, images, generator)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            rates.step()
+            weight = 1 - min(self.ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
+                    mean.lerp_(parameter, weight)
+            if step + 1 in after:
+                kept.append(copy.deepcopy(average).eval())
+        return kept
+
+    def _rate(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warm_up) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    def _loss(self, denoiser: Denoiser, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The training loss of one random batch."""
+        num_timesteps, rows = denoiser.num_train_timesteps, self.batch_size
+        x0 = images[torch.randint(len(images), (rows,), generator=generator)]
+        # One timestep from each of `rows` equal parts of the range: uniform as a whole, with a calmer gradient.
+        parts = torch.arange(rows) + torch.rand(rows, generator=generator)
+        timesteps = (parts * num_timesteps / rows).long().clamp(max=num_timesteps - 1)
+        noise = torch.randn(x0.shape, generator=generator)
+        prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps)
+        return F.mse_loss(prediction, denoiser.target(x0, noise, timesteps))
+
+
+def _plain(value: Any) -> JSONValue:
+    return list(value) if isinstance(value, tuple) else value

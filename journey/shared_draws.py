@@ -1,0 +1,96 @@
+"""Draws that several samples have in common, as published methods use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from journey.draws import Draws, _KeyedDraws
+
+
+@dataclass(frozen=True)
+class SharedDraws(Draws):
+    """The same (t, noise) pairs for samples whose ids are equal modulo ``slots``.
+
+    With one slot every image, training image or query, is measured with the same pairs, so that a difference between
+    two features is one between the images. More slots imitate implementations that seed the noise of a batch: there
+    slot i of every batch shares its noise (D-TRAK: 52).
+
+    Args:
+        inner: Where the pairs come from.
+        slots: How many different sets of pairs there are.
+        one_noise: Use the noise of the first draw for all draws (DMin).
+
+    Raises:
+        ValueError: If ``slots`` is not positive.
+    """
+
+    inner: Draws
+    slots: int = 1
+    one_noise: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.slots < 1:
+            raise ValueError(f"slots must be positive, got {self.slots}")
+
+    @property
+    def num_draws(self) -> int:  # type: ignore[override]
+        """Draws per sample and bin."""
+        return self.inner.num_draws
+
+    @property
+    def bins(self) -> int:  # type: ignore[override]
+        """Ranges of timesteps."""
+        return self.inner.bins
+
+    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+        """Return the timesteps of some samples, see ``Draws.timesteps``."""
+        return self.inner.timesteps(self._slots(ids), num_train_timesteps)
+
+    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return the noise of some samples, see ``Draws.noise``."""
+        slots = self._slots(ids)
+        different = sorted(set(slots))
+        noise = self.inner.noise(different, shape, device)
+        if self.one_noise:
+            noise = noise[:, :1, :1].expand_as(noise)
+        return noise[[different.index(slot) for slot in slots]]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the configuration."""
+        return {
+            "kind": "SharedDraws",
+            "inner": self.inner.fingerprint(),
+            "slots": self.slots,
+            "one_noise": self.one_noise,
+        }
+
+    def _slots(self, ids: Sequence[int]) -> list[int]:
+        return [int(i) % self.slots for i in ids]
+
+
+@dataclass(frozen=True)
+class CubicDraws(_KeyedDraws):
+    """Timesteps that lie denser towards pure noise, the same for every sample: 1 - (i / n)^3 of the range (DMin).
+
+    Args:
+        num_draws: Draws per sample and bin.
+        bins: Ranges of timesteps of equal width, each with its own feature.
+        antithetic: Draws come in pairs with one timestep and opposite noise.
+        seed: Names the noise.
+
+    Raises:
+        ValueError: If a number is not positive.
+
+    Reference:
+        Published code of Lin et al., "DMin: Scalable Training Data Influence Estimation for Diffusion Models", 2024.
+    """
+
+    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+        cubic = 1 - (torch.arange(independent, dtype=torch.float64) / independent) ** 3
+        return cubic.expand(len(ids), self.bins, independent)
