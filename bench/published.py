@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
-
 from bench.case import PROJ_DIM, Context
 from bench.harness import Call, Goal, Ratio, Row, Timings, interleave
 from bench.peers import basic_projector
@@ -20,6 +18,7 @@ from journey.featurizer import Featurizer
 
 BLOCK = 32  # columns of the matrix at a time: 4.6 GB for 35.7M parameters
 AMORTISED = 32  # gradients that share a draw of the matrix, as many as fit beside it: 4.6 GB as well
+SHARE_DIM = 1 << 21  # rows of the matrix that are timed
 
 GOAL_SPEEDUP = {"cpu": 50.0, "cuda": 10.0}
 
@@ -56,8 +55,7 @@ def rows(sizes: Sizes, context: Context, work: Workload, featurizer: Featurizer)
         "gradients": lambda: vmapped(work.x_t, work.times, work.target),
         **{f"share {count}": share.run for count, share in shares.items()},
     }
-    rounds = (2, 2) if context.quick else (3, 5)
-    timings = interleave(calls, context.device, budget=0, rounds=rounds)
+    timings = interleave(calls, context.device, budget=0, rounds=(3, 3), in_series=True)
     found = []
     for count, share in shares.items():
         projection = [t * share.times * work.num_samples / count for t in timings.seconds[f"share {count}"]]
@@ -80,9 +78,7 @@ def rows(sizes: Sizes, context: Context, work: Workload, featurizer: Featurizer)
 
 
 def _share(context: Context, count: int, num_parameters: int) -> Share:
-    grad_dim = 1 << (18 if context.quick else 21)
     # Of a single block traker would keep the matrix.
-    projector = basic_projector(grad_dim, BLOCK, "rademacher", context.device, proj_dim=2 * BLOCK)
-    grads: Tensor = context.randn(count, grad_dim)
-
-    return Share(lambda: projector.project(grads, 0), num_parameters / grad_dim * PROJ_DIM / (2 * BLOCK))
+    projector = basic_projector(SHARE_DIM, BLOCK, "rademacher", context.device, proj_dim=2 * BLOCK)
+    grads = context.randn(count, SHARE_DIM)
+    return Share(lambda: projector.project(grads, 0), num_parameters / SHARE_DIM * PROJ_DIM / (2 * BLOCK))
