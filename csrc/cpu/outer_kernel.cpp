@@ -178,14 +178,15 @@ private:
                     [&](int i) { return strips_ + (half + i) * kStripFloats + k; }, panel_ + k * kLanes + half, kLanes);
     }
 
+    // Position by position, so that memory is read in its order: successive positions are pages apart.
     void pack_linear_g(int64_t position) {
-        for (int64_t block = 0; block < rows_; block += kPackedRows) {
-            const int64_t count = smaller(kPackedRows, rows_ - block);
-            float* to = packed_g_ + block * kOuterDepth;
-            const input_t* from = g_ + position * args_.c_out + run_.row_begin + block;
-            for (int64_t k = 0; k < depth_; ++k) {
-                copy_entries(from + k * args_.c_out, g_limit_, count, to + k * kPackedRows);
-                for (int64_t i = count; i < kPackedRows; ++i) to[k * kPackedRows + i] = 0.0f;
+        for (int64_t k = 0; k < depth_; ++k) {
+            const input_t* from = g_ + (position + k) * args_.c_out + run_.row_begin;
+            float* to = packed_g_ + k * kPackedRows;
+            for (int64_t block = 0; block < rows_; block += kPackedRows, to += kPackedRows * kOuterDepth) {
+                const int64_t count = smaller(kPackedRows, rows_ - block);
+                copy_entries(from + block, g_limit_, count, to);
+                for (int64_t i = count; i < kPackedRows; ++i) to[i] = 0.0f;
             }
         }
     }
@@ -195,8 +196,11 @@ private:
         const input_t* limit = a + args_.num_groups * args_.rows_per_group * positions_ * args_.c_in;
         const int64_t count = smaller(kLanes, cols_ - chunk * kLanes);
         const input_t* from = a + position * args_.c_in + chunk * kLanes;
-        for (int64_t k = 0; k < depth_; ++k) {
-            copy_entries(from + k * args_.c_in, limit, count, panel_ + k * kLanes);
+        for (int64_t k = 0; k < depth_; ++k, from += args_.c_in) {
+            // The next chunk of the same position, which no hardware prefetcher would expect.
+            __builtin_prefetch(from + kLanes);
+            __builtin_prefetch(from + kLanes + kWidth);
+            copy_entries(from, limit, count, panel_ + k * kLanes);
             for (int64_t i = count; i < kLanes; ++i) panel_[k * kLanes + i] = 0.0f;
         }
     }
