@@ -31,7 +31,12 @@ def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
     document: dict[str, Any] = {"tier": setting.tier.name, "num_subsets": len(subsets), "rows": rows, "ceiling": {}}
     for kind, part in zip(QUERY_KINDS, _parts(setting), strict=True):
         # The whole range of timesteps: the mean over its quarters.
-        table = lds({name: values[part] for name, values in scores.items()}, losses[:, :, part].mean(-1), subsets)
+        table = lds(
+            {name: values[part] for name, values in scores.items()},
+            losses[:, :, part].mean(-1),
+            subsets,
+            num_bootstrap=400,
+        )
         for name, row in table.rows.items():
             entry = rows.setdefault(name, {})
             entry[kind] = {"lds": list(row.lds), "head": row.head, "tail": row.tail, "behind": _behind(table, name)}

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from bench.lds.truth import Setting
 from journey import baselines
+from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.fingerprint import fingerprint_tensors
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
-from journey.presets import PRESETS, journey_trak
+from journey.presets import PRESETS, MeanOutput, journey_trak
 from journey.projectors import CountSketch, Gaussian
 from journey.trajectory import Trajectory
 
@@ -59,7 +60,12 @@ def contenders() -> list[Contender]:
     found.append(Contender("journey_trak, as published", _affordable(journey_trak()), tune=False))
     default = Method("default", "this library", projector=_SKETCH, at_steps=True, query_draws=16)
     found.append(Contender("library default", default, tune=False))
-    found += [Contender(name, RECOMMENDED, ensemble=count) for name, count in (("ours", 1), ("ours, 2 models", 2))]
+    found += [
+        Contender("ours", RECOMMENDED),
+        Contender("loss, 32 draws", LOSS),
+        Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
+        Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
+    ]
     found += [
         Contender("pixels, inner product", baseline=lambda s: baselines.pixels(s.train, s.queries)),
         Contender("pixels, cosine", baseline=lambda s: baselines.pixels(s.train, s.queries, cosine=True)),
@@ -68,14 +74,27 @@ def contenders() -> list[Contender]:
     return found
 
 
-RECOMMENDED = Method(
-    "ours",
+def _square(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+    return scores.square()
+
+
+def _square_proponents(
+    method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor
+) -> Tensor:
+    return scores.clamp(min=0).square()
+
+
+# The loss with many draws, each normalised; and with its strong proponents emphasised.
+LOSS = Method(
+    "loss32",
     "this library",
     draws=StratifiedDraws(32),
     projector=_SKETCH,
     per_draw="normalized",
-    preconditioner=Gram(1.0),
+    preconditioner=Gram(0.3),
 )
+# The output in place of the loss, squared as in DAS; draws of every image's own, stratified and antithetic.
+RECOMMENDED = LOSS.change(name="ours", measurement=MeanOutput(), preconditioner=Gram(0.01), adjust=_square)
 
 
 def measure(setting: Setting, contender: Contender) -> tuple[list[Measured], float]:
