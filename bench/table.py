@@ -14,8 +14,6 @@ from typing import Any
 
 from bench.harness import Goal, Ratio, Row, Spread, describe_error, describe_goal, describe_ratio, duration
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
 _HEADER = ("operation", "sizes", "time", "rate", "of the bound", "beside", "error")
 
 
@@ -39,12 +37,13 @@ def table(document: dict[str, Any], *, goals_only: bool = False) -> str:
     return "\n".join([*lines, "", _origin(document)])
 
 
-def insert(readme: str, text: str) -> str:
-    """Replace what is between the markers.
+def insert(readme: str, text: str, name: str = "bench") -> str:
+    """Replace what is between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``.
 
     Args:
         readme: Text with both markers, once each.
         text: What shall be between them.
+        name: Which markers.
 
     Returns:
         The new text.
@@ -52,10 +51,11 @@ def insert(readme: str, text: str) -> str:
     Raises:
         ValueError: If a marker is missing, doubled or in the wrong order.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"the file must have one {BEGIN} and, after it, one {END}")
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if readme.count(begin) != 1 or readme.count(end) != 1 or readme.index(begin) > readme.index(end):
+        raise ValueError(f"the file must have one {begin} and, after it, one {end}")
+    before, _, rest = readme.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def main(arguments: list[str] | None = None) -> int:

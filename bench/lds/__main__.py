@@ -18,6 +18,7 @@ import torch
 from bench.lds.compare import compare, plot, table
 from bench.lds.tiers import TIERS
 from bench.lds.truth import make_truth, open_setting, read_truth
+from bench.table import insert
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
     parser.add_argument("--seeds", type=int, help="trainings per reported half (default: the tier's)")
+    parser.add_argument("--into", type=Path, help="write the table into this file, between its lds markers")
     parser.add_argument("--retrain", action="store_true", help="make the table of losses again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     stem.with_suffix(".md").write_text(table(document) + "\n")
     plot(document, stem.with_suffix(".png"))
     print(table(document))
+    if options.into is not None:
+        options.into.write_text(insert(options.into.read_text(), table(document), "lds"))
     return 0
 
 

@@ -19,8 +19,9 @@ from journey.draws import StratifiedDraws
 from journey.fingerprint import fingerprint_tensors
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
-from journey.presets import PRESETS, MeanOutput, journey_trak
+from journey.presets import PRESETS, journey_trak
 from journey.projectors import CountSketch, Gaussian
+from journey.recommended import recommended
 from journey.trajectory import Trajectory
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
@@ -61,7 +62,7 @@ def contenders() -> list[Contender]:
     default = Method("default", "this library", projector=_SKETCH, at_steps=True, query_draws=16)
     found.append(Contender("library default", default, tune=False))
     found += [
-        Contender("ours", RECOMMENDED),
+        Contender("ours", recommended()),
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
         Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
@@ -72,10 +73,6 @@ def contenders() -> list[Contender]:
         Contender("optimal denoiser (NDA)", baseline=_optimal_denoiser),
     ]
     return found
-
-
-def _square(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
-    return scores.square()
 
 
 def _square_proponents(
@@ -93,8 +90,6 @@ LOSS = Method(
     per_draw="normalized",
     preconditioner=Gram(0.3),
 )
-# The output in place of the loss, squared as in DAS; draws of every image's own, stratified and antithetic.
-RECOMMENDED = LOSS.change(name="ours", measurement=MeanOutput(), preconditioner=Gram(0.01), adjust=_square)
 
 
 def measure(setting: Setting, contender: Contender) -> tuple[list[Measured], float]:
