@@ -48,20 +48,19 @@ def write_csv(
             is below 1.
     """
     view = make_view(trajectory, scores, max(scores.train_ids) + 1, top, regions)
+    rows: list[tuple[object, ...]] = [COLUMNS]
+    for query in range(view.num_queries):
+        for step, timestep in enumerate(view.timesteps):
+            for ranking in view.rankings:
+                for kind, entries in (("proponent", ranking.proponents), ("opponent", ranking.opponents)):
+                    for rank, entry in enumerate(entries[query][step], 1):
+                        words = _plain(caption(labels, entry.train_id, "labels"))
+                        place = (query, timestep, _plain(ranking.name), kind, rank)
+                        rows.append((*place, entry.train_id, f"{entry.value:.9g}", words))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for query in range(view.num_queries):
-            for step, timestep in enumerate(view.timesteps):
-                for ranking in view.rankings:
-                    sides = (("proponent", ranking.proponents), ("opponent", ranking.opponents))
-                    for kind, entries in sides:
-                        for rank, entry in enumerate(entries[query][step], 1):
-                            words = _plain(caption(labels, entry.train_id, "labels"))
-                            place = (query, timestep, _plain(ranking.name), kind, rank)
-                            table.writerow((*place, entry.train_id, f"{entry.value:.9g}", words))
+        csv.writer(file).writerows(rows)
     return target
 
 

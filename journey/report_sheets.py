@@ -14,7 +14,7 @@ from PIL import Image, features
 _SHARP_SIDE = 96  # pictures up to this side may be pixel art: they are stored without loss, enlarged without smoothing
 _SHEET_SIDE = 4096  # pixels; every browser decodes this
 _LOSSY_QUALITY = 82
-_SAMPLE = 64  # pictures on which the format is chosen and the size estimated
+_SAMPLE = 25  # pictures on which the format is chosen and the size estimated
 # Sides that tiles are reduced to, the largest first that fits: 192 is twice the largest size shown, for dense screens.
 _SIDES = (192, 144, 112, 88, 64, 48)
 _BUDGET = 6_500_000  # characters of all sheets, which leaves room for the scores of 20 images at 20 steps below 10 MB
@@ -138,15 +138,13 @@ class _Plan:
 
 
 def _formats(*, lossless: bool) -> list[tuple[str, dict[str, Any]]]:
-    """The formats that may be chosen, with their settings."""
+    """The formats that may be chosen, with their settings; a drawing can be smallest as PNG."""
     choices: list[tuple[str, dict[str, Any]]] = [("PNG", {"optimize": True})]
-    webp = features.check("webp")
-    if webp:
-        choices.append(("WEBP", {"lossless": True, "quality": 80, "method": 4}))
     if not lossless:
         choices.append(("JPEG", {"quality": _LOSSY_QUALITY, "optimize": True}))
-        if webp:
-            choices.append(("WEBP", {"quality": _LOSSY_QUALITY, "method": 4}))
+    if features.check("webp"):
+        quality = {"lossless": True, "quality": 80} if lossless else {"quality": _LOSSY_QUALITY}
+        choices.append(("WEBP", {**quality, "method": 4}))
     return choices
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.datasets import Dataset, get_image
+from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import Captions, caption, make_view, to_picture
 from journey.scoring import Scores
@@ -40,12 +41,7 @@ class Shown:
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
-        """One image, uint8; raises ValueError for those that were not kept."""
-        if index not in self.images:
-            raise ValueError(
-                f"training image {index} was not kept with the run, which holds the strongest of each step only: "
-                "ask for a smaller top"
-            )
+        """One of the images that were kept, uint8."""
         return self.images[index]
 
 
@@ -62,6 +58,7 @@ class Run:
         regions: Scores of parts of the images by name.
         transitions: By (query, name of the feature).
         notes: Short remarks.
+        top: Ranks whose training images are there; None is all.
     """
 
     trajectory: Trajectory
@@ -72,6 +69,86 @@ class Run:
     regions: Mapping[str, Scores] = field(default_factory=dict)
     transitions: Transitions = field(default_factory=dict)
     notes: Sequence[str] = ()
+    top: int | None = None
+
+    def write_report(self, path: str | Path, *, top: int = 8) -> Path:
+        """Write the page, see ``journey.report.write_report``."""
+        return write_report(
+            path,
+            self.trajectory,
+            self.scores,
+            self.dataset,
+            top=self._check(top),
+            notes=self.notes,
+            labels=self.labels,
+            query_captions=self.query_captions,
+            regions=self.regions,
+            transitions=self.transitions,
+        )
+
+    def write_png(
+        self, path: str | Path, *, query: int = 0, timesteps: Sequence[int] | None = None, top: int = 6
+    ) -> Path:
+        """Write the picture of one generated image, see ``journey.report.write_png``."""
+        return write_png(
+            path,
+            self.trajectory,
+            self.scores,
+            self.dataset,
+            query=query,
+            timesteps=timesteps,
+            top=self._check(top),
+            labels=self.labels,
+            query_captions=self.query_captions,
+        )
+
+    def write_gif(self, path: str | Path, *, query: int = 0, top: int = 5) -> Path:
+        """Write the animation of one generated image, see ``journey.report.write_gif``."""
+        return write_gif(
+            path,
+            self.trajectory,
+            self.scores,
+            self.dataset,
+            query=query,
+            top=self._check(top),
+            labels=self.labels,
+            query_captions=self.query_captions,
+        )
+
+    def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
+        """Write the table, see ``journey.report.write_csv``."""
+        top = self._check(top)
+        return write_csv(path, self.trajectory, self.scores, top=top, labels=self.labels, regions=self.regions)
+
+    def with_region(self, name: str, other: Run) -> Run:
+        """Add another run of the same images as a region.
+
+        Args:
+            name: What the page calls it.
+            other: A run whose scores are of a region, for the same steps.
+
+        Returns:
+            This run with the region, and the training images that either kept.
+
+        Raises:
+            ValueError: If the runs are of different images or data.
+        """
+        mine, theirs = self.trajectory.images, other.trajectory.images
+        if mine.shape != theirs.shape or not torch.equal(mine, theirs) or len(self.dataset) != len(other.dataset):
+            raise ValueError(f"region {name!r} must be a run of the same generated images and training images")
+        dataset, labels = self.dataset, self.labels
+        if isinstance(dataset, Shown) and isinstance(other.dataset, Shown):
+            dataset = Shown(dataset.length, {**other.dataset.images, **dataset.images})
+        if isinstance(labels, dict) and isinstance(other.labels, dict):
+            labels = {**other.labels, **labels}
+        tops = [top for top in (self.top, other.top) if top is not None]
+        regions = {**self.regions, name: other.scores}
+        return replace(self, dataset=dataset, labels=labels, regions=regions, top=min(tops, default=None))
+
+    def _check(self, top: int) -> int:
+        if self.top is not None and top > self.top:
+            raise ValueError(f"top must be at most {self.top}, the ranks that were kept with the run, got {top}")
+        return top
 
     def save(self, folder: str | Path, *, top: int = 16) -> None:
         """Write the run; of the training images only those that rank at some step.
@@ -106,6 +183,7 @@ class Run:
         captions = self.query_captions
         queries = range(view.num_queries)
         described = {
+            "top": top,
             "num_samples": len(self.dataset),
             "labels": None if self.labels is None else {i: caption(self.labels, i, "labels") for i in sorted(kept)},
             "query_captions": None if captions is None else [caption(captions, q, "query_captions") for q in queries],
@@ -145,6 +223,7 @@ class Run:
                 for found in described["transitions"]
             },
             notes=described["notes"],
+            top=described["top"],
         )
 
 

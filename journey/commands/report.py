@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from journey.commands.common import Commands, add_command
-from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
-from journey.scoring import Scores
-from journey.trajectory import Trajectory
 
 EXAMPLES = """
 journey report attribution --gif --csv
@@ -42,39 +36,18 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     folder: Path = options.run_folder
     run = Run.load(folder)
-    if options.region:
-        run = replace(run, regions={**run.regions, **dict(_region(run, words) for words in options.region)})
+    for words in options.region:
+        name, separator, other = words.partition("=")
+        if not (name and separator and other):
+            raise ValueError(f"region must be NAME=RUN, got {words!r}")
+        run = run.with_region(name, Run.load(other))
     top = options.top
-    several = {"labels": run.labels, "query_captions": run.query_captions}
-    common = (run.trajectory, run.scores, run.dataset)
-    written = [
-        write_report(
-            folder / "report.html",
-            *common,
-            top=top,
-            notes=run.notes,
-            regions=run.regions,
-            transitions=run.transitions,
-            **several,
-        )
-    ]
+    written = [run.write_report(folder / "report.html", top=top)]
     if options.png:
-        written.append(write_png(folder / "report.png", *common, query=options.query, top=min(top, 6), **several))
+        written.append(run.write_png(folder / "report.png", query=options.query, top=min(top, 6)))
     if options.gif:
-        written.append(write_gif(folder / "report.gif", *common, query=options.query, top=min(top, 5), **several))
+        written.append(run.write_gif(folder / "report.gif", query=options.query, top=min(top, 5)))
     if options.csv:
-        path = folder / "report.csv"
-        written.append(write_csv(path, run.trajectory, run.scores, top=top, labels=run.labels, regions=run.regions))
+        written.append(run.write_csv(folder / "report.csv", top=top))
     for path in written:
         print(path)
-
-
-def _region(run: Run, words: str) -> tuple[str, Scores]:
-    """The scores of another run, once it is sure that it attributes the same images."""
-    name, separator, folder = words.partition("=")
-    if not (name and separator and folder):
-        raise ValueError(f"region must be NAME=RUN, got {words!r}")
-    images = Trajectory.load(Path(folder) / "trajectory.safetensors").images
-    if images.shape != run.trajectory.images.shape or not torch.equal(images, run.trajectory.images):
-        raise ValueError(f"region {name!r} must be of the same generated images: {folder} was made from others")
-    return name, Scores.load(Path(folder) / "scores.safetensors")
