@@ -69,10 +69,9 @@ def tell(view: View, query: int, transitions: Transitions, labels: Captions | No
 
 def describe(entries: Sequence[Entry], labels: Captions | None) -> str:
     """Say who some training images are: by the caption that most share, or by their names."""
-    if labels is not None and len(entries) > 1:
-        words, count = Counter(caption(labels, e.train_id, "labels") for e in entries).most_common(1)[0]
-        if words and count > 1:
-            return f"{count} of the {len(entries)} strongest proponents are “{words}”"
+    words = _shared(entries, labels)
+    if words:
+        return f"{_count(entries, words, labels)} of the {len(entries)} strongest proponents are “{words}”"
     names = [_name(entry.train_id, labels) for entry in entries[:_NAMED]]
     if not names:
         return "no training image is a proponent"
@@ -84,29 +83,36 @@ def _decided(view: View, query: int, name: str, found: Transition, labels: Capti
     if not found.found:
         return [f"No steps were found that decide “{name}”: its likelihood does not rise clearly."]
     first, end = found.interval
-    fitted = dict(zip(found.timesteps.tolist(), found.fitted.tolist(), strict=True))
+    fitted = {t: f"{100 * p:.0f} %" for t, p in zip(found.timesteps.tolist(), found.fitted.tolist(), strict=True)}
     sentences = [
         f"“{name}” is decided between t = {end - 1} and t = {first - 1}: of the images that can still come out, "
-        f"{fitted[end - 1]:.0%} have it before and {fitted[first - 1]:.0%} after."
+        f"{fitted[end - 1]} have it before and {fitted[first - 1]} after."
     ]
     inside, before = view.average(query, first, end), view.average(query, end, view.timesteps[0] + 1)
-    if inside and before:
-        sentences.append(
-            f"In these steps {describe(inside, labels)}; in the steps before, {_count(before, inside, labels)}."
-        )
-    elif inside:
-        sentences.append(f"In these steps {describe(inside, labels)}.")
-    return sentences
+    if not inside:
+        return sentences
+    # A feature that is named as training images are is counted by its name.
+    known = labels is not None and any(caption(labels, e.train_id, "labels") == name for e in inside + before)
+    words = name if known else _shared(inside, labels)
+    if words:
+        count = f"{_count(inside, words, labels)} of the {len(inside)} strongest proponents are “{words}”"
+        earlier = f"{_count(before, words, labels)} of {len(before)}"
+    else:
+        count, earlier = describe(inside, labels), describe(before, labels)
+    then = f"; in the steps before, {earlier}" if before else ""
+    return [*sentences, f"In these steps {count}{then}."]
 
 
-def _count(before: Sequence[Entry], inside: Sequence[Entry], labels: Captions | None) -> str:
-    """How many earlier proponents share the caption of those inside, or who they are."""
-    if labels is not None and len(inside) > 1:
-        words, count = Counter(caption(labels, e.train_id, "labels") for e in inside).most_common(1)[0]
-        if words and count > 1:
-            same = sum(caption(labels, e.train_id, "labels") == words for e in before)
-            return f"{same} of {len(before)}"
-    return describe(before, labels)
+def _shared(entries: Sequence[Entry], labels: Captions | None) -> str:
+    """The caption that most of some training images share; empty if no two do."""
+    if labels is None or not entries:
+        return ""
+    words, count = Counter(caption(labels, e.train_id, "labels") for e in entries).most_common(1)[0]
+    return words if count > 1 else ""
+
+
+def _count(entries: Sequence[Entry], words: str, labels: Captions | None) -> int:
+    return sum(caption(labels, entry.train_id, "labels") == words for entry in entries)
 
 
 def _prediction(view: View, query: int) -> str:

@@ -15,7 +15,7 @@ const charts = (() => {
 
   // Timesteps for the labels of the axis: round numbers, as many as there is room for.
   const rounded = (first, last, room) => {
-    const least = ((first - last) * 60) / Math.max(room, 60);
+    const least = ((first - last) * 48) / Math.max(room, 60);
     const power = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
     const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= least);
     const found = [];

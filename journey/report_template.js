@@ -10,6 +10,7 @@
   let sources = {};
   let moves = [];
   let timer = 0;
+  let writing = 0;
 
   const make = (tag, properties = {}, ...children) => {
     const node = Object.assign(document.createElement(tag), properties);
@@ -239,7 +240,7 @@
       const told = feature.timesteps.map((t, s) => `t = ${t}: ${feature.likelihood[s]} %, ${feature.lower[s]} to ${feature.upper[s]}`);
       svg.setAttribute("aria-label", `Likelihood of “${feature.name}” with its band. ${told.join("; ")}`);
       const about =
-        `Share of ${feature.completions} images completed from x_t that have it, with its ${feature.confidence} % band` +
+        `Share of ${feature.completions} images completed from the noisy image that have it, with its ${feature.confidence} % band` +
         (feature.interval ? "; shaded where it is decided, the dot and its bar are the midpoint and its uncertainty." : ".");
       const section = make(
         "section",
@@ -313,9 +314,11 @@
     drawFilm();
     chooseScope(state.scope);
   };
+  // The address says what is shown, once it rests: browsers refuse many changes in a row.
   const remember = () => {
+    clearTimeout(writing);
     const address = `#image-${state.query + 1},t-${data.timesteps[state.step]},region-${state.scope}`;
-    history.replaceState(null, "", address);
+    writing = setTimeout(() => history.replaceState(null, "", address), 300);
   };
   const fromAddress = () => {
     const found = /^#image-(\d+),t-(\d+),region-(\d+)$/.exec(location.hash);
