@@ -14,6 +14,7 @@ Transitions = Mapping[tuple[int, str], Transition]
 
 _TURN = 0.3  # a side counts once its score reaches this share of the strongest of its step
 _NAMED = 3  # training images named in a sentence
+_LONGEST = 48  # characters of a caption in a sentence
 
 
 def find_turncoat(view: View, query: int) -> tuple[int, int, int] | None:
@@ -71,7 +72,7 @@ def describe(entries: Sequence[Entry], labels: Captions | None) -> str:
     """Say who some training images are: by the caption that most share, or by their names."""
     words = _shared(entries, labels)
     if words:
-        return f"{_count(entries, words, labels)} of the {len(entries)} strongest proponents are “{words}”"
+        return f"{_count(entries, words, labels)} of the {len(entries)} strongest proponents are “{_short(words)}”"
     names = [_name(entry.train_id, labels) for entry in entries[:_NAMED]]
     if not names:
         return "no training image is a proponent"
@@ -95,7 +96,7 @@ def _decided(view: View, query: int, name: str, found: Transition, labels: Capti
     known = labels is not None and any(caption(labels, e.train_id, "labels") == name for e in inside + before)
     words = name if known else _shared(inside, labels)
     if words:
-        count = f"{_count(inside, words, labels)} of the {len(inside)} strongest proponents are “{words}”"
+        count = f"{_count(inside, words, labels)} of the {len(inside)} strongest proponents are “{_short(words)}”"
         earlier = f"{_count(before, words, labels)} of {len(before)}"
     else:
         count, earlier = describe(inside, labels), describe(before, labels)
@@ -139,5 +140,8 @@ def _strongest(view: View, query: int, labels: Captions | None) -> list[str]:
 
 def _name(train_id: int, labels: Captions | None) -> str:
     words = caption(labels, train_id, "labels")
-    short = words if len(words) <= 48 else f"{words[:47]}…"
-    return f"#{train_id} “{short}”" if words else f"#{train_id}"
+    return f"#{train_id} “{_short(words)}”" if words else f"#{train_id}"
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
