@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from operator import index as as_int
@@ -30,6 +31,10 @@ class Dataset(Protocol):
 class ImageFolder:
     """The images of a folder and its subfolders, in the order of their paths.
 
+    A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face library
+    ``datasets`` has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
+    ``image``; otherwise they are images.
+
     Args:
         folder: Where the images are.
         size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them.
@@ -37,7 +42,8 @@ class ImageFolder:
 
     Raises:
         NotADirectoryError: If there is no such folder.
-        ValueError: If it holds no image, or ``channels`` is neither 1 nor 3.
+        ValueError: If it holds no image, ``metadata.jsonl`` is damaged or names a file that is not there, or
+            ``channels`` is neither 1 nor 3.
     """
 
     def __init__(
@@ -53,12 +59,20 @@ class ImageFolder:
             raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         self.size = size
         self.channels = channels
+        self._told = _read_metadata(root / "metadata.jsonl") if (root / "metadata.jsonl").exists() else None
+        missing = sorted(str(path) for path in set(self._told or ()) - set(self.paths))
+        if missing:
+            raise ValueError(f"metadata.jsonl of {root} names {len(missing)} images that are not there: {missing[:3]}")
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as opened:
+    def __getitem__(self, index: int) -> Image.Image | dict[str, Any]:
+        image = self._image(self.paths[index])
+        return image if self._told is None else {**self._told.get(self.paths[index], {}), "image": image}
+
+    def _image(self, path: Path) -> Image.Image:
+        with Image.open(path) as opened:
             image = opened.convert("L" if self.channels == 1 else "RGB")
         if self.size is None:
             return image
@@ -68,6 +82,18 @@ class ImageFolder:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def _read_metadata(path: Path) -> dict[Path, dict[str, Any]]:
+    """What a ``metadata.jsonl`` says about each image."""
+    told = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            told[path.parent / record.pop("file_name")] = record
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"line {number} of {path} must be a JSON object with file_name: {error!r}") from error
+    return told
 
 
 def get_image(dataset: Dataset, index: int) -> Tensor:

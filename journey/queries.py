@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
 from journey.condition import Condition
-from journey.draws import Interval, check_interval, query_noise
+from journey.draws import query_noise
 from journey.features import Features
+from journey.intervals import Interval, check_interval
 from journey.keys import derive_key
 from journey.measurements import PixelMeasurement
 from journey.regions import Region, pixel_masks, resample_masks
@@ -38,6 +39,7 @@ class Queries:
         num_draws: Noises per query and step.
         seed: Names the noises.
         noise: The caller's own noises instead. [num_queries, num_steps, num_draws, C, H, W]
+        draws: First and end of the noises that are used; all by default.
     """
 
     images: Tensor
@@ -49,21 +51,21 @@ class Queries:
     num_draws: int
     seed: int
     noise: Tensor | None
+    draws: tuple[int, int | None] = (0, None)
 
     @property
     def timesteps(self) -> list[int]:
         """The step of each measured feature; the middle one of those that are averaged."""
         return [sorted(self.steps)[len(self.steps) // 2]] if self.averaged else self.steps
 
-    def noise_at(self, step: int, device: torch.device) -> Tensor:
-        """Return the noises of the measured queries at one of the steps. [len(ids), num_images, num_draws, C, H, W]"""
-        count = self.images.shape[2]
+    def _noise(self, step: int, query: int, number: int, device: torch.device) -> Tensor:
+        """The noises of one image of a query at one of the steps. [num_draws, C, H, W]"""
         if self.noise is not None:
-            return self.noise[self.ids, step].unsqueeze(1).expand(-1, count, -1, -1, -1, -1).to(device)
-        t, shape = self.steps[step], tuple(self.images.shape[3:])
+            return self.noise[query, step, slice(*self.draws)].to(device)
         # Each completion has noises of its own, the first those that the predicted image has.
-        seeds = [self.seed, *(derive_key(self.seed, "completion", j) for j in range(1, count))]
-        return torch.stack([query_noise(seed, self.ids, t, self.num_draws, shape, device) for seed in seeds], 1)
+        seed = self.seed if number == 0 else derive_key(self.seed, "completion", number)
+        shape = tuple(self.images.shape[3:])
+        return query_noise(seed, [query], self.steps[step], self.num_draws, shape, device)[0, slice(*self.draws)]
 
     def measure(self, features: Features, checkpoint: Checkpoint | None, progress: bool) -> Tensor:
         """Measure the predicted images under one checkpoint, noised again to their own step.
@@ -84,30 +86,29 @@ class Queries:
 
     def _measure_step(self, features: Features, step: int, bar: tqdm) -> Tensor:
         """Measure the queries at one step. [len(ids), proj_dim]"""
-        images = self.images[self.ids, step]
-        count = images.shape[1]
-        noise = self.noise_at(step, features.featurizer.denoiser.device).flatten(0, 1).unsqueeze(1)
-        masks = None
-        if self.masks is not None:
-            masks = resample_masks(self.masks[self.ids], images.shape[3:]).unsqueeze(1).repeat_interleave(count, 0)
-        images = images.flatten(0, 1)
-        names = [query for query in self.ids for _ in range(count)]
-        num_draws = noise.shape[2]
-        batch = max(1, _ROWS_PER_BATCH // num_draws)
+        count = self.images.shape[2]
+        pairs = [(query, number) for query in self.ids for number in range(count)]
+        device = features.featurizer.denoiser.device
+        batch = max(1, _ROWS_PER_BATCH // (self.num_draws if self.noise is None else self.noise.shape[2]))
         rows = []
-        for first in range(0, len(images), batch):
-            some = slice(first, first + batch)
-            timesteps = torch.full((len(images[some]), 1, num_draws), self.steps[step])
+        for first in range(0, len(pairs), batch):
+            some = pairs[first : first + batch]
+            queries = [query for query, _ in some]
+            images = torch.stack([self.images[query, step, number] for query, number in some])
+            noise = torch.stack([self._noise(step, *pair, device) for pair in some])
+            masks = None
+            if self.masks is not None:
+                masks = resample_masks(self.masks[queries], images.shape[2:]).unsqueeze(1)
             measured, _ = features.featurizer.features(
-                images[some],
-                timesteps,
-                noise[some],
-                condition=None if self.condition is None else self.condition.select(names[some]),
-                mask=None if masks is None else masks[some],
-                ids=names[some],
+                images,
+                torch.full((len(some), 1, noise.shape[1]), self.steps[step]),
+                noise.unsqueeze(1),
+                condition=None if self.condition is None else self.condition.select(queries),
+                mask=masks,
+                ids=queries,
             )
             rows.append(measured[:, 0])
-            bar.update(len(images[some]))
+            bar.update(len(some))
         return torch.cat(rows).view(len(self.ids), count, -1).mean(1)
 
 

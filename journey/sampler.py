@@ -168,19 +168,23 @@ class Sampler:
     def _scheduler(self) -> Any:
         """A scheduler of our own, ready to sample; sampling changes its state."""
         given = self.denoiser.scheduler
-        kind, changes = type(given), {}
-        if self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving):
-            if not isinstance(given, DDPMScheduler):
-                kind = DDPMScheduler
-                # A scheduler that never clips would otherwise get DDPM's clipping to [-1, 1], wrong for latents.
-                changes = {} if "clip_sample" in given.config else {"clip_sample": False}
-        elif self._stochastic:
-            if "stochastic_sampling" not in signature(kind.__init__).parameters:
+        ancestral = self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving)
+        changes = {}
+        if self._stochastic and not ancestral:
+            if "stochastic_sampling" not in signature(type(given).__init__).parameters:
                 raise ValueError("stochastic flow matching needs a newer diffusers, with stochastic_sampling")
             changes = {"stochastic_sampling": True}
-        scheduler = kind.from_config(given.config, **changes)
+        scheduler = type(given).from_config(given.config, **changes)
         self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
-        return scheduler
+        if not ancestral or isinstance(given, DDPMScheduler):
+            return scheduler
+        # Through the same timesteps, so that what the scheduler recorded can be continued. A scheduler that never clips
+        # would otherwise get DDPM's clipping to [-1, 1], wrong for latents.
+        visited = dict.fromkeys(self.denoiser.schedule.nearest(scheduler.timesteps))
+        changes = {} if "clip_sample" in given.config else {"clip_sample": False}
+        ddpm = DDPMScheduler.from_config(given.config, **changes)
+        ddpm.set_timesteps(timesteps=list(visited))
+        return ddpm
 
 
 def _input_scale(scheduler: Any, time: Tensor) -> float:

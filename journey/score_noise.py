@@ -106,9 +106,7 @@ def measure_score_noise(
     if num_draws < 4 or num_draws % 4:
         raise ValueError(f"num_draws must be a multiple of 4, two halves of antithetic pairs, got {num_draws}")
     plan = plan_queries(features, trajectory, steps=steps, interval=None, region=None, num_draws=num_draws, seed=seed)
-    device = features.featurizer.denoiser.device
-    noise = torch.stack([plan.noise_at(s, device)[:, 0] for s in range(len(plan.steps))], 1)
-    halves = [replace(plan, noise=half) for half in noise.tensor_split(2, dim=2)]
+    halves = [replace(plan, draws=half) for half in ((0, num_draws // 2), (num_draws // 2, None))]
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
     alternating = weights * torch.tensor([1.0, -1.0]).repeat(len(weights))[: len(weights)]
 

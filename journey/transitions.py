@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from journey.completions import Completer
 from journey.denoiser import as_denoiser
-from journey.draws import Interval
+from journey.intervals import Interval
 from journey.keys import derive_key
 from journey.likelihood import Rise, find_rise, isotonic, wilson_band
 from journey.trajectory import Trajectory

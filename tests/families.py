@@ -77,12 +77,13 @@ def make_conditional_unet(channels: int = 4, width: int = 16, sample_size: int =
         in_channels=channels,
         out_channels=channels,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         norm_num_groups=4,
         attention_head_dim=4,
         cross_attention_dim=width,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
     ).eval()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from journey.datasets import ImageFolder, get_image, get_images
+from journey.datasets import ImageFolder, captions_of, get_image, get_images, label_of
 
 PIXELS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)  # [2, 3]
 EXPECTED = torch.tensor([[[-1.0, -0.6, -0.2], [0.2, 0.6, 1.0]]])  # [1, 2, 3]
@@ -135,3 +135,73 @@ def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "x.png", (2, 2), (0, 0, 0))
     with pytest.raises(ValueError, match="channels must be 1 or 3, got 4"):
         ImageFolder(tmp_path, channels=4)
+
+
+def test_a_folder_may_tell_captions_of_its_images(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c.png"):
+        Image.fromarray(PIXELS).save(tmp_path / name)
+    lines = ['{"file_name": "b.png", "text": "a pear"}', '{"file_name": "a.png", "text": ["an apple", "fruit"]}']
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    folder = ImageFolder(tmp_path, channels=1)
+    assert captions_of(folder[0], "dataset[0]") == ["an apple", "fruit"]
+    assert captions_of(folder[1], "dataset[1]") == ["a pear"]
+    torch.testing.assert_close(get_image(folder, 2), EXPECTED, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"dataset\[2\] must have one of the keys text, .* got image"):
+        captions_of(folder[2], "dataset[2]")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"file_name": "a.png"}\n{"text": "x"}', r"line 2 of .*metadata\.jsonl must be a JSON object with file_name"),
+        ("[1]", "line 1 of .* must be a JSON object with file_name"),
+        ('{"file_name": "z.png"}', r"metadata\.jsonl of .* names 1 images that are not there: .*z\.png"),
+    ],
+)
+def test_damaged_metadata_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"image": FLOAT, "text": "a"}, ["a"]),
+        ({"image": FLOAT, "caption": ["a", "b"]}, ["a", "b"]),
+        ({"image": FLOAT, "prompt": ("a",)}, ["a"]),
+        ({"image": FLOAT, "captions": ["", "b"]}, ["", "b"]),
+        ((FLOAT, "a"), ["a"]),
+    ],
+)
+def test_captions_come_in_any_documented_form(item: Any, expected: list[str]) -> None:
+    assert captions_of(item, "dataset[0]") == expected
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (FLOAT, TypeError, r"dataset\[7\] must be a dict or tuple with an image and a caption, got Tensor"),
+        ((FLOAT, 3), TypeError, r"dataset\[7\] must have a string or a list of strings as caption, got int"),
+        ({"text": ["a", None]}, TypeError, r"must have a string or a list of strings as caption, got NoneType"),
+        ({"text": []}, ValueError, r"must have at least one caption, got an empty list"),
+        ({"image": FLOAT}, ValueError, r"must have one of the keys text, caption, prompt, captions, got image"),
+    ],
+)
+def test_what_is_no_caption_is_refused(item: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        captions_of(item, "dataset[7]")
+
+
+@pytest.mark.parametrize(
+    "item", [{"image": FLOAT, "label": 3}, {"class_labels": torch.tensor(3)}, (FLOAT, 3), (FLOAT, np.int64(3))]
+)
+def test_labels_come_in_any_documented_form(item: Any) -> None:
+    assert label_of(item, "dataset[0]") == 3
+
+
+@pytest.mark.parametrize("label", [3.0, "3", None])
+def test_what_is_no_label_is_refused(label: Any) -> None:
+    with pytest.raises(TypeError, match=r"dataset\[7\] must have an integer as class label, got"):
+        label_of({"label": label}, "dataset[7]")

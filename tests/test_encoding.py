@@ -17,8 +17,14 @@ from journey.denoiser import as_denoiser
 from journey.encoding import EncodedDataset, choose_captions
 from journey.errors import CorruptShardError, StoreMismatchError
 
-NUM_SAMPLES = 5
-OPTIONS: dict[str, Any] = {"progress": False, "shard_size": 2, "check": False}
+NUM_SAMPLES = 3
+OPTIONS: dict[str, Any] = {
+    "progress": False,
+    "shard_size": 2,
+    "check": False,
+    "draws": StratifiedDraws(num_draws=2),
+    "projector": journey.CountSketch(256),
+}
 
 
 class Counter:
@@ -52,10 +58,9 @@ def test_encoders_run_once_per_sample_whatever_is_measured(name: str, tmp_path: 
         pipeline,
         dataset,
         tmp_path / "f",
-        draws=StratifiedDraws(num_draws=4, bins=2),
         checkpoints=[network.state_dict(), other],
         batch_size=1,
-        **OPTIONS,
+        **{**OPTIONS, "draws": StratifiedDraws(num_draws=2, bins=2)},
     )
     assert counter.rows == {"vae": NUM_SAMPLES, "text_encoder": NUM_SAMPLES}
 
@@ -63,7 +68,7 @@ def test_encoders_run_once_per_sample_whatever_is_measured(name: str, tmp_path: 
 def test_every_caption_is_encoded_once(tmp_path: Path) -> None:
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(NUM_SAMPLES, several=True)
     counter = Counter(pipeline)
-    journey.featurize(pipeline, dataset, tmp_path / "f", draws=StratifiedDraws(num_draws=8), **OPTIONS)
+    journey.featurize(pipeline, dataset, tmp_path / "f", **OPTIONS)
     assert counter.rows == {"vae": NUM_SAMPLES, "text_encoder": 3 * NUM_SAMPLES}
 
 
@@ -86,16 +91,16 @@ def test_an_interrupted_run_encodes_only_what_is_missing(tmp_path: Path) -> None
 
 def test_features_do_not_depend_on_the_cache_or_on_shards(tmp_path: Path) -> None:
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(NUM_SAMPLES, several=True)
-    draws = StratifiedDraws(num_draws=4)
-    found = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, **OPTIONS).matrix()
-    other = {**OPTIONS, "shard_size": 4, "batch_size": 3}
-    again = journey.featurize(pipeline, dataset, tmp_path / "g", draws=draws, **other).matrix()
+    draws = OPTIONS["draws"]
+    found = journey.featurize(pipeline, dataset, tmp_path / "f", **OPTIONS).matrix()
+    other = {**OPTIONS, "shard_size": 4, "batch_size": 2}
+    again = journey.featurize(pipeline, dataset, tmp_path / "g", **other).matrix()
     torch.testing.assert_close(found, again, rtol=1e-3, atol=1e-4 * found.abs().max().item())
     denoiser = as_denoiser(pipeline)
     encoded = denoiser.encode([dataset[i] for i in range(NUM_SAMPLES)], list(range(NUM_SAMPLES)))
-    choice = choose_captions(draws.seed, range(NUM_SAMPLES), encoded.counts, 4)
+    choice = choose_captions(draws.seed, range(NUM_SAMPLES), encoded.counts, 2)
     direct, _ = journey.Featurizer(
-        denoiser, measurement=journey.TrainingLoss(), projector=journey.CountSketch()
+        denoiser, measurement=journey.TrainingLoss(), projector=OPTIONS["projector"]
     ).features(
         encoded.x0,
         draws.timesteps(range(NUM_SAMPLES), 1000),

@@ -220,6 +220,22 @@ def test_selected_parameters_are_the_only_ones(tmp_path: Path) -> None:
     assert_same_rows(part.matrix(), whole.matrix()[:, 80:104])
 
 
+@pytest.mark.parametrize("patterns", ["time.*", ["time.weight", "*me.bias"]])
+def test_parameters_are_selected_by_patterns_as_by_a_function(tmp_path: Path, patterns: Any) -> None:
+    wanted = run(tmp_path / "f", projector=Identity(), select=lambda name: name.startswith("time"))
+    found = run(tmp_path / "g", projector=Identity(), select=patterns)
+    assert torch.equal(found.matrix(), wanted.matrix())
+    assert found.store.manifest == wanted.store.manifest
+
+
+@pytest.mark.parametrize(
+    ("patterns", "named"), [(["time.*", "tim"], "'tim'"), ([], "none"), ("*.Weight", r"'\*\.Weight'")]
+)
+def test_a_pattern_that_selects_nothing_is_refused(tmp_path: Path, patterns: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=f"select must be patterns of trainable parameters, got {named} that match"):
+        run(tmp_path / "f", select=patterns)
+
+
 def test_a_folder_of_images_is_a_dataset(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

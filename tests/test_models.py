@@ -24,8 +24,8 @@ NUM_DRAWS = 2
 
 
 def ask(name: str) -> dict[str, Any]:
-    """What is asked of a family's ``record``."""
-    return {"class_labels": 7} if name == "DiT" else dict(PROMPT)
+    """What is asked of a family's ``record``: two images."""
+    return {"class_labels": [7, 3]} if name == "DiT" else {"prompt": ["a red apple", "two"]}
 
 
 def network_of(pipeline: Any) -> nn.Module:
@@ -202,10 +202,11 @@ def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> Non
     pipeline, dataset = make_family(name), Captioned(3)
     draws = StratifiedDraws(num_draws=2, bins=2)
     features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, projector=Identity(), progress=False)
-    trajectory = journey.record(pipeline, num_images=2, num_inference_steps=4, progress=False, **ask(name))
+    trajectory = journey.record(pipeline, num_inference_steps=4, progress=False, **ask(name))
     trajectory.save(tmp_path / "t.safetensors")
     trajectory = journey.Trajectory.load(tmp_path / "t.safetensors")
     steps = trajectory.timesteps.tolist()[1:3]
+    features = journey.open_features(tmp_path / "f", pipeline)
     scores = journey.score(features, trajectory, steps=steps, damping=0.1, num_draws=2, progress=False)
 
     phi = features.matrix().double()
@@ -312,6 +313,32 @@ def test_what_a_family_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         journey.record(make_family(name), num_inference_steps=2, progress=False, **options)
+
+
+def test_a_saved_pipeline_is_loaded_by_its_path(tmp_path: Path) -> None:
+    pipeline = make_family("DiT")
+    pipeline.save_pretrained(tmp_path)
+    options: dict[str, Any] = {"class_labels": 3, "num_inference_steps": 2, "progress": False}
+    found, wanted = journey.record(tmp_path, **options), journey.record(pipeline, **options)
+    assert torch.equal(found.images, wanted.images)
+
+
+def test_a_pipeline_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(where: Any) -> Any:
+        raise OSError("no network, and nothing in the cache")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
+    with pytest.raises(OSError, match=r"repo id that is cached or reachable, got nobody/nothing: no network"):
+        as_denoiser("nobody/nothing")
+
+
+def test_a_pipeline_of_an_unknown_family_is_refused() -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    parts = make_family("Stable Diffusion").components
+    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    with pytest.raises(TypeError, match=r"model must be one of StableDiffusionPipeline, .* got StableDiffusionImg2Img"):
+        as_denoiser(pipeline)
 
 
 def test_an_encoder_in_train_mode_is_refused() -> None:

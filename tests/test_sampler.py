@@ -180,6 +180,21 @@ def test_stochastic_branches_of_one_latent_differ_and_repeat(name: str) -> None:
     assert min((ends[0][0] - ends[0][1]).abs().max(), (ends[0][1] - ends[0][2]).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_stochastic_sampling_visits_the_timesteps_of_the_scheduler(name: str) -> None:
+    denoiser = make_denoiser(name)
+    visited = list(dict.fromkeys(Sampler(denoiser, NUM_STEPS).timesteps))
+    assert Sampler(denoiser, NUM_STEPS, stochastic=True).timesteps == visited
+
+
+def test_stochastic_sampling_is_ddpms_whatever_the_scheduler() -> None:
+    ends = []
+    for name in ("DDPM", "DDIM"):
+        sampler = Sampler(make_denoiser(name), NUM_STEPS, stochastic=True)
+        ends.append(list(sampler.steps(sampler.start([1, 2]), generators=make_generators(2)))[-1].prev)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-5)
+
+
 def test_stochastic_sampling_clips_only_where_the_scheduler_did() -> None:
     small = DDIMScheduler(**_FIELDS, clip_sample=False)
     network = SmallDenoiser()

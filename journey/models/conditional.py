@@ -23,8 +23,8 @@ class ConditionalDenoiser(Denoiser):
         scheduler: See ``Denoiser``.
         name: The network's argument, ``"encoder_hidden_states"`` or ``"class_labels"``. An item of the dataset carries
             it under this name, without a batch dimension; class labels also as ``get_image``'s tuples do.
-        encode_prompt: For text: makes the tensor of some prompts, one row each [num_rows, ...]. Then an item carries
-            captions instead, and encodings are cached.
+        encode_prompt: For text: makes the tensor of some prompts, one row each [num_rows, ...], of one shape whatever
+            the prompt. Then an item carries captions instead, and encodings are cached.
         null: What stands for nothing told, for guidance; with ``encode_prompt`` the empty prompt by default.
 
     Raises:
@@ -82,7 +82,7 @@ class ConditionalDenoiser(Denoiser):
         """Return what an item tells, for the dataset's fingerprint."""
         if self._encode_prompt is not None:
             return captions_of(item, name)
-        return self._ready(item, name).double().tolist()
+        return fingerprint_tensors({self.name: self._ready(item, name)})
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what conditions depend on: of the caller's function, what it makes of two prompts."""
