@@ -63,7 +63,7 @@ def tell(view: View, query: int, transitions: Transitions, labels: Captions | No
     if turn is not None:
         train_id, helps, hurts = turn
         who = f"Training image {_name(train_id, labels)}"
-        there, back = f"helps at t = {view.timesteps[helps]}", f"hurts at t = {view.timesteps[hurts]}"
+        there, back = f"helps at {_at(view.timesteps[helps])}", f"hurts at {_at(view.timesteps[hurts])}"
         sentences.append(f"{who} {there} and {back}." if helps < hurts else f"{who} {back} and {there}.")
     return sentences
 
@@ -84,9 +84,9 @@ def _decided(view: View, query: int, name: str, found: Transition, labels: Capti
     if not found.found:
         return [f"No steps were found that decide “{name}”: its likelihood does not rise clearly."]
     first, end = found.interval
-    fitted = {t: f"{100 * p:.0f} %" for t, p in zip(found.timesteps.tolist(), found.fitted.tolist(), strict=True)}
+    fitted = {t: f"{100 * p:.0f}\u00a0%" for t, p in zip(found.timesteps.tolist(), found.fitted.tolist(), strict=True)}
     sentences = [
-        f"“{name}” is decided between t = {end - 1} and t = {first - 1}: of the images that can still come out, "
+        f"“{name}” is decided between {_at(end - 1)} and {_at(first - 1)}: of the images that can still come out, "
         f"{fitted[end - 1]} have it before and {fitted[first - 1]} after."
     ]
     inside, before = view.average(query, first, end), view.average(query, end, view.timesteps[0] + 1)
@@ -123,8 +123,8 @@ def _prediction(view: View, query: int) -> str:
     after = next((s for s in range(view.num_steps) if float(done[s]) >= 0.75), view.num_steps - 1)
     before = max((s for s in range(after + 1) if float(done[s]) < 0.25), default=0)
     return (
-        f"The predicted image makes most of its way to the final one between t = {view.timesteps[before]} and "
-        f"t = {view.timesteps[after]}."
+        f"The predicted image makes most of its way to the final one between {_at(view.timesteps[before])} and "
+        f"{_at(view.timesteps[after])}."
     )
 
 
@@ -134,13 +134,18 @@ def _strongest(view: View, query: int, labels: Captions | None) -> list[str]:
         words = describe(ranking.proponents[query][0], labels)
         return [f"{words[0].upper()}{words[1:]}."]
     sides = [(view.timesteps[s], ranking.proponents[query][s][:1]) for s in (0, view.num_steps - 1)]
-    named = [f"{_name(entries[0].train_id, labels)} at t = {t}" for t, entries in sides if entries]
+    named = [f"{_name(entries[0].train_id, labels)} at {_at(t)}" for t, entries in sides if entries]
     return [f"The strongest proponent is {' and '.join(named)}."] if named else []
 
 
 def _name(train_id: int, labels: Captions | None) -> str:
     words = caption(labels, train_id, "labels")
     return f"#{train_id} “{_short(words)}”" if words else f"#{train_id}"
+
+
+def _at(timestep: int) -> str:
+    """A timestep, not broken over lines."""
+    return f"t\u00a0=\u00a0{timestep}"
 
 
 def _short(words: str) -> str:

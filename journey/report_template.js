@@ -384,6 +384,8 @@
       }),
     );
     find("gallery").parentNode.hidden = data.queries.length === 1;
+    const decided = data.queries[0].features.find((feature) => feature.midpoint);
+    if (decided) state.step = nearest(decided.midpoint[2]);
     fromAddress();
     listen();
     chooseQuery(state.query);

@@ -181,7 +181,7 @@ def test_the_story_says_when_the_feature_is_decided_and_by_whom(case: Case, tmp_
     values[0, 0, 3], values[0, 2, 3] = 1.0, -1.0  # helps early, hurts late
     case.scores = replace(case.scores, values=values)
     page = write(case, tmp_path / "r.html", top=4, labels=labels, transitions={(0, "is seven"): make_transition()})
-    story = page.data["queries"][0]["story"]
+    story = [sentence.replace("\u00a0", " ") for sentence in page.data["queries"][0]["story"]]
     assert story[0] == (
         "“is seven” is decided between t = 700 and t = 300: of the images that can still come out, 10 % have it before "
         "and 90 % after."
@@ -195,7 +195,7 @@ def test_the_story_says_when_the_feature_is_decided_and_by_whom(case: Case, tmp_
     assert page.data["queries"][0]["story"][0] == (
         "No steps were found that decide “flat”: its likelihood does not rise clearly."
     )
-    assert page.data["queries"][1]["story"][0] == (
+    assert page.data["queries"][1]["story"][0].replace("\u00a0", " ") == (
         "The predicted image makes most of its way to the final one between t = 900 and t = 500."
     )
 
