@@ -266,7 +266,7 @@
       button.setAttribute("aria-pressed", String(Number(button.dataset.scope) === index));
     }
     for (const input of find("scopes").querySelectorAll("input")) input.checked = Number(input.value) === index;
-    find("boxes").classList.toggle("chosen", Boolean(box) && index > 0);
+    find("boxes").classList.toggle("chosen", Boolean(box));
     showStep();
     showCharts();
     remember();
