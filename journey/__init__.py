@@ -17,7 +17,8 @@ from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
-from journey.report import write_png, write_report
+from journey.report import write_csv, write_gif, write_png, write_report
+from journey.run import Run
 from journey.sampler import Sampler, Step
 from journey.score_noise import ScoreNoise
 from journey.scoring import Ranked, Scores, Top, score
@@ -52,6 +53,7 @@ __all__ = [
     "Projector",
     "Rademacher",
     "Ranked",
+    "Run",
     "Sampler",
     "ScoreNoise",
     "Scores",
@@ -74,6 +76,8 @@ __all__ = [
     "reference",
     "score",
     "transitions",
+    "write_csv",
+    "write_gif",
     "write_png",
     "write_report",
 ]

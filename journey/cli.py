@@ -1,4 +1,4 @@
-"""The command line: ``journey info | featurize | score | inspect | demo``."""
+"""The command line: ``journey info | featurize | score | report | inspect | demo``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from journey import __version__
-from journey.commands import demo, featurize, inspect, score
+from journey.commands import demo, featurize, inspect, report, score
 from journey.commands.common import add_command
 from journey.info import describe_installation
 
-_EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in (demo, featurize, score, inspect))
+_EXAMPLES = "journey info\n" + "".join(
+    command.EXAMPLES.lstrip() for command in (demo, featurize, score, report, inspect)
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"journey {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="{info,featurize,score,inspect,demo}")
+    commands = parser.add_subparsers(required=True, metavar="{info,featurize,score,report,inspect,demo}")
     add_command(commands, "info", "print versions, build options, architectures and devices", "journey info", _info)
-    for command in (demo, featurize, score, inspect):
+    for command in (demo, featurize, score, report, inspect):
         command.add(commands)
     return parser
 

@@ -24,7 +24,7 @@ from journey.draws import StratifiedDraws
 from journey.featurize import featurize
 from journey.likelihood import chance_of_more
 from journey.projectors import CountSketch
-from journey.report import write_png, write_report
+from journey.run import Run
 from journey.scoring import Scores, score
 from journey.trajectory import record
 from journey.transitions import Transition, transitions
@@ -89,7 +89,7 @@ def run_demo(
     """Run the demo.
 
     Args:
-        out: Folder for the model, the features, the scores, ``report.html`` and ``report.png``.
+        out: Folder for the features, the run, ``report.html`` and ``report.png``.
         seed: Names everything random; the same seed repeats the run.
         num_images: Images to generate and attribute.
         train_steps: Optimiser steps of the DDPM.
@@ -111,7 +111,6 @@ def run_demo(
     trajectory = record(
         denoiser, seed=seed, num_images=num_images, num_inference_steps=_SAMPLER_STEPS, progress=progress
     )
-    trajectory.save(out / "trajectory.safetensors")
     clock.lap("record")
 
     features = featurize(
@@ -129,11 +128,16 @@ def run_demo(
     every = score(features, trajectory, steps=steps, seed=seed, progress=progress)
     rows = [steps.index(t) for t in shown]
     scores = replace(every, values=every.values[:, rows], timesteps=every.timesteps[rows])
-    scores.save(out / "scores.safetensors")
+    height, width = trajectory.images.shape[-2:]
+    upper = score(features, trajectory, steps=steps, region=(0, 0, height // 2, width), seed=seed, progress=progress)
+    assert upper.region is not None
+    # A region and its complement have scores that add up to those of the whole image.
+    lower = replace(upper, values=every.values - upper.values, region=1 - upper.region)
     clock.lap("score")
 
     labels = knn_labels(trajectory.images, dataset)
     decisions = []
+    decided_by: dict[tuple[int, str], Transition] = {}
     for query in tqdm(range(num_images), unit="image", desc="transitions", disable=not progress):
         digit = int(labels[query])
         found = transitions(
@@ -146,7 +150,7 @@ def run_demo(
             seed=seed,
             progress=False,
         )
-        found.save(out / f"transition-{query}.safetensors")
+        decided_by[query, f"a {digit}"] = found
         decisions.append(_decide(found, every, query, digit, dataset))
     clock.lap("transitions")
 
@@ -160,10 +164,19 @@ def run_demo(
         f"Top {_TOP} proponents with the digit of the generated image: {same_class[-1]:.0%} at the last scored step, "
         f"{same_class[0]:.0%} at the first; {chance:.0%} by chance.",
     ]
-    captions = [f"a {int(label)}" for label in dataset.labels]
-    looks = [f"looks like a {int(label)}" for label in labels]
-    write_report(out / "report.html", trajectory, scores, dataset, notes=notes, labels=captions, query_captions=looks)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, labels=captions, query_captions=looks)
+    run = Run(
+        trajectory,
+        every,
+        dataset,
+        labels=[f"a {int(label)}" for label in dataset.labels],
+        query_captions=[f"looks like a {int(label)}" for label in labels],
+        regions={"upper half": upper, "lower half": lower},
+        transitions=decided_by,
+        notes=notes,
+    )
+    run.save(out)
+    run.write_report(out / "report.html")
+    run.write_png(out / "report.png", timesteps=shown)
     clock.lap("report")
     result = DemoResult(shown, same_class, chance, decisions, p_value, seconds)
     (out / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")

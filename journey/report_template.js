@@ -1,52 +1,395 @@
-// Shows one step at a time. Without this script every step is on the page and the strips link to them.
+// Shows one generated image at one step, for the whole image or one of its regions. Texts enter as text alone.
 (() => {
   "use strict";
-  const scrubber = document.querySelector(".scrubber");
-  const range = scrubber.querySelector("input[type=range]");
-  const all = scrubber.querySelector("input[type=checkbox]");
-  const output = scrubber.querySelector("output");
-  const panels = [...document.querySelectorAll(".step")];
-  const links = [...document.querySelectorAll(".strip a")];
-  const names = range.dataset.names.split("|");
-  const last = names.length - 1;
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const find = (id) => document.getElementById(id);
+  const SLOTS = 6; // images pinned at most: as many line styles as can be told apart
+  const PERIOD = 700; // milliseconds per step while playing
+  const last = data.timesteps.length - 1;
+  const state = { query: 0, step: Math.floor((last + 1) / 2), scope: 0, pins: [] }; // pins: an id or null per line style
+  let sources = {};
+  let moves = [];
+  let timer = 0;
+  let writing = 0;
 
-  const show = (step) => {
-    const current = Math.min(Math.max(step, 0), last);
-    range.value = String(current);
-    range.setAttribute("aria-valuetext", names[current]);
-    output.textContent = names[current];
-    for (const panel of panels) panel.hidden = !all.checked && Number(panel.dataset.step) !== current;
-    for (const link of links) {
-      if (Number(link.dataset.step) === current) link.setAttribute("aria-current", "step");
-      else link.removeAttribute("aria-current");
+  const make = (tag, properties = {}, ...children) => {
+    const node = Object.assign(document.createElement(tag), properties);
+    node.append(...children);
+    return node;
+  };
+  const number = (value) => {
+    const size = Math.abs(value);
+    const text = size >= 1e-3 && size < 999.5 ? size.toPrecision(3) : size.toExponential(1).replace("e+", "e");
+    return (value < 0 ? "−" : "+") + text.replace("e-", "e−");
+  };
+  const caption = (id) => data.training[id][1];
+  const nameOf = (id) => (caption(id) ? `training image ${id}, ${caption(id)}` : `training image ${id}`);
+  const titleOf = (query) => data.queries[query].caption || `Generated image ${query + 1}`;
+  const scope = () => data.queries[state.query].scopes[state.scope];
+
+  // Every sheet is decoded once, into a canvas that stays in memory.
+  const load = async () => {
+    const open = async (uri) => {
+      const image = new Image();
+      await new Promise((resolve, reject) => Object.assign(image, { onload: resolve, onerror: reject, src: uri }));
+      const sheet = make("canvas", { width: image.naturalWidth, height: image.naturalHeight });
+      sheet.getContext("2d").drawImage(image, 0, 0);
+      return sheet;
+    };
+    for (const [kind, sheets] of Object.entries(data.sheets)) {
+      sources[kind] = await Promise.all(sheets.uris.map(open));
     }
   };
-  const fromAddress = () => {
-    const panel = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
-    if (!panel || panel.dataset.step === undefined) return;
-    show(Number(panel.dataset.step));
-    panel.scrollIntoView();
+  const put = (context, kind, tile, x, y) => {
+    const { width, height, columns, perSheet } = data.sheets[kind];
+    const place = tile % perSheet;
+    const [left, top] = [(place % columns) * width, Math.floor(place / columns) * height];
+    context.drawImage(sources[kind][Math.floor(tile / perSheet)], left, top, width, height, x, y, width, height);
+  };
+  const draw = (canvas, kind, tile, words) => {
+    const { width, height, sharp } = data.sheets[kind];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    canvas.classList.toggle("sharp", sharp);
+    put(canvas.getContext("2d"), kind, tile, 0, 0);
+    if (words) canvas.setAttribute("aria-label", words);
+    return canvas;
   };
 
-  for (const link of links) {
-    link.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      show(Number(link.dataset.step));
+  // A training image as a button that pins it. Made once per place and filled again at every step.
+  const makeCard = (side) => {
+    const card = { id: -1 };
+    card.canvas = make("canvas");
+    card.canvas.setAttribute("aria-hidden", "true");
+    card.name = make("span", { className: "id" });
+    card.words = make("bdi");
+    card.value = make("span", { className: "value" });
+    card.bar = make("span", { className: "bar" }, make("span"));
+    card.button = make("button", { type: "button" }, card.canvas, card.bar, card.name, card.words, card.value);
+    card.button.addEventListener("click", () => togglePin(card.id));
+    card.node = make("li", { className: side }, card.button);
+    return card;
+  };
+  const fillCard = (card, [id, value], strongest) => {
+    card.id = id;
+    draw(card.canvas, "training", data.training[id][0]);
+    card.name.textContent = `#${id}`;
+    card.words.textContent = card.words.title = caption(id);
+    card.value.textContent = number(value);
+    card.bar.firstChild.style.width = `${(100 * Math.abs(value)) / strongest}%`;
+    markPin(card);
+    return card.node;
+  };
+  const markPin = (card) => {
+    const slot = state.pins.indexOf(card.id);
+    card.button.setAttribute("aria-pressed", String(slot >= 0));
+    for (let i = 0; i < SLOTS; i++) card.button.classList.toggle(`pin${i}`, i === slot);
+  };
+  const cards = { pro: [], opp: [] };
+  let quotes = []; // cards below the likelihood curves
+  const fillSide = (side) => {
+    const list = find(side);
+    const [pro, opp] = [scope().pro[state.step], scope().opp[state.step]];
+    const entries = side === "pro" ? pro : opp;
+    const strongest = Math.max(...[...pro, ...opp].map(([, value]) => Math.abs(value)), 0) || 1;
+    while (cards[side].length < entries.length) {
+      const card = makeCard(side);
+      cards[side].push(card);
+      list.append(card.node);
+    }
+    cards[side].forEach((card, i) => {
+      card.node.hidden = i >= entries.length;
+      if (!card.node.hidden) fillCard(card, entries[i], strongest);
     });
-  }
-  range.addEventListener("input", () => show(Number(range.value)));
-  all.addEventListener("change", () => show(Number(range.value)));
-  addEventListener("hashchange", fromAddress);
-  document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target === range) return;
-    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-    event.preventDefault();
-    show(Number(range.value) + (event.key === "ArrowRight" ? 1 : -1));
-  });
+    list.classList.toggle("empty", entries.length === 0);
+    list.dataset.empty = `No training image has a ${side === "pro" ? "positive" : "negative"} score at this step.`;
+  };
 
-  document.documentElement.classList.add("js");
-  scrubber.hidden = false;
-  show(Number(range.value));
-  fromAddress();
+  const showStep = () => {
+    const query = data.queries[state.query];
+    const t = data.timesteps[state.step];
+    const words = `step ${state.step + 1} of ${last + 1}, t = ${t}`;
+    const range = find("step");
+    range.value = String(state.step);
+    range.setAttribute("aria-valuetext", words);
+    find("where").textContent = words;
+    draw(find("noisy"), "noisy", query.noisy[state.step], `noisy image at t = ${t}`);
+    draw(find("predicted"), "predicted", query.predicted[state.step], `predicted image at t = ${t}`);
+    fillSide("pro");
+    fillSide("opp");
+    const [best] = scope().pro[state.step];
+    find("spoken").textContent = `${words}. ${best ? `Strongest proponent: ${nameOf(best[0])}` : "No proponent"}.`;
+    for (const move of moves) move(t);
+    markFilm();
+  };
+  const go = (step) => {
+    const wanted = Math.min(Math.max(step, 0), last);
+    if (wanted === state.step) return;
+    state.step = wanted;
+    showStep();
+    remember();
+  };
+  const nearest = (t) => {
+    const gaps = data.timesteps.map((time) => Math.abs(time - t));
+    return gaps.indexOf(Math.min(...gaps));
+  };
+
+  // The film: predicted images below noisy ones, as many as there is room for; a press goes to the nearest step.
+  const filmSteps = () => {
+    const room = Math.max(2, Math.floor(find("film").clientWidth / 30));
+    const count = Math.min(last + 1, room);
+    return Array.from({ length: count }, (_, i) => (count === 1 ? 0 : Math.round((i * last) / (count - 1))));
+  };
+  const drawFilm = () => {
+    const film = find("film");
+    const { width, height } = data.sheets.predicted;
+    const noisy = data.sheets.noisy;
+    const steps = filmSteps();
+    const side = Math.max(16, Math.round((film.clientWidth / steps.length) * Math.min(devicePixelRatio, 2)));
+    const tall = Math.round((side * height) / width);
+    Object.assign(film, { width: side * steps.length, height: 2 * tall });
+    film.plain = make("canvas", { width: film.width, height: film.height });
+    const context = film.plain.getContext("2d");
+    context.imageSmoothingEnabled = !data.sheets.predicted.sharp;
+    const stamp = make("canvas");
+    steps.forEach((step, i) => {
+      draw(stamp, "noisy", data.queries[state.query].noisy[step]);
+      context.drawImage(stamp, 0, 0, noisy.width, noisy.height, i * side, 0, side - 2, tall - 2);
+      draw(stamp, "predicted", data.queries[state.query].predicted[step]);
+      context.drawImage(stamp, 0, 0, width, height, i * side, tall, side - 2, tall - 2);
+    });
+    markFilm();
+  };
+  const markFilm = () => {
+    const film = find("film");
+    if (!film.plain) return;
+    const steps = filmSteps();
+    const gaps = steps.map((step) => Math.abs(step - state.step));
+    const place = gaps.indexOf(Math.min(...gaps));
+    const side = film.width / steps.length;
+    const context = film.getContext("2d");
+    context.clearRect(0, 0, film.width, film.height);
+    context.drawImage(film.plain, 0, 0);
+    context.strokeStyle = getComputedStyle(film).color;
+    context.lineWidth = Math.max(3, side / 16);
+    const half = context.lineWidth / 2;
+    context.strokeRect(place * side + half, half, side - 2 - 2 * half, film.height - 2 - 2 * half);
+  };
+
+  const axis = (onInterval) => {
+    const times = data.queries[state.query].features.flatMap((feature) => feature.timesteps).concat(data.timesteps);
+    return {
+      first: Math.max(...times),
+      last: Math.min(...times),
+      interval: onInterval,
+      onPick: (t) => go(nearest(t)),
+    };
+  };
+  const showCharts = () => {
+    const query = data.queries[state.query];
+    const pins = state.pins
+      .map((id, slot) => ({ id, slot, values: scope().curves[id] }))
+      .filter(({ id }) => id !== null);
+    const svg = find("curves").querySelector("svg");
+    const decided = query.features.find((feature) => feature.interval);
+    moves = [charts.scores(svg, axis(decided && decided.interval), data.timesteps, pins)];
+    const told = pins.map(({ id, values }) => `${nameOf(id)}: ${values.map((v, i) => `t = ${data.timesteps[i]}: ${v} %`)}`);
+    svg.setAttribute("aria-label", told.join(". ") || "No image is pinned.");
+    find("pins").replaceChildren(
+      ...pins.map(({ id, slot }) => {
+        const picture = draw(make("canvas"), "training", data.training[id][0]);
+        picture.setAttribute("aria-hidden", "true");
+        const button = make("button", { type: "button", className: `pin${slot}` }, picture, `#${id} `, make("bdi", { textContent: caption(id) }), " ×");
+        button.setAttribute("aria-label", `Take off ${nameOf(id)}`);
+        button.addEventListener("click", () => {
+          togglePin(id);
+          (find("pins").querySelector("button") || find("pro").querySelector("button")).focus();
+        });
+        return make("li", {}, button);
+      }),
+    );
+    query.features.forEach((feature, i) => {
+      moves.push(charts.likelihood(find(`feature${i}`), axis(feature.interval), feature));
+    });
+    for (const move of moves) move(data.timesteps[state.step]);
+  };
+  const togglePin = (id) => {
+    const slot = state.pins.indexOf(id);
+    const free = state.pins.indexOf(null);
+    if (slot >= 0) state.pins[slot] = null;
+    else state.pins[free >= 0 ? free : SLOTS - 1] = id;
+    for (const card of [...cards.pro, ...cards.opp, ...quotes]) markPin(card);
+    showCharts();
+  };
+
+  const quote = (heading, entries) => {
+    const made = entries.map((entry) => {
+      const card = makeCard("pro");
+      fillCard(card, entry, Math.abs(entries[0][1]) || 1);
+      return card;
+    });
+    quotes.push(...made);
+    const list = make("ol", { className: "cards row" }, ...made.map((card) => card.node));
+    return make("div", {}, make("h4", { textContent: heading }), list);
+  };
+  const showFeatures = () => {
+    quotes = [];
+    const parts = data.queries[state.query].features.map((feature, i) => {
+      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+      svg.id = `feature${i}`;
+      svg.setAttribute("role", "img");
+      const told = feature.timesteps.map((t, s) => `t = ${t}: ${feature.likelihood[s]} %, ${feature.lower[s]} to ${feature.upper[s]}`);
+      svg.setAttribute("aria-label", `Likelihood of “${feature.name}” with its band. ${told.join("; ")}`);
+      const about =
+        `Share of ${feature.completions} images completed from the noisy image that have it, with its ${feature.confidence} % band` +
+        (feature.interval ? "; shaded where it is decided, the dot and its bar are the midpoint and its uncertainty." : ".");
+      const section = make(
+        "section",
+        { className: "chart" },
+        make("h3", {}, "When is “", make("bdi", { textContent: feature.name }), "” decided?"),
+        make("p", { className: "soft", textContent: about }),
+        svg,
+      );
+      if (feature.inside.length) {
+        const [after, before] = feature.interval;
+        section.append(quote(`Proponents while it is decided, t = ${before} to ${after}`, feature.inside));
+        if (feature.before.length) section.append(quote(`Proponents before, t > ${before}`, feature.before));
+      }
+      return section;
+    });
+    find("features").replaceChildren(...parts);
+  };
+
+  const chooseScope = (index) => {
+    state.scope = index;
+    const box = scope().box;
+    for (const button of find("boxes").children) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.scope) === index));
+    }
+    for (const input of find("scopes").querySelectorAll("input")) input.checked = Number(input.value) === index;
+    find("boxes").classList.toggle("chosen", Boolean(box));
+    showStep();
+    showCharts();
+    remember();
+  };
+  const showScopes = () => {
+    const { scopes } = data.queries[state.query];
+    const boxes = [];
+    const choices = scopes.map(({ name, box }, i) => {
+      const words = name || (box ? "the boxed region" : "whole image");
+      const input = make("input", { type: "radio", name: "scope", value: String(i), checked: i === state.scope });
+      input.addEventListener("change", () => chooseScope(i));
+      if (box) {
+        const [top, left, bottom, right] = box;
+        const button = make("button", { type: "button", title: words });
+        button.dataset.scope = String(i);
+        button.setAttribute("aria-label", `Attribute ${words}`);
+        Object.assign(button.style, { top: `${top}%`, left: `${left}%`, height: `${bottom - top}%`, width: `${right - left}%` });
+        button.addEventListener("click", () => chooseScope(state.scope === i ? 0 : i));
+        boxes.push(button);
+      }
+      return make("label", {}, input, make("bdi", { textContent: words }));
+    });
+    find("scopes").replaceChildren(find("scopes").querySelector("legend"), ...choices);
+    find("scopes").hidden = scopes.length < 2;
+    find("boxes").replaceChildren(...boxes);
+  };
+
+  const chooseQuery = (index) => {
+    state.query = index;
+    const query = data.queries[index];
+    state.scope = Math.min(state.scope, query.scopes.length - 1);
+    // Pinned at first: who changes sides, and the strongest of the step shown.
+    const best = [query.scopes[0].pro[state.step][0], query.scopes[0].opp[state.step][0]];
+    const pins = [...new Set([...query.pins, ...best.filter(Boolean).map(([id]) => id)])];
+    state.pins = Array.from({ length: SLOTS }, (_, slot) => pins[slot] ?? null);
+    find("name").textContent = titleOf(index);
+    find("story").replaceChildren(...query.story.map((sentence) => make("p", { textContent: sentence })));
+    for (const button of find("gallery").querySelectorAll("button")) {
+      if (Number(button.value) === index) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
+    draw(find("image"), "predicted", query.image, `final image: ${titleOf(index)}`);
+    showScopes();
+    showFeatures();
+    drawFilm();
+    chooseScope(state.scope);
+  };
+  // The address says what is shown, once it rests: browsers refuse many changes in a row.
+  const remember = () => {
+    clearTimeout(writing);
+    const address = `#image-${state.query + 1},t-${data.timesteps[state.step]},region-${state.scope}`;
+    writing = setTimeout(() => history.replaceState(null, "", address), 300);
+  };
+  const fromAddress = () => {
+    const found = /^#image-(\d+),t-(\d+),region-(\d+)$/.exec(location.hash);
+    if (!found) return;
+    const [query, t, region] = found.slice(1).map(Number);
+    state.step = nearest(t);
+    state.query = Math.min(Math.max(query - 1, 0), data.queries.length - 1);
+    state.scope = Math.min(region, data.queries[state.query].scopes.length - 1);
+  };
+
+  const play = (on) => {
+    clearInterval(timer);
+    timer = 0;
+    const button = find("play");
+    button.setAttribute("aria-pressed", String(on));
+    button.textContent = on ? "Pause" : "Play";
+    if (!on) return;
+    if (state.step === last) go(0);
+    timer = setInterval(() => (state.step < last ? go(state.step + 1) : play(false)), PERIOD);
+  };
+  const listen = () => {
+    find("step").addEventListener("input", () => {
+      play(false);
+      go(Number(find("step").value));
+    });
+    find("play").addEventListener("click", () => play(timer === 0));
+    find("film").addEventListener("click", (event) => {
+      const box = find("film").getBoundingClientRect();
+      const steps = filmSteps();
+      go(steps[Math.min(steps.length - 1, Math.floor(((event.clientX - box.left) / box.width) * steps.length))]);
+    });
+    document.addEventListener("keydown", (event) => {
+      // Sliders and choices have their own use for the arrow keys.
+      if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target instanceof HTMLInputElement) return;
+      if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+      event.preventDefault();
+      play(false);
+      go(state.step + (event.key === "ArrowRight" ? 1 : -1));
+    });
+    addEventListener("hashchange", () => {
+      fromAddress();
+      chooseQuery(state.query);
+    });
+    addEventListener("resize", () => {
+      drawFilm();
+      showCharts();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", markFilm);
+  };
+
+  const start = async () => {
+    await load();
+    find("page").hidden = false;
+    find("scrubber").hidden = last === 0;
+    find("curves").hidden = last === 0;
+    find("gallery").replaceChildren(
+      ...data.queries.map((query, i) => {
+        const picture = draw(make("canvas"), "predicted", query.image);
+        picture.setAttribute("aria-hidden", "true");
+        const button = make("button", { type: "button", value: String(i) }, picture, make("bdi", { textContent: titleOf(i) }));
+        button.addEventListener("click", () => chooseQuery(i));
+        return make("li", {}, button);
+      }),
+    );
+    find("gallery").parentNode.hidden = data.queries.length === 1;
+    const decided = data.queries[0].features.find((feature) => feature.midpoint);
+    if (decided) state.step = nearest(decided.midpoint[2]);
+    fromAddress();
+    listen();
+    chooseQuery(state.query);
+    document.documentElement.classList.add("ready");
+  };
+  start();
 })();

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from journey.scoring import Scores
+    from journey.scoring import Ranked, Scores
     from journey.trajectory import Trajectory
 
 Captions = Sequence[object] | Mapping[int, object]
@@ -27,16 +27,37 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Scores of the whole images or of one region, with the training images that stand out at each step."""
+
+    name: str  # empty for the main scores
+    values: Tensor  # [num_queries, num_steps, num_train]
+    masks: Tensor | None  # weight of each pixel, [num_queries, H, W]; None is the whole image
+    proponents: list[list[list[Entry]]]  # [num_queries][num_steps], positive scores, strongest first
+    opponents: list[list[list[Entry]]]  # [num_queries][num_steps], negative scores, strongest first
+
+    def strongest(self, query: int, step: int) -> float:
+        """Largest magnitude among the ranked scores of one step, the full length of its bars; 0 if there is none."""
+        entries = self.proponents[query][step][:1] + self.opponents[query][step][:1]
+        return max((abs(entry.value) for entry in entries), default=0.0)
+
+    def relative(self, query: int) -> Tensor:
+        """Scores of one query, each step divided by its largest magnitude. [num_steps, num_train]"""
+        peaks = self.values[query].abs().amax(dim=1, keepdim=True)
+        return self.values[query] / torch.where(peaks > 0, peaks, torch.ones_like(peaks))
+
+
+@dataclass(frozen=True)
 class View:
     """A trajectory and its scores, checked against each other and cut to the steps that have scores."""
 
     timesteps: list[int]
-    x_t: Tensor  # [num_queries, num_steps, C, H, W]
-    x0_hat: Tensor  # [num_queries, num_steps, C, H, W]
+    noisy: Tensor  # [num_queries, num_steps, C, H, W]
+    predicted: Tensor  # [num_queries, num_steps, C, H, W]
     images: Tensor  # [num_queries, C, H, W]
-    profiles: dict[tuple[int, int], list[float]]  # (query, train id): its score over the strongest one, per step
-    proponents: list[list[list[Entry]]]  # [num_queries][num_steps], positive scores, strongest first
-    opponents: list[list[list[Entry]]]  # [num_queries][num_steps], negative scores, strongest first
+    train_ids: list[int]
+    top: int
+    rankings: list[Ranking]  # the main scores, then the regions
 
     @property
     def num_queries(self) -> int:
@@ -48,73 +69,99 @@ class View:
         """Number of scored steps."""
         return len(self.timesteps)
 
-    def strongest(self, query: int, step: int) -> float:
-        """Largest magnitude among the ranked scores of one step, the full length of its bars; 0 if there is none."""
-        entries = self.proponents[query][step][:1] + self.opponents[query][step][:1]
-        return max((abs(entry.value) for entry in entries), default=0.0)
+    def shown(self, query: int, ranking: Ranking) -> list[int]:
+        """Ids of the training images that stand out at any step, ascending."""
+        sides = (ranking.proponents[query], ranking.opponents[query])
+        return sorted({entry.train_id for side in sides for step in side for entry in step})
+
+    def average(self, query: int, first: int, end: int) -> list[Entry]:
+        """The strongest proponents over the scored steps in timesteps [first, end), by their mean score."""
+        inside = [s for s, t in enumerate(self.timesteps) if first <= t < end]
+        if not inside:
+            return []
+        values, columns = self.rankings[0].values[query, inside].mean(0).sort(descending=True, stable=True)
+        ranked = zip(columns[: self.top].tolist(), values[: self.top].tolist(), strict=True)
+        return [Entry(self.train_ids[column], value) for column, value in ranked if value > 0]
 
 
-def make_view(trajectory: Trajectory, scores: Scores, num_samples: int, top: int) -> View:
+def make_view(
+    trajectory: Trajectory,
+    scores: Scores,
+    num_samples: int,
+    top: int,
+    regions: Mapping[str, Scores] | None = None,
+) -> View:
     """Check a trajectory and its scores against each other and rank the training images.
 
     Args:
-        trajectory: The recorded steps. ``x_t`` and ``x0_hat`` [num_queries, num_steps, C, H, W]
+        trajectory: The recorded steps, with pictures where it is of latents.
         scores: Scores of the same queries, for all of the recorded steps or some. [num_queries, num_steps, num_train]
         num_samples: Length of the dataset that ``scores.train_ids`` point into.
         top: Training images per step and sign, at most.
+        regions: Scores of parts of the images by name, for the same steps and training images.
 
     Returns:
         The steps that have scores. Rankings keep one sign each, so they can be shorter than ``top``.
 
     Raises:
-        ValueError: If shapes, queries or steps disagree, a train id is outside the dataset, a score is not finite, or
-            ``top`` is not positive.
+        ValueError: If queries, steps or training images disagree, a region's scores have no region, a train id is
+            outside the dataset, a score is not finite, or ``top`` is not positive.
     """
-    x_t, x0_hat, images, values = trajectory.x_t, trajectory.x0_hat, trajectory.images, scores.values
     recorded = [int(t) for t in trajectory.timesteps]
     scored = [int(t) for t in scores.timesteps]
     if top < 1:
         raise ValueError(f"top must be at least 1, got {top}")
-    if x_t.ndim != 5 or x_t.shape != x0_hat.shape or x_t.shape[1] != len(recorded):
-        raise ValueError(
-            f"trajectory.x_t and trajectory.x0_hat must both be [num_queries, {len(recorded)} timesteps, C, H, W], "
-            f"got {list(x_t.shape)} and {list(x0_hat.shape)}"
-        )
-    if list(images.shape) != [x_t.shape[0], *x_t.shape[2:]]:
-        raise ValueError(
-            f"trajectory.images must be {[x_t.shape[0], *x_t.shape[2:]]}, as trajectory.x_t is {list(x_t.shape)}, "
-            f"got {list(images.shape)}"
-        )
-    if values.ndim != 3 or values.shape[0] != x_t.shape[0]:
-        raise ValueError(
-            f"scores.values must be [num_queries, num_steps, num_train] for the {x_t.shape[0]} queries of trajectory, "
-            f"got {list(values.shape)}"
-        )
-    if values.shape[1] != len(scored) or not scored or not set(scored) <= set(recorded):
-        raise ValueError(
-            f"scores.timesteps must be among trajectory.timesteps {recorded} with one row of scores.values each, "
-            f"got scores.timesteps {scored} with scores.values {list(values.shape)}"
-        )
-    if values.shape[2] != len(scores.train_ids):
-        raise ValueError(f"scores.train_ids must name the {values.shape[2]} columns, got {len(scores.train_ids)} ids")
+    if not scored or not set(scored) <= set(recorded):
+        raise ValueError(f"scores.timesteps must be among trajectory.timesteps {recorded}, got {scored}")
     outside = [i for i in scores.train_ids if not 0 <= i < num_samples]
     if outside:
         raise ValueError(
             f"scores.train_ids must be indices of dataset, which has {num_samples} samples, got {outside[0]}: "
             "is it the dataset that was featurized?"
         )
-    if not torch.isfinite(values).all():
-        raise ValueError("scores.values must be finite, got NaN or infinity")
-
+    rankings = [_rank("", scores, "scores", trajectory, top)]
+    for name, part in (regions or {}).items():
+        what = f"regions[{name!r}]"
+        if not name or part.region is None:
+            raise ValueError(f"{what} must have a name, and scores that were made with region=")
+        if part.timesteps.tolist() != scored or part.train_ids != scores.train_ids:
+            raise ValueError(
+                f"{what} must have the steps {scored} and the {len(scores.train_ids)} training images of scores, got "
+                f"the steps {part.timesteps.tolist()} and {len(part.train_ids)} training images"
+            )
+        rankings.append(_rank(name, part, what, trajectory, top))
     steps = [recorded.index(t) for t in scored]
-    top_scores = scores.top(min(top, values.shape[2]))
-    proponents = _entries(top_scores.proponents, sign=1)
-    opponents = _entries(top_scores.opponents, sign=-1)
-    profiles = _profiles(values, scores.train_ids, proponents, opponents)
-    return View(scored, x_t[:, steps], x0_hat[:, steps], images, profiles, proponents, opponents)
+    return View(
+        scored,
+        trajectory.x_t_pixels[:, steps],
+        trajectory.x0_pixels[:, steps],
+        trajectory.image_pixels,
+        list(scores.train_ids),
+        top,
+        rankings,
+    )
 
 
-def _entries(ranked: Any, sign: int) -> list[list[list[Entry]]]:
+def _rank(name: str, scores: Scores, what: str, trajectory: Trajectory, top: int) -> Ranking:
+    if len(scores.values) != trajectory.num_queries:
+        raise ValueError(
+            f"{what}.values must be [num_queries, num_steps, num_train] for the {trajectory.num_queries} queries of "
+            f"trajectory, got {list(scores.values.shape)}"
+        )
+    if not torch.isfinite(scores.values).all():
+        raise ValueError(f"{what}.values must be finite, got NaN or infinity")
+    size = trajectory.image_pixels.shape[-2:]
+    if scores.region is not None and list(scores.region.shape) != [trajectory.num_queries, *size]:
+        raise ValueError(
+            f"{what}.region must have the queries and the size of the images, {[trajectory.num_queries, *size]}, "
+            f"got {list(scores.region.shape)}"
+        )
+    ranked = scores.top(min(top, len(scores.train_ids)))
+    sides = (_entries(ranked.proponents, sign=1), _entries(ranked.opponents, sign=-1))
+    return Ranking(name, scores.values, scores.region, *sides)
+
+
+def _entries(ranked: Ranked, sign: int) -> list[list[list[Entry]]]:
     """Turn one side of ``Scores.top`` into lists, without the scores that have the other sign or none."""
     return [
         [
@@ -123,17 +170,6 @@ def _entries(ranked: Any, sign: int) -> list[list[list[Entry]]]:
         ]
         for query_ids, query_values in zip(ranked.ids.tolist(), ranked.values.tolist(), strict=True)
     ]
-
-
-def _profiles(
-    values: Tensor, train_ids: Sequence[int], *rankings: list[list[list[Entry]]]
-) -> dict[tuple[int, int], list[float]]:
-    """Score along the steps of every ranked training image, each step divided by its strongest score."""
-    columns = {train_id: column for column, train_id in enumerate(train_ids)}
-    peaks = values.abs().amax(dim=2, keepdim=True)  # [num_queries, num_steps, 1]
-    relative = values / torch.where(peaks > 0, peaks, torch.ones_like(peaks))
-    shown = {(q, e.train_id) for ranking in rankings for q, row in enumerate(ranking) for step in row for e in step}
-    return {(q, i): relative[q, :, columns[i]].tolist() for q, i in sorted(shown)}
 
 
 def to_picture(image: Tensor, *, max_side: int | None = None) -> Image.Image:
@@ -152,7 +188,7 @@ def to_picture(image: Tensor, *, max_side: int | None = None) -> Image.Image:
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(
             f"images must be [1, H, W] or [3, H, W] to be shown, got {list(image.shape)}: "
-            "decode latents to pixels first"
+            "latents need trajectory.pixels, which record keeps for a pipeline with its autoencoder"
         )
     pixels = ((image.detach().float().cpu().nan_to_num() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     array: np.ndarray[Any, np.dtype[np.uint8]] = pixels.permute(1, 2, 0).contiguous().numpy()
@@ -170,3 +206,9 @@ def caption(captions: Captions | None, index: int, argument: str) -> str:
         return str(captions[index])
     except (IndexError, KeyError):
         raise ValueError(f"{argument} has no caption for {index}: one is needed for every image shown") from None
+
+
+def format_number(value: float) -> str:
+    """Three digits with a sign; an exponent for sizes that would need leading or trailing zeros."""
+    text = f"{value:+#.3g}".rstrip(".") if 1e-3 <= abs(value) < 999.5 else f"{value:+.1e}"
+    return text.replace("e-0", "e-").replace("e+0", "e")

@@ -10,7 +10,7 @@ from journey.datasets import ImageFolder
 from journey.denoiser import as_denoiser
 from journey.features import open_features
 from journey.regions import Region
-from journey.report import write_png, write_report
+from journey.run import Run
 from journey.scoring import score
 from journey.trajectory import Trajectory, record
 
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "score", text, EXAMPLES, _run)
     add_model(parser)
     parser.add_argument("--features", type=Path, required=True, help="folder that featurize wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for scores, report.html and report.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run, report.html and report.png")
     parser.add_argument("--num-images", type=int, default=1, help="images to generate (default 1)")
     parser.add_argument("--num-inference-steps", type=int, default=50, help="steps of the sampler (default 50)")
     which = parser.add_mutually_exclusive_group()
@@ -88,14 +88,13 @@ def _run(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=progress,
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    trajectory.save(options.out / "trajectory.safetensors")
-    scores.save(options.out / "scores.safetensors")
     dataset = ImageFolder(options.data, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
     labels = [path.relative_to(options.data).as_posix() for path in dataset.paths]
     top = min(options.top, len(dataset))
-    write_report(options.out / "report.html", trajectory, scores, dataset, top=top, labels=labels)
-    write_png(options.out / "report.png", trajectory, scores, dataset, query=0, top=min(top, 6), labels=labels)
+    run = Run(trajectory, scores, dataset, labels=labels)
+    run.save(options.out, top=max(top, 16))
+    run.write_report(options.out / "report.html", top=top)
+    run.write_png(options.out / "report.png", top=min(top, 6))
     print(f"Scores: {options.out / 'scores.safetensors'} {list(scores.values.shape)}, damping {scores.damping:.3g}")
     print(f"Report: {options.out / 'report.html'}")
 
