@@ -13,18 +13,24 @@ from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
-from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
+from journey.health import BinHealth, CheckpointHealth, Health, inspect
+from journey.influence import InfluenceMatrix, influence_matrix
+from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_png, write_report
 from journey.sampler import Sampler, Step
+from journey.score_noise import ScoreNoise
 from journey.scoring import Ranked, Scores, Top, score
 from journey.solve import Spectrum, decompose
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory, record
+from journey.transitions import Transition, transitions
 
 __version__: str = _native.build_info()["version"]
 
 __all__ = [
+    "BinHealth",
+    "CheckpointHealth",
     "Condition",
     "CountSketch",
     "Denoiser",
@@ -36,14 +42,18 @@ __all__ = [
     "Gaussian",
     "GradientEngine",
     "GridDraws",
+    "Health",
     "Identity",
     "ImageFolder",
+    "InfluenceMatrix",
     "Measurement",
+    "PixelMeasurement",
     "Prediction",
     "Projector",
     "Rademacher",
     "Ranked",
     "Sampler",
+    "ScoreNoise",
     "Scores",
     "Spectrum",
     "SquaredNorm",
@@ -52,14 +62,18 @@ __all__ = [
     "Top",
     "TrainingLoss",
     "Trajectory",
+    "Transition",
     "UniformDraws",
     "decompose",
     "featurize",
+    "influence_matrix",
+    "inspect",
     "open_features",
     "ops",
     "record",
     "reference",
     "score",
+    "transitions",
     "write_png",
     "write_report",
 ]

@@ -1,32 +1,65 @@
 """The main job on real data with nothing to download: digits, from training to a report.
 
 Trains a small DDPM on scikit-learn's 1,797 handwritten digits, samples images recording their trajectories, featurizes
-every training image, scores them at several steps, and writes a page and a picture.
+every training image, scores them along the steps, finds the steps in which each image's digit is decided, and writes a
+page and a picture.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from journey.denoiser import Denoiser
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.draws import StratifiedDraws
 from journey.featurize import featurize
+from journey.likelihood import chance_of_more
 from journey.projectors import CountSketch
 from journey.report import write_png, write_report
 from journey.scoring import Scores, score
 from journey.trajectory import record
+from journey.transitions import Transition, transitions
 
 _SAMPLER_STEPS = 50
 _TOP = 10
-# Which steps of the sampler are scored, as fractions of the way: from nearly pure noise to nearly done.
-_SCORED = (0.1, 0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
+# Which steps of the sampler are shown, as fractions of the way: from nearly pure noise to nearly done.
+_SHOWN = (0.1, 0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
+_COMPLETIONS = 24
+_COMPLETION_STEPS = 25  # every second step of the sampler
+
+
+@dataclass(frozen=True)
+class Decision:
+    """When the digit of one image is decided, and what its proponents show then.
+
+    Attributes:
+        digit: What the image shows.
+        interval: Timesteps (t0, t1) in which the likelihood of the digit rises; None if no rise was found.
+        timesteps: Steps from which completions were drawn. [num_steps]
+        likelihood: Fraction of the completions with the digit. [num_steps]
+        lower: Its confidence band. [num_steps]
+        upper: Likewise. [num_steps]
+        inside: How many of the top proponents, scored over the interval, show the digit.
+        before: How many of those scored over all steps before it do.
+    """
+
+    digit: int
+    interval: tuple[int, int] | None
+    timesteps: list[int]
+    likelihood: list[float]
+    lower: list[float]
+    upper: list[float]
+    inside: int = 0
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,15 +67,19 @@ class DemoResult:
     """What the demo found.
 
     Attributes:
-        timesteps: The scored steps. [num_steps]
+        timesteps: The shown steps. [num_steps]
         same_class: Fraction of the top proponents that show the generated image's digit, per step. [num_steps]
         chance: Fraction of all training images that do, averaged over the generated images.
+        decisions: When each image's digit is decided. [num_images]
+        p_value: Of Fisher's exact test that proponents show the digit more often inside the intervals than before.
         seconds: How long each part took.
     """
 
     timesteps: list[int]
     same_class: list[float]
     chance: float
+    decisions: list[Decision]
+    p_value: float
     seconds: dict[str, float]
 
 
@@ -60,7 +97,7 @@ def run_demo(
         progress: Show progress bars.
 
     Returns:
-        How often proponents share the generated image's class, and the time each part took.
+        How often proponents share the generated image's class, when it is decided, and the time each part took.
     """
     out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -87,13 +124,36 @@ def run_demo(
     )
     clock.lap("featurize")
 
-    steps = [int(trajectory.timesteps[int(fraction * _SAMPLER_STEPS)]) for fraction in _SCORED]
-    scores = score(features, trajectory, steps=steps, seed=seed, progress=progress)
+    shown = [int(trajectory.timesteps[int(fraction * _SAMPLER_STEPS)]) for fraction in _SHOWN]
+    steps = sorted({*shown, int(trajectory.timesteps[0]), *trajectory.timesteps[1::2].tolist()}, reverse=True)
+    every = score(features, trajectory, steps=steps, seed=seed, progress=progress)
+    rows = [steps.index(t) for t in shown]
+    scores = replace(every, values=every.values[:, rows], timesteps=every.timesteps[rows])
     scores.save(out / "scores.safetensors")
     clock.lap("score")
 
     labels = knn_labels(trajectory.images, dataset)
+    decisions = []
+    for query in tqdm(range(num_images), unit="image", desc="transitions", disable=not progress):
+        digit = int(labels[query])
+        found = transitions(
+            denoiser,
+            trajectory,
+            _shows(digit, dataset),
+            query=query,
+            completions=_COMPLETIONS,
+            num_inference_steps=_COMPLETION_STEPS,
+            seed=seed,
+            progress=False,
+        )
+        found.save(out / f"transition-{query}.safetensors")
+        decisions.append(_decide(found, every, query, digit, dataset))
+    clock.lap("transitions")
+
     same_class, chance = _same_class(scores, labels, dataset)
+    decided = [decision for decision in decisions if decision.interval is not None]
+    counts = (sum(decision.inside for decision in decided), sum(decision.before for decision in decided))
+    p_value = chance_of_more(counts, (_TOP * len(decided),) * 2)
     notes = [
         f"Model: a DDPM with {sum(p.numel() for p in unet.parameters()):,} parameters, trained for {train_steps:,} "
         f"steps on {len(dataset):,} handwritten digits (scikit-learn).",
@@ -105,8 +165,8 @@ def run_demo(
     write_report(out / "report.html", trajectory, scores, dataset, notes=notes, labels=captions, query_captions=looks)
     write_png(out / "report.png", trajectory, scores, dataset, query=0, labels=captions, query_captions=looks)
     clock.lap("report")
-    result = DemoResult(steps, same_class, chance, seconds)
-    (out / "result.json").write_text(json.dumps(result.__dict__, indent=2) + "\n")
+    result = DemoResult(shown, same_class, chance, decisions, p_value, seconds)
+    (out / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
@@ -116,6 +176,26 @@ def _same_class(scores: Scores, labels: Tensor, dataset: DigitsDataset) -> tuple
     shared = (proponents == labels[:, None, None]).float().mean((0, 2))
     chance = (dataset.labels[None] == labels[:, None]).float().mean()
     return shared.tolist(), float(chance)
+
+
+def _shows(digit: int, dataset: DigitsDataset) -> Callable[[Tensor], Tensor]:
+    """A classifier of images: whether they show a digit."""
+    return lambda images: knn_labels(images, dataset) == digit
+
+
+def _decide(found: Transition, scores: Scores, query: int, digit: int, dataset: DigitsDataset) -> Decision:
+    """Compare the proponents of one image inside its transition with those before it."""
+    lower, upper = found.band
+    curve = (found.timesteps.tolist(), found.likelihood.tolist(), lower.tolist(), upper.tolist())
+    if not found.found:
+        return Decision(digit, None, *curve)
+    first, end = found.interval
+    counts = []
+    for chosen in ((first <= scores.timesteps) & (scores.timesteps < end), scores.timesteps >= end):
+        average = scores.values[query, chosen].mean(0)  # the score of an interval is the mean over its steps
+        top = torch.tensor(scores.train_ids)[average.topk(_TOP).indices]
+        counts.append(int((dataset.labels[top] == digit).sum()))
+    return Decision(digit, (first, end), *curve, *counts)
 
 
 class _Clock:
@@ -134,11 +214,32 @@ class _Clock:
 
 def format_result(result: DemoResult) -> str:
     """Return the demo's findings as a small table."""
-    lines = [
-        f"How often the top {_TOP} proponents show the generated image's digit (k-nearest-neighbour label in pixels):",
-        "  step      " + "".join(f"{t:>7d}" for t in result.timesteps),
-        "  same digit" + "".join(f"{value:>7.0%}" for value in result.same_class),
-        f"  chance    {result.chance:>7.0%}",
-        "Seconds: " + ", ".join(f"{part} {value:.0f}" for part, value in result.seconds.items()),
-    ]
-    return "\n".join(lines)
+    decided = [decision for decision in result.decisions if decision.interval is not None]
+    total = _TOP * len(decided)
+    inside, before = sum(d.inside for d in decided), sum(d.before for d in decided)
+    more = sum(d.inside > d.before for d in decided)
+    return "\n".join(
+        [
+            f"How often the top {_TOP} proponents show the generated image's digit (its nearest neighbours' label):",
+            "  step      " + "".join(f"{t:>7d}" for t in result.timesteps),
+            "  same digit" + "".join(f"{value:>7.0%}" for value in result.same_class),
+            f"  chance    {result.chance:>7.0%}",
+            "",
+            f"When the digit is decided: fraction of {_COMPLETIONS} completions that show it (95 % band), by timestep",
+            *(line for decision in result.decisions for line in _format_decision(decision)),
+            "",
+            f"Proponents with the digit, over the {len(decided)} images whose digit is decided in an interval:",
+            f"  inside the interval {inside} of {total}, over the steps before it {before} of {total}; more inside for "
+            f"{more} images",
+            f"  Fisher's exact test, one-sided, as if proponents were independent: p = {result.p_value:.2g}",
+            "",
+            "Seconds: " + ", ".join(f"{part} {value:.0f}" for part, value in result.seconds.items()),
+        ]
+    )
+
+
+def _format_decision(decision: Decision) -> list[str]:
+    interval = "no rise found" if decision.interval is None else "{} to {}".format(*decision.interval)
+    points = zip(decision.timesteps, decision.likelihood, decision.lower, decision.upper, strict=True)
+    curve = "  ".join(f"{t}: {p:.0%} ({lower:.0%}-{upper:.0%})" for t, p, lower, upper in points)
+    return [f"  a {decision.digit}: {interval}", f"      {curve}"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from journey import ops
 from journey.fingerprint import fingerprint_tensors
+from journey.intervals import Interval, check_interval
 from journey.keys import derive_key, to_signed
 
 _STREAM_TIMESTEP = 6  # csrc/common/philox.h
@@ -41,9 +42,30 @@ class Draws(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the draws, as JSON values."""
 
-    def weights(self, num_train_timesteps: int) -> Tensor:
-        """Return each bin's share of the timesteps, float64, summing to one. [bins]"""
-        edges = _edges(self.bins, num_train_timesteps)
+    def edges(self, num_train_timesteps: int) -> Tensor:
+        """Return the timesteps at which bins begin and end: bin b is [edges[b], edges[b + 1]), int64. [bins + 1]"""
+        return torch.arange(self.bins + 1) * num_train_timesteps // self.bins
+
+    def weights(self, num_train_timesteps: int, interval: Interval | None = None) -> Tensor:
+        """Return the weight with which each bin's feature enters a sum over timesteps, float64. [bins]
+
+        The weight is the share of *all* timesteps that lies both in the bin and in the interval. So the weights of the
+        whole range sum to one, those of intervals that cut it in pieces add up to them, and a bin that lies in the
+        interval in part enters by the share of its timesteps, as if its feature were constant within it.
+
+        Args:
+            num_train_timesteps: Timesteps of the schedule.
+            interval: Timesteps (t0, t1), t1 excluded; the whole range by default.
+
+        Returns:
+            The weights.
+
+        Raises:
+            ValueError: If the interval is empty or leaves the range.
+        """
+        first, end = (0, num_train_timesteps) if interval is None else interval
+        check_interval("interval", (first, end), num_train_timesteps)
+        edges = self.edges(num_train_timesteps).clamp(first, end)
         return (edges[1:] - edges[:-1]).double() / num_train_timesteps
 
 
@@ -79,7 +101,7 @@ class _KeyedDraws(Draws):
             raise ValueError(
                 f"bins must be at most the {num_train_timesteps} timesteps of the schedule, got {self.bins}"
             )
-        edges = _edges(self.bins, num_train_timesteps)
+        edges = self.edges(num_train_timesteps)
         low, width = edges[:-1].view(1, -1, 1), (edges[1:] - edges[:-1]).view(1, -1, 1)
         independent = (self.num_draws + 1) // 2 if self.antithetic else self.num_draws
         position = self._positions(ids, independent)  # in [0, 1)
@@ -113,6 +135,10 @@ class _KeyedDraws(Draws):
 @dataclass(frozen=True)
 class StratifiedDraws(_KeyedDraws):
     """One uniform timestep in each of as many strata as there are independent draws: the default.
+
+    The default is one bin of 8 draws: what whole-range scores need. To restrict scores to a train interval, or to see
+    which timesteps of training matter, use ``StratifiedDraws(num_draws=2, bins=10)``: one antithetic pair in each
+    tenth of the range, 2.5 times the computation and 10 times the storage.
 
     Args:
         num_draws: Draws per sample and bin.
@@ -262,8 +288,3 @@ def query_noise(
 
 def _keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
     return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64)
-
-
-def _edges(bins: int, num_train_timesteps: int) -> Tensor:
-    """Timesteps at which bins begin and end, int64. [bins + 1]"""
-    return torch.arange(bins + 1) * num_train_timesteps // bins

@@ -62,6 +62,7 @@ class Featurizer:
         noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
         *,
         condition: Condition | None = None,
+        mask: Tensor | None = None,  # [num_samples, 1, H, W]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -76,6 +77,8 @@ class Featurizer:
             timesteps: int64. [num_samples, bins, num_draws]
             noise: float32. [num_samples, bins, num_draws, C, H, W]
             condition: What the network is told, one row per sample, or one per sample, bin and draw in this order.
+            mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
+                whole image. [num_samples, 1, H, W]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -98,15 +101,17 @@ class Featurizer:
         x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
         times = timesteps.reshape(-1).to(device)
         epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
+        masks = None if mask is None else mask.to(device).repeat_interleave(bins * num_draws, 0)
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
 
         def values(rows: slice) -> Tensor:
+            part = None if masks is None else masks[rows]
             given = None if told is None else told.select(rows)
             prediction = self.denoiser.predict(x_t[rows], times[rows], given)
             return self.measurement(
-                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows])
+                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
 
         features = torch.zeros(num_samples * bins, self.features_dim, device=device)

@@ -1,11 +1,12 @@
 """What is differentiated: one number per row of a batch, from the denoiser's prediction.
 
 A measurement is a small class: ``__call__`` maps a ``Prediction`` to one value per row, differentiably, and
-``fingerprint`` tells what distinguishes it from another. For example::
+``fingerprint`` tells what distinguishes it from another. One that is a mean over pixels says what each pixel gives, and
+can then be restricted to a region of the image. For example::
 
-    class MeanOutput(Measurement):
-        def __call__(self, p: Prediction) -> Tensor:
-            return p.prediction.flatten(1).mean(1)
+    class MeanOutput(PixelMeasurement):
+        def pixels(self, p: Prediction) -> Tensor:
+            return p.prediction
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Prediction:
         x_t: The noised images, the network's input. [num_rows, C, H, W]
         noise: The noise in them. [num_rows, C, H, W]
         timesteps: int64. [num_rows]
+        mask: The weight of each pixel in [0, 1], float32; None is one everywhere. [num_rows, 1, H, W]
     """
 
     prediction: Tensor
@@ -36,6 +38,7 @@ class Prediction:
     x_t: Tensor
     noise: Tensor
     timesteps: Tensor
+    mask: Tensor | None = None
 
 
 class Measurement(ABC):
@@ -51,7 +54,25 @@ class Measurement(ABC):
         return {"kind": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
 
-class TrainingLoss(Measurement):
+class PixelMeasurement(Measurement):
+    """A mean over pixels, which a mask restricts to a region.
+
+    The mean is always over *all* pixels, masked ones as zeros, so that a region and its complement add up to the whole:
+
+    ``f(mask) + f(1 - mask) = f(1)``
+    """
+
+    @abstractmethod
+    def pixels(self, p: Prediction) -> Tensor:
+        """Return what each pixel gives, differentiable with respect to ``p.prediction``. [num_rows, C, H, W]"""
+
+    def __call__(self, p: Prediction) -> Tensor:
+        """Return the masked mean of each row. [num_rows]"""
+        pixels = self.pixels(p)
+        return (pixels if p.mask is None else pixels * p.mask).flatten(1).mean(1)
+
+
+class TrainingLoss(PixelMeasurement):
     """The denoising loss ``mean((target - prediction)**2)`` over the pixels of a row: the default.
 
     Reference:
@@ -59,18 +80,18 @@ class TrainingLoss(Measurement):
         Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, Eq. 14.
     """
 
-    def __call__(self, p: Prediction) -> Tensor:
-        """Return the loss of each row. [num_rows]"""
-        return (p.target - p.prediction).square().flatten(1).mean(1)
+    def pixels(self, p: Prediction) -> Tensor:
+        """Return the squared error of each pixel. [num_rows, C, H, W]"""
+        return (p.target - p.prediction).square()
 
 
-class SquaredNorm(Measurement):
+class SquaredNorm(PixelMeasurement):
     """The mean square of the prediction, ``mean(prediction**2)``: the measurement of D-TRAK.
 
     Reference:
         Zheng et al., "Intriguing Properties of Data Attribution on Diffusion Models", ICLR 2024, section 4.
     """
 
-    def __call__(self, p: Prediction) -> Tensor:
-        """Return the mean square of each row. [num_rows]"""
-        return p.prediction.square().flatten(1).mean(1)
+    def pixels(self, p: Prediction) -> Tensor:
+        """Return the square of each pixel. [num_rows, C, H, W]"""
+        return p.prediction.square()

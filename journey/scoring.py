@@ -11,16 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from journey.checkpoints import loaded
-from journey.draws import query_noise
 from journey.features import Features
+from journey.intervals import Interval, check_interval
+from journey.queries import plan_queries
+from journey.regions import Region
 from journey.solve import Spectrum, decompose
 from journey.trajectory import Trajectory
-
-# Rows (queries x draws) that go through the denoiser at once.
-_ROWS_PER_BATCH = 64
 
 
 class Ranked(NamedTuple):
@@ -53,15 +50,21 @@ class Scores:
 
     Attributes:
         values: float32. [num_queries, num_steps, num_train]
-        timesteps: int64. [num_steps]
+        timesteps: int64; the middle one of an averaged interval. [num_steps]
         train_ids: Dataset index of each column.
         damping: The relative damping that was used, averaged over checkpoints.
+        interval: Timesteps of the generation that were averaged into one score, if they were.
+        train_interval: Timesteps of the training images' draws that were counted; None is all.
+        region: Weight of each pixel of the generated images, float32; None is one everywhere. [num_queries, H, W]
     """
 
     values: Tensor
     timesteps: Tensor
     train_ids: list[int]
     damping: float
+    interval: Interval | None = None
+    train_interval: Interval | None = None
+    region: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
@@ -102,6 +105,11 @@ class Scores:
             # Not metadata: safetensors writes several entries of that in an order that changes from run to run.
             "damping": torch.tensor(self.damping, dtype=torch.float64),
         }
+        for name in ("interval", "train_interval"):
+            if getattr(self, name) is not None:
+                tensors[name] = torch.tensor(getattr(self, name))
+        if self.region is not None:
+            tensors["region"] = self.region.contiguous()
         save_file(tensors, path, metadata={"kind": "scores"})
 
     @staticmethod
@@ -120,9 +128,23 @@ class Scores:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("kind") != "scores":
                 raise ValueError(f"{os.fspath(path)} holds no saved scores")
-            saved = {name: file.get_tensor(name) for name in ("values", "timesteps", "train_ids", "damping")}
-        ids = saved["train_ids"].tolist()
-        return Scores(saved["values"], saved["timesteps"], ids, saved["damping"].item())
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 safe_open is no mapping
+        return Scores(
+            saved["values"],
+            saved["timesteps"],
+            saved["train_ids"].tolist(),
+            saved["damping"].item(),
+            _interval(saved, "interval"),
+            _interval(saved, "train_interval"),
+            saved.get("region"),
+        )
+
+
+def _interval(saved: dict[str, Tensor], name: str) -> Interval | None:
+    if name not in saved:
+        return None
+    first, end = saved[name].tolist()
+    return first, end
 
 
 def score(
@@ -130,6 +152,11 @@ def score(
     trajectory: Trajectory,
     *,
     steps: Sequence[int] | None = None,
+    interval: Interval | None = None,
+    train_interval: Interval | None = None,
+    region: Region | list[Region] | None = None,
+    completions: int = 0,
+    num_inference_steps: int | None = None,
     damping: float | Literal["auto"] = "auto",
     num_draws: int = 16,
     seed: int = 0,
@@ -140,13 +167,26 @@ def score(
 
     ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (gram + damping I)^-1 features[i]``
 
-    The query at step t is the image predicted there, noised again to t, measured as the training images were and
-    averaged over ``num_draws`` noises.
+    The query at step t is the image predicted there, noised again to t, measured as the training images were, and
+    averaged over ``num_draws`` noises. The Gram matrix is always that of the whole range of timesteps.
 
     Args:
         features: The training images, from ``journey.featurize`` with the same model.
         trajectory: The generated images, from ``journey.record``.
-        steps: Timesteps among the recorded ones; all by default.
+        steps: Timesteps among the recorded ones, each scored by itself; all by default.
+        interval: Average the recorded steps in timesteps (t0, t1), t1 excluded, into one score instead;
+            ``(0, num_train_timesteps)`` is the whole generation.
+        train_interval: Count the training images' draws in timesteps (t0, t1) alone, as their part of the whole score:
+            intervals that cut the range in pieces have scores that add up to it. Bins that lie in it in part enter by
+            the share of their timesteps, so featurize with bins, such as ``StratifiedDraws(num_draws=2, bins=10)``.
+        region: Score a part of the generated images alone: a box (top, left, bottom, right) in pixels, a mask image or
+            a function, for all or one for each, see ``journey.regions.pixel_masks``. The scores of a region and of its
+            complement add up to those of the whole image.
+        completions: Measure so many images that the model completes from x_t, and average their features, instead of
+            the one predicted image: 0 is the published method; where a step leaves much open, the prediction is a blur
+            of what completions show one by one. Each costs as much as the prediction, and sampling it.
+        num_inference_steps: Steps of the completions' sampler, the trajectory's by default; fewer are faster, and must
+            visit the scored steps too.
         damping: Ridge as a fraction of the mean eigenvalue of the Gram matrix; ``"auto"`` chooses it for each
             checkpoint by generalised cross-validation on the training images.
         num_draws: Noises per query and step, in antithetic pairs.
@@ -160,6 +200,7 @@ def score(
 
     Raises:
         ValueError: If a step was not recorded, or an argument is out of range.
+        TypeError: If ``region`` is of an unknown form, or the features' measurement cannot be restricted to one.
         StoreMismatchError: If the model's weights are no longer those of the features.
         IncompleteStoreError: If features are missing.
         CorruptShardError: If a file of the store was damaged.
@@ -167,89 +208,93 @@ def score(
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023, section 3.
     """
-    recorded = trajectory.timesteps.tolist()
-    chosen = recorded if steps is None else [int(t) for t in steps]
-    unknown = [t for t in chosen if t not in recorded]
-    if unknown or not chosen:
-        raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown or 'none'}")
-    if damping != "auto" and not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
-        raise ValueError(f'damping must be "auto" or a number >= 0, got {damping!r}')
-    shape = tuple(trajectory.images.shape[1:])
-    if noise is not None:
-        expected = (trajectory.num_queries, len(chosen), noise.shape[2] if noise.dim() > 2 else 0, *shape)
-        if tuple(noise.shape) != expected or expected[2] == 0:
-            raise ValueError(
-                f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, "
-                f"got {list(noise.shape)}"
-            )
-    elif num_draws < 1:
-        raise ValueError(f"num_draws must be positive, got {num_draws}")
-    features.check_model()
-
-    store, network = features.store, features.featurizer.denoiser.network
+    check_damping(damping)
+    num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
+    if train_interval is not None:
+        check_interval("train_interval", train_interval, num_train_timesteps)
+    weights = features.draws.weights(num_train_timesteps, train_interval)
+    queries = plan_queries(
+        features,
+        trajectory,
+        steps=steps,
+        interval=interval,
+        region=region,
+        num_draws=num_draws,
+        seed=seed,
+        noise=noise,
+        completions=completions,
+        num_inference_steps=num_inference_steps,
+    )
+    store = features.store
     total, dampings = None, []
     for name, checkpoint in zip(store.manifest.checkpoints, features.checkpoints, strict=True):
-        spectrum = _decompose(features, name)
-        used = _choose_damping(features, name, spectrum) if damping == "auto" else float(damping)
-        spectrum.check(used)
-        with loaded(network, checkpoint):
-            query = _query_features(features, trajectory, chosen, num_draws, seed, noise, progress)
-        scores = spectrum.scores(query.flatten(0, 1), used).view(*query.shape[:2], -1)
+        spectrum, used = solved(features, name, damping)
+        query = queries.measure(features, checkpoint, progress)
+        rows = query.flatten(0, 1)
+        if train_interval is None:
+            scores = spectrum.scores(rows, used)
+        else:
+            blocks = weighted_rows(features, name, weights)
+            scores = torch.cat([spectrum.precondition(rows, used) @ block.double().T for block in blocks], 1)
+        scores = scores.view(*query.shape[:2], -1)
         total = scores if total is None else total + scores
         dampings.append(used)
     assert total is not None
-    values = (total / len(dampings)).float().cpu()
-    ids = torch.cat([shard.ids for shard in store.iter_shards(store.manifest.checkpoints[0])]).tolist()
-    return Scores(values, torch.tensor(chosen), ids, sum(dampings) / len(dampings))
+    return Scores(
+        (total / len(dampings)).float().cpu(),
+        torch.tensor(queries.timesteps),
+        train_ids(features),
+        sum(dampings) / len(dampings),
+        interval,
+        train_interval,
+        queries.masks,
+    )
 
 
-def _whole_range(features: Features, name: str) -> Iterator[Tensor]:
-    """Features over the whole range of timesteps, shard by shard, on the model's device. [num_rows, proj_dim]"""
-    denoiser = features.featurizer.denoiser
-    weights = features.draws.weights(denoiser.num_train_timesteps).float()
+def check_damping(damping: float | Literal["auto"]) -> None:
+    """Refuse a damping that is neither ``"auto"`` nor a number >= 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if damping != "auto" and not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
+        raise ValueError(f'damping must be "auto" or a number >= 0, got {damping!r}')
+
+
+def train_ids(features: Features) -> list[int]:
+    """Return the dataset index of each row of the features."""
+    store = features.store
+    ids: list[int] = torch.cat([shard.ids for shard in store.iter_shards(store.manifest.checkpoints[0])]).tolist()
+    return ids
+
+
+def weighted_rows(features: Features, name: str, weights: Tensor) -> Iterator[Tensor]:
+    """Yield a checkpoint's features summed over bins, shard by shard, on the model's device. Each [num_rows, proj_dim]
+
+    Args:
+        features: The training images.
+        name: Which checkpoint, as the store names it.
+        weights: Weight of each bin. [bins]
+    """
     for shard in features.store.iter_shards(name):
-        yield torch.einsum("nbk,b->nk", shard.features, weights).to(denoiser.device)
+        rows = torch.einsum("nbk,b->nk", shard.features, weights.float())
+        yield rows.to(features.featurizer.denoiser.device)
 
 
-def _decompose(features: Features, name: str) -> Spectrum:
-    return decompose(lambda: _whole_range(features, name), features.num_samples, features.featurizer.features_dim)
+def solved(features: Features, name: str, damping: float | Literal["auto"]) -> tuple[Spectrum, float]:
+    """Decompose a checkpoint's whole-range features and settle the damping, with its warnings.
 
-
-def _choose_damping(features: Features, name: str, spectrum: Spectrum) -> float:
+    Returns:
+        The spectrum and the relative damping.
+    """
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
+    size = (features.num_samples, features.featurizer.features_dim)
+    spectrum = decompose(lambda: weighted_rows(features, name, weights), *size)
+    used = float(damping) if damping != "auto" else _choose_damping(features, name, spectrum, weights)
+    spectrum.check(used)
+    return spectrum, used
+
+
+def _choose_damping(features: Features, name: str, spectrum: Spectrum, weights: Tensor) -> float:
     values = torch.cat([shard.values.double() @ weights for shard in features.store.iter_shards(name)])
     return spectrum.choose_damping(values)
-
-
-def _query_features(
-    features: Features,
-    trajectory: Trajectory,
-    steps: list[int],
-    num_draws: int,
-    seed: int,
-    noise: Tensor | None,
-    progress: bool,
-) -> Tensor:
-    """Measure the predicted images, noised again to their own step. [num_queries, num_steps, proj_dim]"""
-    device = features.featurizer.denoiser.device
-    recorded = trajectory.timesteps.tolist()
-    num_draws = num_draws if noise is None else noise.shape[2]
-    batch = max(1, _ROWS_PER_BATCH // num_draws)
-    shape = tuple(trajectory.images.shape[1:])
-    rows = []
-    with tqdm(total=len(steps) * trajectory.num_queries, unit="query", desc="score", disable=not progress) as bar:
-        for s, t in enumerate(steps):
-            images = trajectory.x0_hat[:, recorded.index(t)]
-            measured = []
-            for first in range(0, len(images), batch):
-                ids = list(range(first, min(first + batch, len(images))))
-                draws = query_noise(seed, ids, t, num_draws, shape, device) if noise is None else noise[ids, s]
-                timesteps = torch.full((len(ids), 1, num_draws), t)
-                condition = None if trajectory.condition is None else trajectory.condition.select(ids)
-                found, _ = features.featurizer.features(
-                    images[ids], timesteps, draws.unsqueeze(1), condition=condition, ids=ids
-                )
-                measured.append(found)
-                bar.update(len(ids))
-            rows.append(torch.cat(measured)[:, 0])
-    return torch.stack(rows, 1)

@@ -45,6 +45,12 @@ class Spectrum:
         """Mean eigenvalue, the unit of relative damping."""
         return self.eigenvalues.mean().item()
 
+    @property
+    def noise_floor(self) -> float:
+        """Eigenvalues below this are rounding: features are float32, their Gram matrix float64."""
+        size = max(len(self.left), len(self.right))
+        return torch.finfo(torch.float64).eps * size * self.eigenvalues[-1].item()
+
     def scores(self, query: Tensor, damping: float) -> Tensor:
         """Return ``query (gram + damping * mean_eigenvalue * I)^-1 Phi^T``.
 
@@ -60,6 +66,29 @@ class Spectrum:
         """
         coefficients = query.to(self.right) @ self.right
         return (coefficients * self._inverse(damping)) @ self.left.T
+
+    def precondition(self, query: Tensor, damping: float) -> Tensor:
+        """Return ``query (gram + damping * mean_eigenvalue * I)^-1``, to be multiplied with any features.
+
+        Features that are not rows of Phi, such as those of one bin of timesteps, also have a part outside the span of
+        Phi; there the damped Gram matrix is the ridge alone.
+
+        Args:
+            query: Features of the queries. [num_queries, proj_dim]
+            damping: Relative damping; 0 gives the pseudo-inverse.
+
+        Returns:
+            float64. [num_queries, proj_dim]
+        """
+        floor = self.noise_floor
+        # The dual's eigenvectors for eigenvalues that are rounding are rounding, too: they count as outside.
+        present = self.eigenvalues > floor
+        basis = self.right[:, present]
+        query = query.to(basis)
+        coefficients = query @ basis
+        inside = (coefficients * self._inverse(damping)[present]) @ basis.T
+        ridge = damping * self.mean_eigenvalue
+        return inside if ridge <= floor else inside + (query - coefficients @ basis.T) / ridge
 
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
@@ -91,7 +120,7 @@ class Spectrum:
         y = y - y.mean()
         n = len(y)
         # Coordinates of y in the features' left singular vectors; the rest of y is fitted by no damping.
-        present = self.eigenvalues > self._noise_floor()
+        present = self.eigenvalues > self.noise_floor
         z = (self.left[:, present].T @ y) / self.eigenvalues[present].sqrt()
         rest = (y @ y - z @ z).clamp(min=0)
         shrink = self.eigenvalues[present] / (
@@ -115,7 +144,7 @@ class Spectrum:
             raise ValueError(f'damping must be "auto" or a number >= 0, got {damping}')
         if self.mean_eigenvalue == 0:
             raise ValueError("all features are zero: there is nothing to score with")
-        floor = self._noise_floor()
+        floor = self.noise_floor
         if damping * self.mean_eigenvalue < floor and bool((self.eigenvalues <= floor).any()):
             warnings.warn(
                 f"damping {damping:g} is below the rounding noise of the features ({floor / self.mean_eigenvalue:.1e} "
@@ -130,14 +159,9 @@ class Spectrum:
                 stacklevel=3,
             )
 
-    def _noise_floor(self) -> float:
-        """Eigenvalues below this are rounding: features are float32, their Gram matrix float64."""
-        size = max(len(self.left), len(self.right))
-        return torch.finfo(torch.float64).eps * size * self.eigenvalues[-1].item()
-
     def _inverse(self, damping: float) -> Tensor:
         ridge = damping * self.mean_eigenvalue
-        floor = self._noise_floor()
+        floor = self.noise_floor
         keep = self.eigenvalues + ridge > floor
         return torch.where(keep, 1 / torch.where(keep, self.eigenvalues + ridge, 1.0), 0.0)
 

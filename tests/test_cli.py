@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from journey import Scores, Trajectory, __version__, demo
+from journey import Scores, Trajectory, __version__, demo, record
 from journey.cli import main
 from journey.digits import DigitsDataset, load_digits_dataset
 
@@ -140,3 +140,73 @@ def test_demo_writes_the_report_and_repeats_bitwise(tmp_path: Path, monkeypatch:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     result = json.loads((tmp_path / "first" / "result.json").read_text())
     assert len(result["same_class"]) == len(result["timesteps"])
+
+
+def test_score_takes_an_interval_a_train_interval_a_region_and_completions(
+    features: Path, model: Path, images: Path, tmp_path: Path
+) -> None:
+    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    numbers = ["--num-inference-steps", "5", "--query-draws", "2", "--out", str(tmp_path / "out")]
+    parts = ["--interval", "300", "900", "--train-interval", "0", "500", "--region", "1", "2", "5", "8"]
+    assert main([*arguments, *numbers, *parts, "--completions", "2"]) == 0
+    scores = Scores.load(tmp_path / "out" / "scores.safetensors")
+    assert (scores.interval, scores.train_interval, list(scores.values.shape)) == ((300, 900), (0, 500), [1, 1, 6])
+    assert scores.region is not None
+    assert scores.region.sum().item() == 24
+    assert main([*arguments, *numbers, "--steps", "600", "200"]) == 0
+    assert Scores.load(tmp_path / "out" / "scores.safetensors").timesteps.tolist() == [600, 200]
+
+
+def test_score_takes_a_mask_image(features: Path, model: Path, images: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 51).save(tmp_path / "mask.png")
+    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    numbers = ["--num-inference-steps", "2", "--query-draws", "1", "--out", str(tmp_path / "out")]
+    assert main([*arguments, *numbers, "--region", str(tmp_path / "mask.png")]) == 0
+    region = Scores.load(tmp_path / "out" / "scores.safetensors").region
+    assert region is not None
+    assert torch.equal(region, torch.full((1, 8, 8), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [(["1", "2", "3"], "region must be a box TOP LEFT BOTTOM RIGHT or the path"), (["nowhere.png"], "nowhere.png")],
+)
+def test_a_region_that_cannot_be_read_is_explained(
+    region: list[str],
+    message: str,
+    features: Path,
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    numbers = ["--num-inference-steps", "1", "--query-draws", "1", "--out", str(tmp_path / "out")]
+    assert main([*arguments, *numbers, "--region", *region]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_several_bins_share_the_draws_of_one(model: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(out), "--quiet"]
+    assert main([*arguments, "--proj-dim", "32", "--bins", "3"]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["bins"], manifest["fingerprints"]["draws"]["num_draws"]) == (3, 2)
+
+
+def test_inspect_prints_a_table_and_writes_json(
+    features: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(features), "--json", str(tmp_path / "health.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "6 training images, 64 features each" in printed
+    assert "effective rank" in printed
+    assert json.loads((tmp_path / "health.json").read_text())["scores"] is None
+    record((DDPMPipeline.from_pretrained(model).unet.eval(), DDPMScheduler()), num_inference_steps=2).save(
+        tmp_path / "trajectory"
+    )
+    arguments = ["inspect", str(features), "--model", str(model), "--query-draws", "4", "--quiet"]
+    assert main([*arguments, "--trajectory", str(tmp_path / "trajectory"), "--steps", "500"]) == 0
+    assert "standard errors" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert "model and trajectory must be given together" in capsys.readouterr().err

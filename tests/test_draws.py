@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -242,3 +243,18 @@ def test_fingerprints_differ_when_the_draws_do() -> None:
     assert (
         ExplicitDraws(timesteps, noise).fingerprint() == ExplicitDraws(timesteps.clone(), noise.clone()).fingerprint()
     )
+
+
+@given(st.integers(1, 12), st.integers(12, 1000), st.data())
+def test_weights_of_intervals_count_timesteps_and_add_up(
+    bins: int, num_train_timesteps: int, data: st.DataObject
+) -> None:
+    draws = StratifiedDraws(num_draws=2, bins=bins)
+    cuts = data.draw(st.lists(st.integers(1, num_train_timesteps - 1), max_size=3, unique=True).map(sorted))
+    edges = [0, *cuts, num_train_timesteps]
+    parts = [draws.weights(num_train_timesteps, interval) for interval in itertools.pairwise(edges)]
+    bin_of = torch.bucketize(torch.arange(num_train_timesteps), draws.edges(num_train_timesteps)[1:], right=True)
+    for (first, end), weights in zip(itertools.pairwise(edges), parts, strict=True):
+        counts = torch.bincount(bin_of[first:end], minlength=bins).double()
+        torch.testing.assert_close(weights, counts / num_train_timesteps)
+    torch.testing.assert_close(sum(parts), draws.weights(num_train_timesteps))

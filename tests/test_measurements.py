@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from cases import randn
 from torch import Tensor
 
-from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
+from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 
 
 def make_prediction(num_rows: int = 4) -> Prediction:
@@ -40,6 +40,16 @@ def test_a_value_depends_on_its_own_row_alone_and_can_be_differentiated(measurem
     (grad,) = torch.autograd.grad(values[2], prediction)
     assert grad[2].abs().min() > 0
     assert not grad[[0, 1, 3]].any()
+
+
+@pytest.mark.parametrize("measurement", [TrainingLoss(), SquaredNorm()])
+def test_a_mask_leaves_the_mean_over_all_pixels_so_that_complements_add_up(measurement: PixelMeasurement) -> None:
+    p = make_prediction()
+    mask = torch.rand(4, 1, 3, 5, generator=torch.Generator().manual_seed(0))
+    part, rest = measurement(replace(p, mask=mask)), measurement(replace(p, mask=1 - mask))
+    expected = (mask * measurement.pixels(p)).sum((1, 2, 3)) / 30
+    torch.testing.assert_close(part, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(part + rest, measurement(p), rtol=1e-6, atol=0)
 
 
 @dataclass(frozen=True)

@@ -11,62 +11,29 @@ import numpy as np
 import pytest
 import torch
 from cases import randn
-from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images, make_scheduler
+from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images
 from safetensors.torch import save_file
+from score_runs import (
+    NUM_DRAWS,
+    NUM_QUERIES,
+    NUM_STEPS,
+    NUM_TRAIN,
+    SCHEDULER,
+    STEPS,
+    assert_near,
+    featurize,
+    make_explicit,
+    make_noise,
+    make_trajectory,
+    mean_gradient,
+    score,
+)
 from torch import Tensor, nn
 
 import journey
-from journey import CountSketch, ExplicitDraws, Identity, Scores, StratifiedDraws, Trajectory
+from journey import CountSketch, ExplicitDraws, Scores, StratifiedDraws, Trajectory
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
 from journey.store import FeatureStore
-
-# All different, so that no two axes can be swapped unnoticed.
-NUM_QUERIES, NUM_STEPS, NUM_DRAWS, NUM_TRAIN = 2, 3, 4, 5
-STEPS = [80, 40, 10]
-SCHEDULER = make_scheduler()
-
-
-def make_trajectory(seed: int = 20) -> Trajectory:
-    """Recorded steps that no model made: every latent and every prediction is another image."""
-    x_t, x0_hat = (randn(NUM_QUERIES, NUM_STEPS, *IMAGE, seed=seed + i) for i in range(2))
-    return Trajectory(
-        torch.tensor(STEPS), x_t, torch.tanh(x0_hat), torch.tanh(randn(NUM_QUERIES, *IMAGE, seed=seed + 2))
-    )
-
-
-def make_noise(num_steps: int = NUM_STEPS) -> Tensor:
-    """The caller's noise for queries. [num_queries, num_steps, num_draws, *IMAGE]."""
-    return randn(NUM_QUERIES, num_steps, NUM_DRAWS, *IMAGE, seed=30)
-
-
-def make_explicit() -> tuple[Tensor, Tensor]:
-    """Timesteps and noise of the training images. [num_train, num_draws], [num_train, num_draws, *IMAGE]."""
-    generator = torch.Generator().manual_seed(1)
-    timesteps = torch.randint(0, 100, (NUM_TRAIN, NUM_DRAWS), generator=generator)
-    return timesteps, randn(NUM_TRAIN, NUM_DRAWS, *IMAGE, seed=40)
-
-
-def featurize(out: Path, network: nn.Module | None = None, **options: Any) -> journey.Features:
-    """Exact gradients of five images with explicit draws, unless told otherwise."""
-    model = (SmallDenoiser() if network is None else network, SCHEDULER)
-    dataset = Images(make_images(NUM_TRAIN))
-    defaults = {"projector": Identity(), "draws": ExplicitDraws(*make_explicit()), "shard_size": 2, "progress": False}
-    defaults |= {"dataset": dataset} | options
-    return journey.featurize(model, defaults.pop("dataset"), out, **defaults)
-
-
-def score(features: journey.Features, trajectory: Trajectory | None = None, **options: Any) -> Scores:
-    """Score quietly with the noise of ``make_noise``, unless told otherwise."""
-    defaults = {"damping": 0.1, "noise": make_noise(), "progress": False}
-    return journey.score(features, make_trajectory() if trajectory is None else trajectory, **{**defaults, **options})
-
-
-def mean_gradient(network: nn.Module, image: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-    """Gradient of the training loss, mean over draws, by autograd and diffusers alone, in float64. [grad_dim]."""
-    network = copy.deepcopy(network).double()
-    x_t = SCHEDULER.add_noise(image.double().expand(len(times), *IMAGE), noise.double(), times)
-    loss = torch.nn.functional.mse_loss(network(x_t, times), noise.double())
-    return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
 
 
 def explicit_scores(network: nn.Module, damping: float, steps: list[int] = STEPS) -> np.ndarray:
@@ -84,13 +51,6 @@ def explicit_scores(network: nn.Module, damping: float, steps: list[int] = STEPS
             query = mean_gradient(network, image, torch.full((NUM_DRAWS,), t), query_noise[q, s])
             scores[q, s] = query.numpy() @ inverse @ phi.T
     return scores
-
-
-def assert_near(found: Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
-    """Every entry within a fraction of the largest."""
-    assert tuple(found.shape) == expected.shape
-    error = np.abs(found.numpy() - expected).max() / np.abs(expected).max()
-    assert error <= tolerance, f"scores are off by {error:.1e} of the largest"
 
 
 # With 5 samples and 193 parameters, the smallest damping is as good as none.
@@ -251,7 +211,7 @@ def test_keyed_noise_gives_the_same_scores_for_any_other_queries_and_steps(tmp_p
 def test_more_rows_than_a_batch_holds_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = featurize(tmp_path / "f")
     expected = score(features)
-    monkeypatch.setattr("journey.scoring._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
+    monkeypatch.setattr("journey.queries._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
     assert_near(score(features).values, expected.values.numpy(), 1e-5)
 
 
@@ -298,11 +258,15 @@ def test_more_images_than_there_are_cannot_be_ranked(k: int) -> None:
 
 def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
     saved = Scores(randn(2, 3, 5), torch.tensor(STEPS), [4, 0, 9, 1, 2], 1 / 3)
-    saved.save(tmp_path / "scores.safetensors")
-    found = Scores.load(tmp_path / "scores.safetensors")
-    assert torch.equal(found.values, saved.values)
-    assert torch.equal(found.timesteps, saved.timesteps)
-    assert (found.train_ids, found.damping) == (saved.train_ids, saved.damping)
+    parts = replace(saved, interval=(10, 60), train_interval=(0, 50), region=randn(2, 8, 8, seed=1))
+    for scores in (saved, parts):
+        scores.save(tmp_path / "scores.safetensors")
+        found = Scores.load(tmp_path / "scores.safetensors")
+        assert torch.equal(found.values, scores.values)
+        assert torch.equal(found.timesteps, scores.timesteps)
+        assert (found.train_ids, found.damping) == (scores.train_ids, scores.damping)
+        assert (found.interval, found.train_interval) == (scores.interval, scores.train_interval)
+        assert found.region is scores.region or torch.equal(found.region, scores.region)
 
 
 def test_a_file_that_holds_no_scores_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""``journey featurize``: measure every image of a folder."""
+
+from __future__ import annotations
+
+import argparse
+from os import environ
+from pathlib import Path
+
+from journey.commands.common import Commands, add_command, add_model, add_running
+from journey.denoiser import as_denoiser
+from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
+from journey.featurize import featurize
+from journey.measurements import Measurement, SquaredNorm, TrainingLoss
+from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
+
+EXAMPLES = """
+journey featurize --model ./ddpm-cifar10 --data ./images --out features
+journey featurize --model ./ddpm-cifar10 --data ./images --out features-by-time --bins 10
+"""
+
+_MEASUREMENTS: dict[str, type[Measurement]] = {"loss": TrainingLoss, "squared-norm": SquaredNorm}
+_DRAWS: dict[str, type[StratifiedDraws] | type[UniformDraws] | type[GridDraws]] = {
+    "stratified": StratifiedDraws,
+    "uniform": UniformDraws,
+    "grid": GridDraws,
+}
+_PROJECTORS: dict[str, type[CountSketch] | type[Rademacher] | type[Gaussian]] = {
+    "count-sketch": CountSketch,
+    "rademacher": Rademacher,
+    "gaussian": Gaussian,
+}
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    text = "measure every image of a folder and store its projected gradient"
+    parser = add_command(commands, "featurize", text, EXAMPLES, _run)
+    add_model(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
+    parser.add_argument("--batch-size", type=int, help="images per batch (default: 64 rows with their draws)")
+    parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
+    parser.add_argument("--measurement", choices=_MEASUREMENTS, default="loss", help="what is differentiated")
+    parser.add_argument("--draws", choices=_DRAWS, default="stratified", help="how timesteps are chosen")
+    parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 8, with several bins 2)")
+    parser.add_argument(
+        "--bins",
+        type=int,
+        default=1,
+        help="ranges of timesteps with a feature each (default 1; 10 for train intervals)",
+    )
+    parser.add_argument("--projector", choices=_PROJECTORS, default="count-sketch", help="how gradients are projected")
+    parser.add_argument("--proj-dim", type=int, default=4096, help="features per image and bin (default 4096)")
+    add_running(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    denoiser = as_denoiser(options.model)
+    denoiser.network.to(options.device)
+    num_draws = options.num_draws if options.num_draws is not None else 8 if options.bins == 1 else 2
+    draws: Draws = _DRAWS[options.draws](num_draws=num_draws, bins=options.bins, seed=options.seed)
+    projector: Projector = _PROJECTORS[options.projector](options.proj_dim, seed=options.seed)
+    featurize(
+        denoiser,
+        options.data,
+        options.out,
+        measurement=_MEASUREMENTS[options.measurement](),
+        draws=draws,
+        projector=projector,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        rank=int(environ.get("RANK", 0)),
+        world_size=int(environ.get("WORLD_SIZE", 1)),
+        progress=not options.quiet,
+    )
