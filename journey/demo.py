@@ -225,7 +225,7 @@ def format_result(result: DemoResult) -> str:
             "  same digit" + "".join(f"{value:>7.0%}" for value in result.same_class),
             f"  chance    {result.chance:>7.0%}",
             "",
-            f"When the digit is decided: fraction of {_COMPLETIONS} completions that show it (95 % band), by timestep",
+            f"When the digit is decided: fraction of {_COMPLETIONS} completions from each step that show it, 95 % band",
             *(line for decision in result.decisions for line in _format_decision(decision)),
             "",
             f"Proponents with the digit, over the {len(decided)} images whose digit is decided in an interval:",
@@ -239,7 +239,11 @@ def format_result(result: DemoResult) -> str:
 
 
 def _format_decision(decision: Decision) -> list[str]:
-    interval = "no rise found" if decision.interval is None else "{} to {}".format(*decision.interval)
-    points = zip(decision.timesteps, decision.likelihood, decision.lower, decision.upper, strict=True)
-    curve = "  ".join(f"{t}: {p:.0%} ({lower:.0%}-{upper:.0%})" for t, p, lower, upper in points)
-    return [f"  a {decision.digit}: {interval}", f"      {curve}"]
+    when = "no rise found" if decision.interval is None else f"{decision.interval[1] - 1} to {decision.interval[0]}"
+    bands = [f"{lower:.0%}-{upper:.0%}" for lower, upper in zip(decision.lower, decision.upper, strict=True)]
+    return [
+        f"  a {decision.digit}: {when}",
+        "    step     " + "".join(f"{t:>9d}" for t in decision.timesteps),
+        "    fraction " + "".join(f"{p:>9.0%}" for p in decision.likelihood),
+        "    band     " + "".join(f"{band:>9}" for band in bands),
+    ]

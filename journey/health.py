@@ -13,8 +13,7 @@ from torch import Tensor
 
 from journey.features import Features
 from journey.score_noise import ScoreNoise, measure_score_noise
-from journey.scoring import check_damping
-from journey.solve import Spectrum, decompose
+from journey.solve import Spectrum, check_damping, decompose
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory
 

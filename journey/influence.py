@@ -15,7 +15,8 @@ from torch import Tensor
 from journey.features import Features
 from journey.queries import plan_queries
 from journey.regions import Region
-from journey.scoring import check_damping, solved
+from journey.scoring import solved
+from journey.solve import check_damping
 from journey.trajectory import Trajectory
 
 _TENSORS = ("values", "edges", "timesteps", "train_ids")

@@ -16,7 +16,7 @@ from journey.features import Features
 from journey.intervals import Interval, check_interval
 from journey.queries import plan_queries
 from journey.regions import Region
-from journey.solve import Spectrum, decompose
+from journey.solve import Spectrum, check_damping, decompose
 from journey.trajectory import Trajectory
 
 
@@ -199,7 +199,8 @@ def score(
         Scores, without a unit: the gradients' unit cancels. Positive is a proponent.
 
     Raises:
-        ValueError: If a step was not recorded, or an argument is out of range.
+        ValueError: If a step was not recorded, an argument is out of range, or ``train_interval`` is given with
+            features in one bin.
         TypeError: If ``region`` is of an unknown form, or the features' measurement cannot be restricted to one.
         StoreMismatchError: If the model's weights are no longer those of the features.
         IncompleteStoreError: If features are missing.
@@ -212,6 +213,8 @@ def score(
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     if train_interval is not None:
         check_interval("train_interval", train_interval, num_train_timesteps)
+        if features.draws.bins == 1:
+            raise ValueError("train_interval needs features in several bins of timesteps, these have one")
     weights = features.draws.weights(num_train_timesteps, train_interval)
     queries = plan_queries(
         features,
@@ -234,8 +237,8 @@ def score(
         if train_interval is None:
             scores = spectrum.scores(rows, used)
         else:
-            blocks = weighted_rows(features, name, weights)
-            scores = torch.cat([spectrum.precondition(rows, used) @ block.double().T for block in blocks], 1)
+            solution = spectrum.precondition(rows, used)
+            scores = torch.cat([solution @ some.double().T for some in weighted_rows(features, name, weights)], 1)
         scores = scores.view(*query.shape[:2], -1)
         total = scores if total is None else total + scores
         dampings.append(used)
@@ -249,16 +252,6 @@ def score(
         train_interval,
         queries.masks,
     )
-
-
-def check_damping(damping: float | Literal["auto"]) -> None:
-    """Refuse a damping that is neither ``"auto"`` nor a number >= 0.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if damping != "auto" and not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
-        raise ValueError(f'damping must be "auto" or a number >= 0, got {damping!r}')
 
 
 def train_ids(features: Features) -> list[int]:

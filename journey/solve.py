@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -149,14 +150,14 @@ class Spectrum:
             warnings.warn(
                 f"damping {damping:g} is below the rounding noise of the features ({floor / self.mean_eigenvalue:.1e} "
                 "of the mean eigenvalue) and some eigenvalues are too; these directions are dropped",
-                stacklevel=3,
+                stacklevel=4,
             )
         rank = self.effective_rank(damping)
         if rank < 0.01 * len(self.eigenvalues):
             warnings.warn(
                 f"the damped features use only {rank:.1f} of {len(self.eigenvalues)} directions (effective rank); a "
                 "smaller damping would tell more samples apart",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _inverse(self, damping: float) -> Tensor:
@@ -197,3 +198,13 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int) -> Spectrum:
     eigenvalues, v = torch.linalg.eigh(gram, UPLO="U")
     left = torch.cat([block.double() @ v for block in blocks()])
     return Spectrum(eigenvalues.clamp(min=0), left, v)
+
+
+def check_damping(damping: float | Literal["auto"]) -> None:
+    """Refuse a damping that is neither ``"auto"`` nor a number >= 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if damping != "auto" and not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
+        raise ValueError(f'damping must be "auto" or a number >= 0, got {damping!r}')

@@ -136,16 +136,28 @@ def test_demo_writes_the_report_and_repeats_bitwise(tmp_path: Path, monkeypatch:
     arguments = ["demo", "--train-steps", "3", "--num-images", "2", "--num-draws", "2", "--quiet"]
     for name in ("first", "second"):
         assert main([*arguments, "--out", str(tmp_path / name)]) == 0
-    for name in ("report.html", "report.png", "scores.safetensors", "features/manifest.json"):
+    for name in (
+        "report.html",
+        "report.png",
+        "scores.safetensors",
+        "transition-1.safetensors",
+        "features/manifest.json",
+    ):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     result = json.loads((tmp_path / "first" / "result.json").read_text())
     assert len(result["same_class"]) == len(result["timesteps"])
+    assert [len(decision["likelihood"]) >= 6 for decision in result["decisions"]] == [True, True]
 
 
 def test_score_takes_an_interval_a_train_interval_a_region_and_completions(
-    features: Path, model: Path, images: Path, tmp_path: Path
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
-    arguments = ["score", "--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    common = ["--model", str(model), "--data", str(images), "--quiet"]
+    out = str(tmp_path / "features")
+    assert main(["featurize", *common, "--out", out, "--proj-dim", "64", "--bins", "3"]) == 0
+    manifest = json.loads((tmp_path / "features" / "manifest.json").read_text())
+    assert (manifest["bins"], manifest["fingerprints"]["draws"]["num_draws"]) == (3, 2), "bins share few draws"
+    arguments = ["score", *common, "--features", out]
     numbers = ["--num-inference-steps", "5", "--query-draws", "2", "--out", str(tmp_path / "out")]
     parts = ["--interval", "300", "900", "--train-interval", "0", "500", "--region", "1", "2", "5", "8"]
     assert main([*arguments, *numbers, *parts, "--completions", "2"]) == 0
@@ -184,14 +196,6 @@ def test_a_region_that_cannot_be_read_is_explained(
     numbers = ["--num-inference-steps", "1", "--query-draws", "1", "--out", str(tmp_path / "out")]
     assert main([*arguments, *numbers, "--region", *region]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_several_bins_share_the_draws_of_one(model: Path, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "features"
-    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(out), "--quiet"]
-    assert main([*arguments, "--proj-dim", "32", "--bins", "3"]) == 0
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["bins"], manifest["fingerprints"]["draws"]["num_draws"]) == (3, 2)
 
 
 def test_inspect_prints_a_table_and_writes_json(

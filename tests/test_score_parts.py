@@ -141,6 +141,7 @@ def test_a_measurement_without_pixels_has_no_regions(tmp_path: Path) -> None:
         ({"interval": (0, 101)}, "interval must be timesteps"),
         ({"interval": (0.5, 10)}, "interval must be timesteps"),
         ({"interval": (11, 40)}, r"interval must hold at least one of the recorded timesteps \[80, 40, 10\]"),
+        ({"train_interval": (0, 50)}, "train_interval needs features in several bins of timesteps, these have one"),
         ({"train_interval": (-1, 40)}, "train_interval must be timesteps"),
         ({"region": (0, 0, 9, 4)}, r"region must be a box .* within 8 x 8 pixels, got \(0, 0, 9, 4\)"),
     ],
