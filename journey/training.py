@@ -40,8 +40,8 @@ def fit(
     learning_rate: float,
     seed: int,
     progress: bool,
-) -> Any:
-    """Train a network in place to predict the velocity of noised images.
+) -> None:
+    """Train a network in place to predict the velocity of noised images under ``make_scheduler()``.
 
     Minimises ``mean((v - model(x_t, t, **told))**2)`` with Adam and a learning rate that rises over the first steps and
     falls to zero along a cosine. In the end the network holds the exponential moving average of its weights and is in
@@ -58,9 +58,6 @@ def fit(
         seed: Seed of batches, timesteps and noise. The global random state is neither read nor changed, and equal seeds
             give bitwise equal weights for an equal number of threads.
         progress: Show a progress bar with the loss.
-
-    Returns:
-        The scheduler that the network was trained for, see ``make_scheduler``.
 
     Raises:
         ValueError: If ``images`` is empty, or ``steps``, ``batch_size`` or ``learning_rate`` is not positive.
@@ -109,4 +106,3 @@ def fit(
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)
     model.eval()
-    return noise_scheduler
