@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 # To be shown wherever the graphics are, as their licence asks.
-CREDIT = "Graphics: Twemoji, copyright Twitter, Inc and other contributors, licensed under CC-BY 4.0."
+CREDIT = "Graphics: Twemoji, copyright 2019 Twitter, Inc and other contributors, licensed under CC-BY 4.0."
 CREDIT_URL = "https://creativecommons.org/licenses/by/4.0/"
 
 # The categories that stay recognisable at 16 pixels and fit into a small model's training: 541 emoji.

@@ -11,22 +11,23 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDIMScheduler
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.draws import StratifiedDraws
-from journey.emoji import CREDIT, CREDIT_URL, load_emoji_dataset
+from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
 from journey.featurize import featurize
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch
 from journey.report import write_png, write_report
-from journey.scoring import score
+from journey.scoring import Scores, score
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
 from journey.training import make_scheduler
-from journey.trajectory import record
+from journey.trajectory import Trajectory, record
 
 _GUIDANCE = 3.0
 
@@ -142,17 +143,7 @@ def run_text_demo(
         match("a word of the prompt in the caption", share_a_word(text, dataset.captions), proponents),
         match(f'category "{category}"', [found == category for found in dataset.categories], proponents),
     ]
-    shown = {"labels": dataset.captions, "query_captions": [text] * num_images}
-    notes = [
-        f"Model: a UNet of {sum(p.numel() for p in unet.parameters()):,} parameters that reads captions through "
-        f"all-MiniLM-L6-v2, trained for {train_steps:,} steps on {len(dataset)} emoji with their names; guidance "
-        f"{_GUIDANCE:g}.",
-        f'Nearest emoji to the prompt "{text}": {dataset.captions[like]} ({category}).',
-        f"{CREDIT} Reduced to {dataset.images.shape[-1]}x{dataset.images.shape[-1]} pixels on white. {CREDIT_URL}",
-    ]
-    title = f'Which training images steered "{text}"?'
-    write_report(out / "report.html", trajectory, scores, dataset, title=title, notes=notes, **shown)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=f"{title}   {CREDIT}", **shown)
+    _write_pages(out, trajectory, scores, dataset, like, train_steps)
     clock.lap("report")
     result = TextDemoResult(
         text,
@@ -166,6 +157,23 @@ def run_text_demo(
     )
     (out / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return result
+
+
+def _write_pages(
+    out: Path, trajectory: Trajectory, scores: Scores, dataset: EmojiDataset, like: int, train_steps: int
+) -> None:
+    """Write ``report.html`` and ``report.png``, both with the credit, because either may travel alone."""
+    text, size = trajectory.prompts[0], dataset.images.shape[-1]
+    notes = [
+        f"Model: a UNet of 1.2 million parameters that reads captions through all-MiniLM-L6-v2, trained for "
+        f"{train_steps:,} steps on {len(dataset)} emoji with their names; guidance {trajectory.guidance_scale:g}.",
+        f'Nearest emoji to the prompt: "{dataset.captions[like]}" ({dataset.categories[like]}).',
+        f"{CREDIT} Reduced to {size}x{size} pixels on white. {CREDIT_URL}",
+    ]
+    title = f'Which training images steered "{text}"?'
+    shared: dict[str, Any] = {"labels": dataset.captions, "query_captions": trajectory.prompts}
+    write_report(out / "report.html", trajectory, scores, dataset, title=title, notes=notes, **shared)
+    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=f"{title}   {CREDIT}", **shared)
 
 
 def format_text_result(result: TextDemoResult) -> str:

@@ -12,12 +12,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from journey.emoji import EmojiDataset
-from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.fingerprint import JSONValue, fingerprint_json, fingerprint_tensors
 from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
 from journey.publish import publish
 from journey.training import fit
 
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "layers_per_block": 1,
@@ -71,7 +71,7 @@ def train_or_load(
         ValueError: If the kept file is damaged, or ``steps`` is not positive.
         OSError: If the folder cannot be written to.
     """
-    recipe = {
+    recipe: dict[str, JSONValue] = {
         "images": fingerprint_tensors({"images": dataset.images}),
         "captions": list(dataset.captions),
         "encoder": encoder.fingerprint(),
