@@ -191,7 +191,7 @@ def score(
             checkpoint by generalised cross-validation on the training images.
         num_draws: Noises per query and step, in antithetic pairs.
         seed: Names the noises.
-        noise: The caller's own noises instead, as when comparing with another implementation.
+        noise: The caller's own noises instead, as when comparing with another implementation; completions share them.
             [num_queries, num_steps, num_draws, C, H, W]
         progress: Show a progress bar.
 
