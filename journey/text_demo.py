@@ -29,7 +29,8 @@ from journey.text_model import train_or_load
 from journey.training import make_scheduler
 from journey.trajectory import Trajectory, record
 
-_GUIDANCE = 3.0
+# Above 2 the colours of a model this small leave the range and the shapes go with them.
+_GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_the_demo_writes_a_page_with_the_credit_and_a_second_prompt_uses_what_wa
     for text in (CREDIT, CREDIT_URL, "octopus number 5", "apple number 3"):
         assert text in page, text
     trajectory = Trajectory.load(tmp_path / "first" / "trajectory.safetensors")
-    assert (trajectory.prompts, trajectory.guidance_scale) == (("apple number 3",) * 2, 3.0)
+    assert (trajectory.prompts, trajectory.guidance_scale) == (("apple number 3",) * 2, 1.5)
     scores = Scores.load(tmp_path / "first" / "scores.safetensors")
     assert list(scores.values.shape) == [2, 7, 12]
 
