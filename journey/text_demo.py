@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DDIMScheduler
+from PIL import Image, ImageDraw, ImageFont
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.draws import StratifiedDraws
@@ -31,6 +32,7 @@ from journey.trajectory import Trajectory, record
 
 # Above 2 the colours of a model this small leave the range and the shapes go with them.
 _GUIDANCE = 1.5
+_FOOTER = 24  # height in pixels of the letters below the picture
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,19 @@ def _write_pages(
     title = f'Which training images steered "{text}"?'
     shared: dict[str, Any] = {"labels": dataset.captions, "query_captions": trajectory.prompts}
     write_report(out / "report.html", trajectory, scores, dataset, title=title, notes=notes, **shared)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=f"{title}   {CREDIT}", **shared)
+    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=title, **shared)
+    _add_footer(out / "report.png", CREDIT)
+
+
+def _add_footer(path: Path, text: str) -> None:
+    """Write a line of text below a picture."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    canvas = Image.new("RGB", (picture.width, picture.height + 2 * _FOOTER), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_FOOTER, picture.height), text, fill="black", font=ImageFont.load_default(_FOOTER))
+    canvas.save(path)
 
 
 def format_text_result(result: TextDemoResult) -> str:
