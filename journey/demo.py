@@ -29,10 +29,10 @@ from journey.scoring import Scores, score
 from journey.trajectory import record
 from journey.transitions import Transition, transitions
 
-_SAMPLER_STEPS = 50
-_TOP = 10
+SAMPLER_STEPS = 50
+TOP = 10
 # Which steps of the sampler are shown, as fractions of the way: from nearly pure noise to nearly done.
-_SHOWN = (0.1, 0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
+SHOWN = (0.1, 0.3, 0.45, 0.6, 0.75, 0.85, 0.95)
 _COMPLETIONS = 24
 _COMPLETION_STEPS = 25  # every second step of the sampler
 
@@ -101,7 +101,7 @@ def run_demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
-    clock = _Clock(seconds)
+    clock = Clock(seconds)
     dataset = load_digits_dataset()
     unet, noise_scheduler = train(dataset, steps=train_steps, seed=seed, progress=progress)
     clock.lap("train")
@@ -109,7 +109,7 @@ def run_demo(
     # The deterministic sampler, on the schedule that the model was trained for.
     denoiser = Denoiser(unet, DDIMScheduler.from_config(noise_scheduler.config))
     trajectory = record(
-        denoiser, seed=seed, num_images=num_images, num_inference_steps=_SAMPLER_STEPS, progress=progress
+        denoiser, seed=seed, num_images=num_images, num_inference_steps=SAMPLER_STEPS, progress=progress
     )
     clock.lap("record")
 
@@ -123,7 +123,7 @@ def run_demo(
     )
     clock.lap("featurize")
 
-    shown = [int(trajectory.timesteps[int(fraction * _SAMPLER_STEPS)]) for fraction in _SHOWN]
+    shown = [int(trajectory.timesteps[int(fraction * SAMPLER_STEPS)]) for fraction in SHOWN]
     steps = sorted({*shown, int(trajectory.timesteps[0]), *trajectory.timesteps[1::2].tolist()}, reverse=True)
     every = score(features, trajectory, steps=steps, seed=seed, progress=progress)
     rows = [steps.index(t) for t in shown]
@@ -157,11 +157,11 @@ def run_demo(
     same_class, chance = _same_class(scores, labels, dataset)
     decided = [decision for decision in decisions if decision.interval is not None]
     counts = (sum(decision.inside for decision in decided), sum(decision.before for decision in decided))
-    p_value = chance_of_more(counts, (_TOP * len(decided),) * 2)
+    p_value = chance_of_more(counts, (TOP * len(decided),) * 2)
     notes = [
         f"Model: a DDPM with {sum(p.numel() for p in unet.parameters()):,} parameters, trained for {train_steps:,} "
         f"steps on {len(dataset):,} handwritten digits (scikit-learn).",
-        f"Top {_TOP} proponents with the digit of the generated image: {same_class[-1]:.0%} at the last scored step, "
+        f"Top {TOP} proponents with the digit of the generated image: {same_class[-1]:.0%} at the last scored step, "
         f"{same_class[0]:.0%} at the first; {chance:.0%} by chance.",
     ]
     run = Run(
@@ -185,7 +185,7 @@ def run_demo(
 
 def _same_class(scores: Scores, labels: Tensor, dataset: DigitsDataset) -> tuple[list[float], float]:
     """Fraction of the top proponents that share the query's label, per step, and what chance would give."""
-    proponents = dataset.labels[scores.top(_TOP).proponents.ids]  # [num_queries, num_steps, _TOP]
+    proponents = dataset.labels[scores.top(TOP).proponents.ids]  # [num_queries, num_steps, TOP]
     shared = (proponents == labels[:, None, None]).float().mean((0, 2))
     chance = (dataset.labels[None] == labels[:, None]).float().mean()
     return shared.tolist(), float(chance)
@@ -206,12 +206,12 @@ def _decide(found: Transition, scores: Scores, query: int, digit: int, dataset: 
     counts = []
     for chosen in ((first <= scores.timesteps) & (scores.timesteps < end), scores.timesteps >= end):
         average = scores.values[query, chosen].mean(0)  # the score of an interval is the mean over its steps
-        top = torch.tensor(scores.train_ids)[average.topk(_TOP).indices]
+        top = torch.tensor(scores.train_ids)[average.topk(TOP).indices]
         counts.append(int((dataset.labels[top] == digit).sum()))
     return Decision(digit, (first, end), *curve, *counts)
 
 
-class _Clock:
+class Clock:
     """Writes down how long each part took."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -228,12 +228,12 @@ class _Clock:
 def format_result(result: DemoResult) -> str:
     """Return the demo's findings as a small table."""
     decided = [decision for decision in result.decisions if decision.interval is not None]
-    total = _TOP * len(decided)
+    total = TOP * len(decided)
     inside, before = sum(d.inside for d in decided), sum(d.before for d in decided)
     more = sum(d.inside > d.before for d in decided)
     return "\n".join(
         [
-            f"How often the top {_TOP} proponents show the generated image's digit (its nearest neighbours' label):",
+            f"How often the top {TOP} proponents show the generated image's digit (its nearest neighbours' label):",
             "  step      " + "".join(f"{t:>7d}" for t in result.timesteps),
             "  same digit" + "".join(f"{value:>7.0%}" for value in result.same_class),
             f"  chance    {result.chance:>7.0%}",

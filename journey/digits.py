@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-_EMA_DECAY = 0.995  # averages about the last 200 steps: past the noise of one step, short beside the whole run
-_WARM_UP = 50  # steps until Adam's second moments mean something
-_EMA_RAMP = 10  # the average starts as a plain mean, so that the random initial weights are forgotten early
+from journey.training import fit, make_scheduler
 
 
 class DigitsItem(TypedDict):
@@ -133,51 +129,17 @@ def train(
     Raises:
         ValueError: If ``dataset`` is empty, or ``steps``, ``batch_size`` or ``learning_rate`` is not positive.
     """
-    from diffusers import DDPMScheduler
-
-    if len(dataset) == 0:
-        raise ValueError("dataset is empty: training needs at least one image")
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("learning_rate", learning_rate)):
-        if value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-
     model = build_unet(dataset.images.shape[-1], seed=seed)
-    untyped: Any = DDPMScheduler  # diffusers carries no types
-    noise_scheduler = untyped(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    num_timesteps = noise_scheduler.config["num_train_timesteps"]
-    generator = torch.Generator().manual_seed(seed)
-    parameters = list(model.parameters())
-    average = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    fit(
+        model,
+        dataset.images,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=progress,
     )
-
-    bar = tqdm(range(steps), desc="train", unit="step", disable=not progress)
-    for step in bar:
-        chosen = torch.randint(len(dataset), (batch_size,), generator=generator)
-        images = dataset.images[chosen]  # [batch_size, 1, size, size]
-        # One timestep from each of batch_size equal parts of the range: uniform as a whole, with a calmer gradient.
-        parts = torch.arange(batch_size) + torch.rand(batch_size, generator=generator)
-        timesteps = (parts * num_timesteps / batch_size).long().clamp(max=num_timesteps - 1)
-        noise = torch.randn(images.shape, generator=generator)
-        velocity = noise_scheduler.get_velocity(images, noise, timesteps)
-        loss = F.mse_loss(model(noise_scheduler.add_noise(images, noise, timesteps), timesteps).sample, velocity)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        rates.step()
-        weight = 1 - min(_EMA_DECAY, (1 + step) / (_EMA_RAMP + step))
-        with torch.no_grad():
-            for mean, parameter in zip(average, parameters, strict=True):
-                mean.lerp_(parameter, weight)
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.copy_(mean)
-    return model.eval(), noise_scheduler
+    return model, make_scheduler()
 
 
 def knn_labels(images: Tensor, dataset: DigitsDataset, k: int = 5) -> Tensor:
