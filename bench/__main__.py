@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,10 +24,9 @@ from journey import _native
 
 RESULTS = Path("bench/results")
 
-SUITES: dict[str, Callable[[Context], Iterator[Case]]] = {
-    module.__name__.rpartition(".")[2]: module.cases
-    for module in (sketch, project, sketch_outer, accumulate_gram, philox, featurize)
-}
+SUITES: tuple[Callable[[Context], Iterator[Case]], ...] = tuple(
+    module.cases for module in (sketch, project, sketch_outer, accumulate_gram, philox, featurize)
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,27 +42,30 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, for ours and for what it is compared with
     document: dict[str, Any] = describe(options.threads)
-    document["command"] = "python -m bench " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    document["command"] = "python -m bench " + shlex.join(sys.argv[1:] if arguments is None else arguments)
     machine = document["machine"]
     print(f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; {options.threads} threads")
     print(f"torch {document['versions']['torch']}, journey {document['versions']['journey']}")
     if document["load_before"] > 0.5 * machine["cores"]:
         print(f"the machine is busy (load {document['load_before']}): the figures below are disturbed", file=sys.stderr)
 
+    out = options.out or RESULTS / result_name(document)
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for device in _devices():
         ceilings, measured = measure_ceilings(device, QUICK if options.quick else FULL)
         rows += _shown(measured)
         context = Context(device, options.quick, ceilings)
-        for name, suite in SUITES.items():
-            if options.only in (None, name):
-                for case in suite(context):
+        for suite in SUITES:
+            for case in suite(context):
+                if f"{case.op} {case.sizes}".startswith(options.only):
                     rows += _shown(_run(case, device))
-
-    document["rows"] = [asdict(row) for row in rows]
-    out = options.out or RESULTS / result_name(document)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+                    # After each case: an interrupted run keeps what it has.
+                    document["rows"] = [asdict(row) for row in rows]
+                    out.write_text(json.dumps(document, indent=1) + "\n")
+    if "rows" not in document:
+        print(f"--only must be how a case's name begins, none begins with {options.only!r}", file=sys.stderr)
+        return 2
     print()
     for row in rows:
         if row.goal is not None:
@@ -79,7 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of torch and of the kernels (default: 2)")
     parser.add_argument("--out", type=Path, help=f"the JSON file (default: {RESULTS}/MACHINE-COMMIT.json)")
-    parser.add_argument("--only", choices=SUITES, help="one operation only; the ceilings are always measured")
+    parser.add_argument("--only", default="", help='cases whose name begins so, such as "featurize count sketch"')
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads must be positive, got {options.threads}")
