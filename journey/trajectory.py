@@ -141,12 +141,14 @@ class Trajectory:
             The trajectory.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file holds something else or is of an older version.
         """
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("kind") != "trajectory":
                 raise ValueError(f"{os.fspath(path)} is not a saved trajectory")
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "settings" not in saved:
+            raise ValueError(f"{os.fspath(path)} was saved by an older version; record it again")
         settings = json.loads(bytes(saved["settings"].tolist()))
 
         def told(name: str) -> Condition | None:

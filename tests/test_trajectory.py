@@ -151,3 +151,9 @@ def test_a_model_that_does_not_tell_the_size_of_its_images_is_refused() -> None:
         TypeError, match="model must tell in_channels and sample_size in its config, LinearDenoiser does not"
     ):
         quietly((network, make_scheduler()))
+
+
+def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    save_file({"timesteps": torch.arange(3)}, tmp_path / "old", metadata={"kind": "trajectory"})
+    with pytest.raises(ValueError, match="was saved by an older version; record it again"):
+        Trajectory.load(tmp_path / "old")
