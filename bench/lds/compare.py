@@ -102,23 +102,36 @@ def table(document: dict[str, Any]) -> str:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Draw LDS against cost: seconds to the right, held-out LDS upwards, area by storage."""
+    """Draw LDS against cost: seconds to the right, held-out LDS upwards."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     kind = QUERY_KINDS[1]
-    for name, row in document["rows"].items():
-        if "seconds" in row:
-            value, low, high = row[kind]["lds"]
-            x = max(row["seconds"], 0.1)
-            axes.errorbar(x, value, [[value - low], [high - value]], fmt="o", capsize=2, markersize=4)
-            axes.annotate(name, (x, value), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    shown = sorted(
+        (row[kind]["lds"], max(row["seconds"], 0.1), name) for name, row in document["rows"].items() if "seconds" in row
+    )
+    label_y = -1.0
+    for index, ((value, low, high), seconds, name) in enumerate(shown):
+        color = f"C{index % 10}"
+        axes.errorbar(seconds, value, [[value - low], [high - value]], fmt="o", capsize=2, markersize=4, color=color)
+        # Names stand in a column on the right, in the order of their values, so that they never overlap.
+        label_y = max(value, label_y + 0.04)
+        axes.annotate(
+            name,
+            (seconds, value),
+            xytext=(1.03, label_y),
+            textcoords=axes.get_yaxis_transform(),
+            fontsize=8,
+            color=color,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "relpos": (0, 0.5)},
+        )
     if document["ceiling"][kind] is not None:
         axes.axhline(document["ceiling"][kind][0], color="grey", linestyle="--", linewidth=1)
-        axes.text(0.1, document["ceiling"][kind][0], CEILING, fontsize=7, va="bottom")
+        axes.text(0.1, document["ceiling"][kind][0], CEILING, fontsize=8, va="bottom")
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.set(xscale="log", xlabel="seconds to measure all images and queries", ylabel=f"LDS, {kind} queries")
     figure.savefig(path, dpi=150, metadata={"Software": None})
