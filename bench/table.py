@@ -1,6 +1,6 @@
 """Render a JSON file of the bench as Markdown, or write its main rows into the README.
 
-``python -m bench.table RESULTS.json`` prints all rows; ``--into README.md`` replaces what is between the markers
+``python -m bench.table RESULTS.json ...`` prints all rows; ``--into README.md`` replaces what is between the markers
 ``<!-- bench:begin -->`` and ``<!-- bench:end -->`` with the rows that have a goal.
 """
 
@@ -68,14 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
-    parser.add_argument("results", type=Path, help="a JSON file of the bench")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files of the bench")
     parser.add_argument("--into", type=Path, help="rewrite the part of this file between the markers")
     options = parser.parse_args(arguments)
-    document = json.loads(options.results.read_text())
+    documents = [json.loads(path.read_text()) for path in options.results]
+    text = "\n\n".join(table(document, goals_only=options.into is not None) for document in documents)
     if options.into is None:
-        print(table(document))
+        print(text)
     else:
-        options.into.write_text(insert(options.into.read_text(), table(document, goals_only=True)))
+        options.into.write_text(insert(options.into.read_text(), text))
     return 0
 
 
