@@ -133,7 +133,7 @@ def test_demo_writes_the_report_and_repeats_bitwise(tmp_path: Path, monkeypatch:
     whole = load_digits_dataset()
     few = DigitsDataset(whole.images[:24], whole.labels[:24])
     monkeypatch.setattr(demo, "load_digits_dataset", lambda: few)
-    monkeypatch.setattr(demo, "_SAMPLER_STEPS", 10)
+    monkeypatch.setattr(demo, "SAMPLER_STEPS", 10)
     monkeypatch.setattr(demo, "_COMPLETION_STEPS", 10)
     arguments = ["demo", "--train-steps", "3", "--num-images", "2", "--num-draws", "2", "--quiet"]
     for name in ("first", "second"):
