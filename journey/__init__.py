@@ -15,7 +15,7 @@ from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.influence import InfluenceMatrix, influence_matrix
-from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
@@ -47,6 +47,7 @@ __all__ = [
     "Identity",
     "ImageFolder",
     "InfluenceMatrix",
+    "MeanOutput",
     "Measurement",
     "PixelMeasurement",
     "Prediction",

@@ -16,7 +16,7 @@ from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import StoreMismatchError
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
-from journey.measurements import Measurement, SquaredNorm, TrainingLoss
+from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.store import FeatureStore
 
@@ -121,7 +121,7 @@ def open_features(
     return features
 
 
-_MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm)}
+_MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm, MeanOutput)}
 _PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
 _DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws)}
 

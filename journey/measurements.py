@@ -2,11 +2,7 @@
 
 A measurement is a small class: ``__call__`` maps a ``Prediction`` to one value per row, differentiably, and
 ``fingerprint`` tells what distinguishes it from another. One that is a mean over pixels says what each pixel gives, and
-can then be restricted to a region of the image. For example::
-
-    class MeanOutput(PixelMeasurement):
-        def pixels(self, p: Prediction) -> Tensor:
-            return p.prediction
+can then be restricted to a region of the image; ``MeanOutput`` is the shortest example.
 """
 
 from __future__ import annotations
@@ -95,3 +91,15 @@ class SquaredNorm(PixelMeasurement):
     def pixels(self, p: Prediction) -> Tensor:
         """Return the square of each pixel. [num_rows, C, H, W]"""
         return p.prediction.square()
+
+
+class MeanOutput(PixelMeasurement):
+    """The mean of the prediction, ``mean(prediction)``: the measurement of DAS.
+
+    Reference:
+        Lin et al., "Diffusion Attribution Score: Evaluating Training Data Influence in Diffusion Models", ICLR 2025.
+    """
+
+    def pixels(self, p: Prediction) -> Tensor:
+        """Return the prediction itself. [num_rows, C, H, W]"""
+        return p.prediction

@@ -121,8 +121,14 @@ class Method:
 
         Raises:
             ValueError: If a step was not recorded or an image does not fit the model.
+            TypeError: If the model denoises latents.
         """
         denoiser = as_denoiser(model)
+        if denoiser.is_latent:
+            raise TypeError(
+                f"model must denoise images, got {type(denoiser).__name__}, which denoises latents; use "
+                "journey.featurize and journey.score for it"
+            )
         images = get_images(dataset, range(len(dataset)))
         total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         for checkpoint in [None] if checkpoints is None else checkpoints:

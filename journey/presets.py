@@ -17,25 +17,13 @@ from torch import Tensor
 
 from journey.denoiser import Denoiser
 from journey.draws import GridDraws, StratifiedDraws, UniformDraws
-from journey.measurements import Measurement, Prediction, SquaredNorm, TrainingLoss
+from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.method import Measured, Method
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.projectors import CountSketch, Gaussian
 from journey.shared_draws import CubicDraws, SharedDraws
 from journey.structured_projectors import Factored, Masked
 from journey.values import measure_values
-
-
-class MeanOutput(Measurement):
-    """The mean of the prediction, ``mean(prediction)``: the measurement of DAS.
-
-    Reference:
-        Lin et al., "Diffusion Attribution Score: Evaluating Training Data Influence in Diffusion Models", ICLR 2025.
-    """
-
-    def __call__(self, p: Prediction) -> Tensor:
-        """Return the mean of each row. [num_rows]"""
-        return p.prediction.flatten(1).mean(1)
 
 
 def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) -> Method:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from journey.draws import StratifiedDraws
+from journey.measurements import MeanOutput
 from journey.method import Measured, Method
 from journey.models.base import Denoiser
 from journey.preconditioners import Gram
-from journey.presets import MeanOutput
 from journey.projectors import CountSketch
 
 

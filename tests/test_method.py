@@ -202,3 +202,10 @@ def test_optimal_denoiser_weights_are_the_posterior_of_whole_images() -> None:
 def test_plain_scores_are_inner_products() -> None:
     query, train = torch.randn(2, 3), torch.randn(4, 3)
     assert torch.allclose(Plain().scores(query, train, torch.zeros(4), [3])[0], (query @ train.T).double(), atol=1e-6)
+
+
+def test_a_model_of_latents_is_refused() -> None:
+    model = denoiser()
+    model.__class__ = type("Latent", (type(model),), {"is_latent": True})
+    with pytest.raises(TypeError, match="model must denoise images, got Latent, which denoises latents"):
+        journey_trak().run(model, TRAIN, QUERIES, progress=False)
