@@ -184,7 +184,8 @@ def test_sampled_directions_have_the_exact_trace_on_average() -> None:
     assert sampled != exact
 
 
-def test_scores_are_the_influence_function(damping: float = 0.3) -> None:
+def test_scores_are_the_influence_function() -> None:
+    damping = 0.3
     model, curvature = fit(Square())
     whitened, plain = (
         Featurizer(model, measurement=TrainingLoss(), projector=projector)
@@ -253,5 +254,5 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path) -> None:
     network = SmallDenoiser()
     with torch.no_grad():
         network.outward.weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFiniteGradientError, match="curvature of 'inward.weight' is NaN"):
+    with pytest.raises(NonFiniteGradientError, match=r"curvature of 'inward\.weight' is NaN"):
         fit(network)

@@ -99,7 +99,7 @@ def test_norms_of_every_parameter_of_a_unet_are_those_of_autograd() -> None:
 
 
 def assert_norms(model: nn.Module, values: Values) -> None:
-    """To 1e-5 of each norm, or 1e-6 of the whole gradient's: key biases of softmax attention have a gradient of zero."""
+    """To 1e-5 of each norm, or 1e-6 of the whole gradient's: key biases of attention have a gradient of zero."""
     expected = one_at_a_time(model, values, ROWS, 1)
     engine = GradientEngine(model)
     collected = engine.collect(values, num_rows=ROWS)
