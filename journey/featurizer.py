@@ -155,14 +155,13 @@ class Featurizer:
     def _values(
         self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Condition | None, mask: Tensor | None
     ) -> Values:
-        """The measurement of some rows of a batch of all draws of all images, one after the other."""
-        num_samples, num_rows = len(timesteps), timesteps.numel()
-        per_sample = num_rows // num_samples
-        device = self.denoiser.device
-        x0 = images.to(device).repeat_interleave(per_sample, 0)
+        """The measurement of rows of the batch of all draws of all images."""
+        num_samples, num_rows = len(images), timesteps.numel()
+        each, device = num_rows // num_samples, self.denoiser.device
+        x0 = images.to(device).repeat_interleave(each, 0)
         times = timesteps.reshape(-1).to(device)
         epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
-        masks = None if mask is None else mask.to(device).repeat_interleave(per_sample, 0)
+        masks = None if mask is None else mask.to(device).repeat_interleave(each, 0)
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from models import SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
+import journey
 from journey import ekfac
 from journey.curvature import Block, Curvature, Whitened
 from journey.denoiser import Denoiser
 from journey.draws import Draws, StratifiedDraws
 from journey.ekfac import fit_ekfac
-from journey.errors import NonFiniteGradientError
+from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.featurizer import Featurizer
 from journey.measurements import TrainingLoss
 from journey.projectors import CountSketch, Identity, ParameterSlot
@@ -233,6 +234,23 @@ def test_neither_batches_nor_saving_change_the_curvature(tmp_path: Path, monkeyp
     _, other = fit(SmallDenoiser(), exact=False)
     for name, block in curvature.blocks.items():
         assert_close(matrix(other.blocks[name]), matrix(block), name)
+
+
+def test_a_store_of_whitened_features_belongs_to_its_curvature_and_damping(tmp_path: Path) -> None:
+    model, curvature = fit(SmallDenoiser(), exact=False)
+    projector = Whitened(CountSketch(32), curvature, 0.1)
+
+    def store(projector: Whitened) -> Tensor:
+        return journey.featurize(
+            model, list(IMAGES), tmp_path, draws=DRAWS, projector=projector, progress=False
+        ).matrix()
+
+    found = store(projector)
+    times, noise = DRAWS.timesteps([0, 1, 2], 100), DRAWS.noise([0, 1, 2], (1, 8, 8), torch.device("cpu"))
+    expected, _ = Featurizer(model, measurement=TrainingLoss(), projector=projector).features(IMAGES, times, noise)
+    assert torch.allclose(found, expected[:, 0], atol=1e-5 * expected.norm().item())
+    with pytest.raises(StoreMismatchError):
+        store(Whitened(CountSketch(32), curvature, 0.2))
 
 
 def test_the_curvature_of_another_model_is_refused() -> None:
