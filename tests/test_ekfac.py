@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from models import SmallDenoiser, make_images, make_scheduler
+from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
 import journey
 from journey import ekfac
+from journey.condition import Condition
 from journey.curvature import Block, Curvature, Whitened
 from journey.denoiser import Denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws
@@ -20,6 +21,7 @@ from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.featurizer import Featurizer
 from journey.measurements import TrainingLoss
+from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch, Identity, ParameterSlot
 from journey.shared_draws import SharedDraws
 
@@ -184,6 +186,17 @@ def test_sampled_directions_have_the_exact_trace_on_average() -> None:
     # A Gaussian quadratic form has a variance of at most twice its squared mean.
     assert abs(sampled / exact - 1) < 5 * (2 / (128 * len(IMAGES))) ** 0.5
     assert sampled != exact
+
+
+def test_the_network_is_told_what_belongs_to_each_image() -> None:
+    network = make_unet(num_class_embeds=4)
+    model = ConditionalDenoiser(network, make_scheduler(), name="class_labels")
+    told = Condition({"class_labels": torch.tensor([2, 0, 2])})
+    curvature = fit_ekfac(model, IMAGES, draws=DRAWS, condition=told, select="class_embedding.*", progress=False)
+    seen = curvature.blocks["class_embedding.weight"].eigenvalues.sum(1)
+    assert (seen > 0).tolist() == [True, False, True, False]
+    with pytest.raises(ValueError, match="a row for each of the 3 images, got 2"):
+        fit_ekfac(model, IMAGES, draws=DRAWS, condition=told.select([0, 1]))
 
 
 def test_every_image_and_draw_has_a_direction_of_its_own() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from journey.draws import Draws, UniformDraws
 from journey.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Plain
-from journey.presets import PRESETS, das, dtrak, journey_trak, trak
+from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors import CountSketch, Gaussian, Identity
 from journey.trajectory import Trajectory
 
@@ -109,6 +111,26 @@ def test_carv_is_a_cosine_of_mean_normalised_gradients_at_shared_draws() -> None
     train = F.normalize(gradients(method.draws, TRAIN, 0), dim=-1).mean(1)
     query = F.normalize(gradients(method.draws, QUERIES, 1), dim=-1).mean(1)  # any ids: they share one set of draws
     assert_scores(run(method)[:, 0], F.normalize(query, dim=1) @ F.normalize(train, dim=1).T)
+
+
+def test_kfac_influence_has_the_inverse_curvature_between_mean_gradients() -> None:
+    method = kfac_influence(num_draws=4, damping=0.2)
+    assert callable(method.projector)
+    whitened = method.projector(denoiser(), TRAIN)
+    train, query = gradients(method.draws, TRAIN, 0).mean(1), gradients(method.draws, QUERIES, NUM_TRAIN).mean(1)
+    expected, begin = torch.zeros(NUM_QUERIES, NUM_TRAIN, dtype=torch.float64), 0
+    for name, p in denoiser().network.named_parameters():
+        block, part = whitened.curvature.blocks[name], slice(begin, begin + p.numel())
+        rows, cols = (
+            torch.eye(size, dtype=torch.float64) if vectors is None else vectors.double()
+            for size, vectors in zip(block.eigenvalues.shape, (block.outputs, block.inputs), strict=True)
+        )
+        vectors, values = torch.kron(rows, cols), block.eigenvalues.double().flatten()
+        inverse = vectors @ torch.diag(1 / (values + 0.2 * values.mean())) @ vectors.T
+        expected += query[:, part] @ inverse @ train[:, part].T
+        begin = part.stop
+    found = method.change(projector=replace(whitened, inner=Identity())).run(denoiser(), TRAIN, QUERIES, progress=False)
+    assert_scores(found.values[:, 0], expected)
 
 
 @pytest.mark.parametrize("name", ["tracin", "diffusion_retrac"])
