@@ -38,6 +38,7 @@ from journey.weight_grad import as_positions
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
 _ROWS_PER_BATCH = 128
 _GRADIENT_FLOATS = 1 << 26
+_LARGEST_EXACT = 1 << 13  # entries of a parameter whose whole block is formed
 
 
 def fit_ekfac(
@@ -54,9 +55,9 @@ def fit_ekfac(
 ) -> Curvature:
     """Fit the curvature of the training loss of a model under its current weights.
 
-    Weights of Linear, Conv1d and Conv2d layers get a Kronecker-factored basis. Parameters that are vectors (biases,
-    affine parameters of norms) get the eigenbasis of their own block, which is exact. The others (embeddings,
-    convolutions in groups or over three dimensions) get the diagonal.
+    Weights of Linear, Conv1d and Conv2d layers get a Kronecker-factored basis. Parameters of one row and at most 8,192
+    entries (biases, affine parameters of norms) get the eigenbasis of their own block, which is exact. The others
+    (embeddings, convolutions in groups or over three dimensions) get the diagonal.
 
     Two passes over images and draws, each a forward and a backward pass per draw (with ``exact``, one per entry of the
     output), then an eigendecomposition in float64 of a matrix for each side of each weight. Sums are float64. Peak
@@ -173,7 +174,7 @@ class _Factors:
         """Add second moments of inputs and output gradients, or of the gradients of vectors."""
         for name, contributions in collected.items():
             slot = self._slots[name]
-            if slot.rows == 1:
+            if slot.rows == 1 and slot.cols <= _LARGEST_EXACT:
                 _accumulate(self._inputs, name, row_gradients(slot, contributions, num_rows))
                 continue
             for contribution in contributions:

@@ -136,14 +136,13 @@ class GradientEngine:
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 measured.sum().backward()
+        whole: dict[str, Tensor] = {}
         for row in range(num_rows if self._uncovered else 0):
             for slot, grad in self._autograd(values, slice(row, row + 1), 1, list(self._uncovered)):
-                whole = found.setdefault(
-                    slot.name, [Direct(slot.name, grad.new_zeros(num_rows, slot.rows, slot.cols))]
-                )[0]
-                assert isinstance(whole, Direct)
-                whole.grads[row] = grad[0]
-        return found
+                if slot.name not in whole:
+                    whole[slot.name] = grad.new_zeros(num_rows, slot.rows, slot.cols)
+                whole[slot.name][row] = grad[0]
+        return {**found, **{name: [Direct(name, grads)] for name, grads in whole.items()}}
 
     def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
         """Compare freshly computed features of a batch with autograd's gradient of the whole batch.

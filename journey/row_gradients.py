@@ -28,7 +28,8 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
     Returns:
         The sum of the contributions, float32. [num_rows, rows, cols]
     """
-    device = _device(contributions[0])
+    first = contributions[0]
+    device = (first.g if isinstance(first, Outer) else first.grads).device
     total = torch.zeros(num_rows, slot.rows, slot.cols, device=device)
     for contribution in contributions:
         if isinstance(contribution, Outer):
@@ -53,16 +54,16 @@ def squared_norms(slot: ParameterSlot, contributions: list[Contribution], num_ro
         Squared norms, float32. [num_rows]
     """
     first = contributions[0]
-    if len(contributions) == 1 and isinstance(first, Outer) and _is_short(slot, first.g, first.conv):
-        pair = as_positions(first.a, first.g, first.conv)
-        if pair is not None:
-            inputs, outputs = (x.float() for x in pair)
-            return ((inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))).sum((1, 2))
-    return row_gradients(slot, contributions, num_rows).square().sum((1, 2))
-
-
-def _device(contribution: Contribution) -> torch.device:
-    return (contribution.g if isinstance(contribution, Outer) else contribution.grads).device
+    if len(contributions) > 1 or not isinstance(first, Outer):
+        return row_gradients(slot, contributions, num_rows).square().sum((1, 2))
+    pair = as_positions(first.a, first.g, first.conv) if _is_short(slot, first.g, first.conv) else None
+    if pair is not None:
+        inputs, outputs = (x.float() for x in pair)
+        return ((inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))).sum((1, 2))
+    total = torch.zeros(num_rows, device=first.g.device)
+    for tile, row, _ in weight_grad_tiles(first.a, first.g, num_rows, first.conv):
+        total[row : row + tile.shape[0]] += tile.square().sum((1, 2))
+    return total
 
 
 def _is_short(slot: ParameterSlot, g: Tensor, conv: ConvGeometry | None) -> bool:

@@ -153,6 +153,14 @@ def test_vectors_have_their_exact_block() -> None:
         assert_close(matrix(curvature.blocks[name]), explicit(model)[name], name)
 
 
+def test_a_vector_too_long_for_a_block_has_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ekfac, "_LARGEST_EXACT", 7)
+    model, curvature = fit(SmallDenoiser())
+    block = curvature.blocks["inward.bias"]
+    assert block.inputs is None
+    assert_close(block.eigenvalues[0], explicit(model)["inward.bias"].diagonal(), "diagonal")
+
+
 def test_bases_of_a_convolution_diagonalise_the_moments_of_patches_and_of_output_gradients() -> None:
     model, curvature = fit(SmallDenoiser())
     x_t, times = noised(model)
