@@ -6,25 +6,50 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include <omp.h>
+#ifdef JOURNEY_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace journey::cpu {
 namespace {
 
-const Kernels* best_kernels() {
+#ifdef JOURNEY_AMX
+// Whether the processor has the matrix unit and the system lets this process use it: its registers are large, so
+// programs must ask.
+bool may_use_amx() {
+    uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr uint32_t kTile = 1u << 24, kBFloat16 = 1u << 22;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & kTile) || !(edx & kBFloat16)) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+// The sets that this build and processor have, the widest first.
+std::vector<const Kernels*> available_kernels() {
+    std::vector<const Kernels*> found;
 #ifdef JOURNEY_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return &avx512::kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return &avx2::kernels;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef JOURNEY_AMX
+    if (avx512 && may_use_amx()) found.push_back(&amx::kernels);
 #endif
-    return &baseline::kernels;
+    if (avx512) found.push_back(&avx512::kernels);
+    if (avx2) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&baseline::kernels);
+    return found;
 }
 
-const Kernels* g_kernels = best_kernels();
+const std::vector<const Kernels*> g_available = available_kernels();
+const Kernels* g_kernels = g_available.front();
 
 // Entries of one sample that are summed apart, so that threads can share a large parameter and sums stay short. At
 // least 64 times the sketch, so that adding the sums to the features costs little.
@@ -190,23 +215,11 @@ void philox_normal(
 const char* isa_name() { return g_kernels->name; }
 
 bool set_isa(const char* name) {
-    for (const Kernels* kernels : {
-#ifdef JOURNEY_X86
-             &avx512::kernels, &avx2::kernels,
-#endif
-             &baseline::kernels}) {
-        // Only sets that the processor has: best_kernels() is the widest of them.
-        const bool available = kernels == &baseline::kernels || best_kernels() == kernels ||
-#ifdef JOURNEY_X86
-                               (kernels == &avx2::kernels && best_kernels() == &avx512::kernels);
-#else
-                               false;
-#endif
-        if (available && std::strcmp(kernels->name, name) == 0) {
+    for (const Kernels* kernels : g_available)
+        if (std::strcmp(kernels->name, name) == 0) {
             g_kernels = kernels;
             return true;
         }
-    }
     return false;
 }
 

@@ -60,9 +60,32 @@ OuterPlan make_plan(const OuterArgs& args) {
 }
 
 struct Tables {
-    Buffer<uint32_t> signs;  // [nnz, rows, chunks]
+    Buffer<uint32_t> signs;  // [nnz, chunks, rows]
     Buffer<Tile> tiles;      // [nnz, tile_rows, chunks]
 };
+
+// Sign words of rows [begin, end) of the run; they are drawn along rows, and kept so that a chunk's are consecutive.
+void fill_rows(
+    const OuterArgs& args,
+    const OuterPlan& plan,
+    const OuterRun& run,
+    uint32_t repetition,
+    int64_t begin,
+    int64_t end,
+    uint32_t* signs) {
+    constexpr int64_t kWords = 1024;
+    uint32_t words[kWords];
+    const int64_t rows = run.row_end - run.row_begin;
+    int64_t row = begin, chunk = 0;
+    for (int64_t next = begin * plan.chunks; next < end * plan.chunks; next += kWords) {
+        const int64_t count = std::min(kWords, end * plan.chunks - next);
+        chosen_kernels().fill_signs({args.key, repetition, run.row_begin * plan.chunks + next, count}, words);
+        for (int64_t i = 0; i < count; ++i) {
+            signs[chunk * rows + row] = words[i];
+            if (++chunk == plan.chunks) chunk = 0, ++row;
+        }
+    }
+}
 
 void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Tables& tables, int num_threads) {
     const int64_t bucket_rows = args.proj_dim / kLanes, rows = run.row_end - run.row_begin;
@@ -78,13 +101,11 @@ void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Ta
         SketchTable tiles{
             args.key, static_cast<uint32_t>(repetition), first_tile_row * plan.chunks, run.tile_rows * plan.chunks};
         kernels.fill_tiles(tiles, bucket_rows, tables.tiles.get() + repetition * tiles.count);
+        uint32_t* signs = tables.signs.get() + repetition * rows * plan.chunks;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
-        for (int part = 0; part < num_threads; ++part) {
-            const int64_t begin = rows * part / num_threads * plan.chunks,
-                          end = rows * (part + 1) / num_threads * plan.chunks;
-            const SketchTable words{args.key, tiles.repetition, run.row_begin * plan.chunks + begin, end - begin};
-            kernels.fill_signs(words, tables.signs.get() + repetition * rows * plan.chunks + begin);
-        }
+        for (int part = 0; part < num_threads; ++part)
+            fill_rows(
+                args, plan, run, tiles.repetition, rows * part / num_threads, rows * (part + 1) / num_threads, signs);
     }
 }
 
