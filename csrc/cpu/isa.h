@@ -29,7 +29,8 @@ struct SketchRun {
 // Tiles of one row block that are looked up once and kept while the rows of the block pass by.
 constexpr int64_t kTileCache = 8192;
 
-// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each.
+// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each, which are
+// some parts with sums of their own.
 struct OuterRun {
     const OuterArgs* args;
     int64_t group;
@@ -37,10 +38,11 @@ struct OuterRun {
     int64_t row_end;
     int64_t chunk_begin;
     int64_t chunk_end;
+    int64_t chunks_of_part;
     const uint32_t* signs;  // [nnz, chunks, row_end - row_begin]
     const Tile* tiles;      // [nnz, tile rows that the rows touch, chunks]
     int64_t tile_rows;
-    float* sums;     // [proj_dim], added to, unscaled
+    float* sums;     // [parts, proj_dim], added to, unscaled
     float* scratch;  // room for outer_scratch_floats()
 };
 

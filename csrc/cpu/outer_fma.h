@@ -26,17 +26,19 @@ struct Fma {
         transpose16(from, packed + row * kDepth + position * kPackedRows, kPackedRows);
     }
 
-    // g[position][row]. Position by position, so that memory is read in its order: they may be pages apart.
+    // g[position][row]. A few positions at a time: they may be pages apart, and so may be the blocks of packed rows.
     static void pack_linear_g(
         const input_t* g, const input_t* limit, int64_t stride, int64_t depth, int64_t rows, float* packed) {
-        for (int64_t k = 0; k < depth; ++k, g += stride) {
-            float* to = packed + k * kPackedRows;
-            for (int64_t block = 0; block < rows; block += kPackedRows, to += kPackedRows * kDepth) {
+        constexpr int64_t kTogether = 8;
+        for (int64_t k = 0; k < depth; k += kTogether)
+            for (int64_t block = 0; block < rows; block += kPackedRows) {
                 const int64_t count = smaller(kPackedRows, rows - block);
-                copy_entries(g + block, limit, count, to);
-                for (int64_t i = count; i < kPackedRows; ++i) to[i] = 0.0f;
+                for (int64_t j = k; j < smaller(k + kTogether, depth); ++j) {
+                    float* to = packed + block * kDepth + j * kPackedRows;
+                    copy_entries(g + j * stride + block, limit, count, to);
+                    for (int64_t i = count; i < kPackedRows; ++i) to[i] = 0.0f;
+                }
             }
-        }
     }
 
     // a[position][column], 32 columns or fewer.

@@ -214,6 +214,7 @@ private:
     // Multiplies the packed block of g with the packed chunk, and sketches the products.
     void add_column(int64_t chunk) {
         alignas(64) float product[Ops::kTileRows * kLanes];
+        float* sums = run_.sums + (chunk - run_.chunk_begin) / run_.chunks_of_part * args_.proj_dim;
         int64_t tile_row = 0, row_in_tile = run_.row_begin % bucket_rows_;
         for (int64_t first = 0; first < rows_; first += Ops::kTileRows) {
             Ops::multiply(packed_g_, first, rows_, panel_, depth_, product);
@@ -224,7 +225,7 @@ private:
                 const uint32_t* signs = run_.signs + chunk * rows_ + row;
                 const Tile* tile = run_.tiles + tile_row * chunks_ + chunk;
                 for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
-                    add_tile(products, count, signs, *tile, row_in_tile);
+                    add_tile(products, count, signs, *tile, row_in_tile, sums);
                     signs += chunks_ * rows_;
                     tile += run_.tile_rows * chunks_;
                 }
@@ -236,12 +237,13 @@ private:
     }
 
     // Rows of one tile of the sketch's map: bucket rows one after the other, and round to the first.
-    void add_tile(const float* products, int64_t count, const uint32_t* signs, Tile tile, int64_t row_in_tile) {
+    void add_tile(
+        const float* products, int64_t count, const uint32_t* signs, Tile tile, int64_t row_in_tile, float* sums) {
         int64_t bucket_row = row_in_tile + tile.rotation;
         if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
         const int64_t before = smaller(count, bucket_rows_ - bucket_row);
-        add_rows(products, before, signs, tile.lane_mask, run_.sums + bucket_row * kLanes);
-        add_rows(products + before * kLanes, count - before, signs + before, tile.lane_mask, run_.sums);
+        add_rows(products, before, signs, tile.lane_mask, sums + bucket_row * kLanes);
+        add_rows(products + before * kLanes, count - before, signs + before, tile.lane_mask, sums);
     }
 
     const OuterRun& run_;
