@@ -67,12 +67,12 @@ struct SketchPlan {
     float scale;
 };
 
-SketchRun make_run(
-    const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
+// Of samples [b, b + samples).
+SketchRun make_run(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t samples, int64_t segment) {
     SketchRun run{};
     run.matrix = static_cast<const char*>(args.grads) + b * args.grads_batch_stride * plan.element_bytes;
-    run.sums = sums;
-    run.tiles = tiles;
+    run.matrix_stride = args.grads_batch_stride;
+    run.samples = samples;
     run.dtype = args.dtype;
     run.cols = args.cols;
     run.row_begin = args.row_begin;
@@ -83,10 +83,12 @@ SketchRun make_run(
     return run;
 }
 
-// Sums of one segment, all repetitions.
-void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
-    std::memset(sums, 0, static_cast<size_t>(args.proj_dim) * sizeof(float));
-    SketchRun run = make_run(args, plan, b, segment, sums, tiles);
+// Sums of one segment, all repetitions. [run.samples, proj_dim]
+void sum_segment(const SketchArgs& args, SketchRun run, float* sums, Tile* tiles) {
+    std::memset(sums, 0, static_cast<size_t>(run.samples * args.proj_dim) * sizeof(float));
+    run.sums = sums;
+    run.sums_stride = args.proj_dim;
+    run.tiles = tiles;
     for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
         run.repetition = static_cast<uint32_t>(repetition);
         g_kernels->sketch_run(run);
@@ -95,22 +97,31 @@ void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int6
 
 bool sketch_samples(const SketchArgs& args, const SketchPlan& plan, int num_threads) {
     bool allocated = true;
-#pragma omp parallel num_threads(clamp_threads(num_threads, args.batch)) reduction(&& : allocated)
+    num_threads = clamp_threads(num_threads, args.batch);
+    const int64_t together = args.batch >= kSketchSamples * num_threads ? kSketchSamples : 1;
+#pragma omp parallel num_threads(num_threads) reduction(&& : allocated)
     {
         const auto tiles = allocate<Tile>(kTileCache);
-        const auto sums = allocate<float>(args.proj_dim);
+        const auto sums = allocate<float>(together * args.proj_dim);
         allocated = tiles && sums;
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < args.batch; ++b) {
+        for (int64_t b = 0; b < args.batch; b += together) {
             if (!allocated) continue;
+            const int64_t samples = std::min(together, args.batch - b);
+            float* features = args.features + b * args.features_stride;
             if (plan.direct) {
-                SketchRun run = make_run(args, plan, b, 0, args.features + b * args.features_stride, tiles.get());
+                SketchRun run = make_run(args, plan, b, samples, 0);
+                run.sums = features;
+                run.sums_stride = args.features_stride;
+                run.tiles = tiles.get();
                 g_kernels->sketch_run(run);
                 continue;
             }
             for (int64_t segment = 0; segment < plan.num_segments; ++segment) {
-                sum_segment(args, plan, b, segment, sums.get(), tiles.get());
-                add_sums(sums.get(), args.proj_dim, plan.scale, args.features + b * args.features_stride);
+                sum_segment(args, make_run(args, plan, b, samples, segment), sums.get(), tiles.get());
+                for (int64_t i = 0; i < samples; ++i)
+                    add_sums(
+                        sums.get() + i * args.proj_dim, args.proj_dim, plan.scale, features + i * args.features_stride);
             }
         }
     }
@@ -132,7 +143,9 @@ bool sketch_segments(const SketchArgs& args, const SketchPlan& plan, int num_thr
                 allocated = tiles != nullptr;
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < count; ++i)
-                    if (allocated) sum_segment(args, plan, b, first + i, sums.get() + i * args.proj_dim, tiles.get());
+                    if (allocated)
+                        sum_segment(
+                            args, make_run(args, plan, b, 1, first + i), sums.get() + i * args.proj_dim, tiles.get());
             }
             if (!allocated) return false;
             for (int64_t i = 0; i < count; ++i)

@@ -11,11 +11,18 @@
 
 namespace journey::cpu {
 
-// One contiguous run of chunks of one sample: chunks [chunk_begin, chunk_end) counted along the given rows.
+// Samples whose gradients are read side by side: signs are drawn once for them, and two streams keep more loads in
+// flight.
+constexpr int64_t kSketchSamples = 2;
+
+// One contiguous run of chunks of some samples: chunks [chunk_begin, chunk_end) counted along the given rows.
 struct SketchRun {
-    const void* matrix;  // [rows, cols] of one sample
-    float* sums;         // [proj_dim], added to, unscaled
-    Tile* tiles;         // room for kTileCache tiles
+    const void* matrix;     // [samples, rows, cols]
+    int64_t matrix_stride;  // of a sample, in elements
+    float* sums;            // [samples, proj_dim], added to, unscaled
+    int64_t sums_stride;
+    int64_t samples;  // 1 to kSketchSamples
+    Tile* tiles;      // room for kTileCache tiles
     DType dtype;
     int64_t cols;
     int64_t row_begin;
