@@ -6,9 +6,11 @@ training images for each step.
 
 from journey import _native, ops, reference
 from journey.condition import Condition
+from journey.curvature import Curvature, Whitened
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
+from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
@@ -34,6 +36,7 @@ __all__ = [
     "CheckpointHealth",
     "Condition",
     "CountSketch",
+    "Curvature",
     "Denoiser",
     "Draws",
     "ExplicitDraws",
@@ -67,8 +70,10 @@ __all__ = [
     "Trajectory",
     "Transition",
     "UniformDraws",
+    "Whitened",
     "decompose",
     "featurize",
+    "fit_ekfac",
     "influence_matrix",
     "inspect",
     "open_features",

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
-from journey.gradients import GradientEngine
+from journey.gradients import GradientEngine, Values
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
 from journey.projectors import Projector
+from journey.row_gradients import squared_norms
 
 # Which parameters are measured: a function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
 Selection = Callable[[str], bool] | str | Sequence[str]
@@ -51,7 +52,7 @@ class Featurizer:
         self.denoiser = denoiser
         self.measurement = measurement
         self.projector = projector
-        chosen = _selector(select, denoiser)
+        chosen = selector(select, denoiser)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
         self.features_dim = projector.features_dim(self.engine.num_parameters)
 
@@ -97,24 +98,8 @@ class Featurizer:
         """
         num_samples, bins, num_draws = timesteps.shape
         num_rows = timesteps.numel()
-        device = self.denoiser.device
-        x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
-        times = timesteps.reshape(-1).to(device)
-        epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
-        masks = None if mask is None else mask.to(device).repeat_interleave(bins * num_draws, 0)
-        x_t = self.denoiser.add_noise(x0, epsilon, times)
-        target = self.denoiser.target(x0, epsilon, times)
-        told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
-
-        def values(rows: slice) -> Tensor:
-            part = None if masks is None else masks[rows]
-            given = None if told is None else told.select(rows)
-            prediction = self.denoiser.predict(x_t[rows], times[rows], given)
-            return self.measurement(
-                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
-            )
-
-        features = torch.zeros(num_samples * bins, self.features_dim, device=device)
+        values = self._values(images, timesteps, noise, condition, mask)
+        features = torch.zeros(num_samples * bins, self.features_dim, device=self.denoiser.device)
         measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
         features = features.view(num_samples, bins, -1)
@@ -131,8 +116,68 @@ class Featurizer:
             self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
         return features, averages
 
+    def norms(
+        self,
+        images: Tensor,  # [num_samples, C, H, W]
+        timesteps: Tensor,  # [num_samples, bins, num_draws]
+        noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
+        *,
+        condition: Condition | None = None,
+        mask: Tensor | None = None,  # [num_samples, 1, H, W]
+    ) -> Tensor:
+        """Return the exact norm of the gradient of every draw's measurement, parameter by parameter.
 
-def _selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
+        Nothing is projected. The norm of the whole gradient is ``norms.norm(dim=-1)``; the parameters' names are the
+        keys of ``engine.slots``, in this order. Memory: inputs and output gradients of all layers for all rows.
+
+        Args:
+            images: As for ``features``.
+            timesteps: As for ``features``.
+            noise: As for ``features``.
+            condition: As for ``features``.
+            mask: As for ``features``.
+
+        Returns:
+            Norms, float32, on the model's device; NaN or infinite where the gradient is.
+            [num_samples, bins, num_draws, num_parameters]
+
+        Raises:
+            ValueError: If ``condition`` has another number of rows.
+        """
+        values = self._values(images, timesteps, noise, condition, mask)
+        collected = self.engine.collect(values, num_rows=timesteps.numel())
+        norms = torch.zeros(timesteps.numel(), len(self.engine.slots), device=self.denoiser.device)
+        for index, (name, slot) in enumerate(self.engine.slots.items()):
+            if name in collected:
+                norms[:, index] = squared_norms(slot, collected.pop(name), len(norms)).sqrt()
+        return norms.view(*timesteps.shape, -1)
+
+    def _values(
+        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Condition | None, mask: Tensor | None
+    ) -> Values:
+        """The measurement of rows of the batch of all draws of all images."""
+        num_samples, num_rows = len(images), timesteps.numel()
+        each, device = num_rows // num_samples, self.denoiser.device
+        x0 = images.to(device).repeat_interleave(each, 0)
+        times = timesteps.reshape(-1).to(device)
+        epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
+        masks = None if mask is None else mask.to(device).repeat_interleave(each, 0)
+        x_t = self.denoiser.add_noise(x0, epsilon, times)
+        target = self.denoiser.target(x0, epsilon, times)
+        told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
+
+        def values(rows: slice) -> Tensor:
+            part = None if masks is None else masks[rows]
+            given = None if told is None else told.select(rows)
+            prediction = self.denoiser.predict(x_t[rows], times[rows], given)
+            return self.measurement(
+                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
+            )
+
+        return values
+
+
+def selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
     """The selection as a function of the name."""
     if select is None or callable(select):
         return select

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
@@ -58,7 +58,8 @@ class Method:
         measurement: What is differentiated.
         draws: Timesteps and noise of training images, and of queries that are images; these continue the ids of the
             training images, so that keyed draws of the two are independent and shared draws are shared.
-        projector: Maps gradients to features; or a function of the network that returns it.
+        projector: Maps gradients to features; or a function ``projector(denoiser, images)`` of the model under its
+            current weights and the training images that returns it, for one that is made or fitted for them.
         per_draw: ``"mean"``: the gradient of the mean over draws. ``"normalized"``: the mean of every draw's feature
             divided by its norm. ``"concatenated"``: these side by side, so that only equal draws are compared.
         at_steps: Queries are the images predicted along a trajectory, noised again to each step; otherwise they are
@@ -76,7 +77,7 @@ class Method:
     reference: str
     measurement: Measurement = TrainingLoss()  # noqa: RUF009 - has no state
     draws: Draws = StratifiedDraws()  # noqa: RUF009 - frozen
-    projector: Projector | Callable[[nn.Module], Projector] = CountSketch()  # noqa: RUF009 - frozen
+    projector: Projector | Callable[[Denoiser, Tensor], Projector] = CountSketch()  # noqa: RUF009 - frozen
     per_draw: PerDraw = "mean"
     at_steps: bool = False
     query_draws: int = 20
@@ -162,7 +163,7 @@ class Method:
         Returns:
             What was measured, and the timesteps of its steps. [num_steps]
         """
-        projector = self.projector if isinstance(self.projector, Projector) else self.projector(denoiser.network)
+        projector = self.projector if isinstance(self.projector, Projector) else self.projector(denoiser, images)
         featurizer = Featurizer(denoiser, measurement=self.measurement, projector=projector)
         num_train, whole = len(images), torch.zeros(1, dtype=torch.int64)
         train, values = self._measure(featurizer, images, range(num_train), self.draws, progress)
