@@ -16,7 +16,7 @@ from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
 from journey.sampler import Sampler, Step
@@ -37,6 +37,7 @@ __all__ = [
     "Denoiser",
     "Draws",
     "ExplicitDraws",
+    "ExplicitMatrix",
     "FeatureStore",
     "Features",
     "Featurizer",

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.datasets import Dataset, get_images
 from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, StratifiedDraws, query_noise
+from journey.draws import Draws, StratifiedDraws, check_query_noise, query_noise
 from journey.featurizer import Featurizer
 from journey.measurements import Measurement, TrainingLoss
 from journey.preconditioners import Gram, Preconditioner
@@ -102,6 +102,7 @@ class Method:
         queries: Tensor | Trajectory,
         *,
         steps: Sequence[int] | None = None,
+        noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
         checkpoints: Sequence[Checkpoint] | None = None,
         progress: bool = True,
     ) -> Scores:
@@ -113,6 +114,8 @@ class Method:
             queries: Recorded generations, or images [num_queries, C, H, W]. A method that asks ``at_steps`` sees
                 images through ``noised_trajectory``; another one sees only the finished images of generations.
             steps: Timesteps, of those recorded, for a method that asks ``at_steps``.
+            noise: The caller's own noises for these instead, as when comparing with another implementation.
+                [num_queries, num_steps, num_draws, C, H, W]
             checkpoints: Weights whose scores are averaged; the model's own by default.
             progress: Show progress bars.
 
@@ -120,7 +123,8 @@ class Method:
             Scores; positive is a proponent. A method that does not ask ``at_steps`` has one step, named 0.
 
         Raises:
-            ValueError: If a step was not recorded or an image does not fit the model.
+            ValueError: If a step was not recorded, an image does not fit the model, or ``noise`` has another shape or
+                is given to a method that does not ask ``at_steps``.
             TypeError: If the model denoises latents.
         """
         denoiser = as_denoiser(model)
@@ -133,7 +137,9 @@ class Method:
         total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         for checkpoint in [None] if checkpoints is None else checkpoints:
             with loaded(denoiser.network, checkpoint):
-                measured, timesteps = self.measure(denoiser, images, queries, steps=steps, progress=progress)
+                measured, timesteps = self.measure(
+                    denoiser, images, queries, steps=steps, noise=noise, progress=progress
+                )
                 scores, damping = self.compare(denoiser, images, measured)
             total = scores if total is None else total + scores
             dampings.append(damping)
@@ -148,6 +154,7 @@ class Method:
         queries: Tensor | Trajectory,
         *,
         steps: Sequence[int] | None = None,
+        noise: Tensor | None = None,
         progress: bool = True,
     ) -> tuple[Measured, Tensor]:
         """Measure training images and queries under the denoiser's current weights.
@@ -157,6 +164,7 @@ class Method:
             images: The training images. [num_train, C, H, W]
             queries: As for ``run``.
             steps: As for ``run``.
+            noise: As for ``run``.
             progress: Show progress bars.
 
         Returns:
@@ -167,8 +175,10 @@ class Method:
         num_train, whole = len(images), torch.zeros(1, dtype=torch.int64)
         train, values = self._measure(featurizer, images, range(num_train), self.draws, progress)
         if self.at_steps:
-            query, whole = self._measure_steps(featurizer, queries, steps, progress)
+            query, whole = self._measure_steps(featurizer, queries, steps, noise, progress)
         else:
+            if noise is not None:
+                raise ValueError(f"noise is for methods that ask at_steps; {self.name} takes it from its draws")
             finished = queries.images if isinstance(queries, Trajectory) else queries
             ids = range(num_train, num_train + len(finished))
             query = self._measure(featurizer, finished, ids, self.draws, progress)[0].unsqueeze(1)
@@ -231,7 +241,12 @@ class Method:
         return (apart if self.per_draw == "concatenated" else apart.mean(2)), values
 
     def _measure_steps(
-        self, featurizer: Featurizer, queries: Tensor | Trajectory, steps: Sequence[int] | None, progress: bool
+        self,
+        featurizer: Featurizer,
+        queries: Tensor | Trajectory,
+        steps: Sequence[int] | None,
+        given: Tensor | None,
+        progress: bool,
     ) -> tuple[Tensor, Tensor]:
         """Features of predicted images at each step [num_queries, num_steps, proj_dim], and the steps."""
         denoiser = featurizer.denoiser
@@ -243,15 +258,19 @@ class Method:
         if unknown:
             raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown}")
         shape = tuple(queries.images.shape[1:])
-        size = max(1, _ROWS_PER_BATCH // self.query_draws)
+        num_draws = self.query_draws if given is None else check_query_noise(given, len(queries.images), chosen, shape)
+        size = max(1, _ROWS_PER_BATCH // num_draws)
         rows = []
-        for t in tqdm(chosen, unit="step", desc=f"{self.name}, queries", disable=not progress):
+        for step, t in enumerate(tqdm(chosen, unit="step", desc=f"{self.name}, queries", disable=not progress)):
             images, found = queries.x0_hat[:, recorded.index(t)], []
             for first in range(0, len(images), size):
                 ids = list(range(first, min(first + size, len(images))))
-                noise = query_noise(0, ids, t, self.query_draws, shape, denoiser.device).unsqueeze(1)
-                timesteps = torch.full((len(ids), 1, self.query_draws), t)
-                features = self._per_draw(featurizer, images[ids], timesteps, noise, ids)[0]
+                if given is None:
+                    noise = query_noise(0, ids, t, num_draws, shape, denoiser.device)
+                else:
+                    noise = given[ids, step].to(denoiser.device)
+                timesteps = torch.full((len(ids), 1, num_draws), t)
+                features = self._per_draw(featurizer, images[ids], timesteps, noise.unsqueeze(1), ids)[0]
                 found.append(features.flatten(1))
             rows.append(torch.cat(found))
         return torch.stack(rows, 1), torch.tensor(chosen)

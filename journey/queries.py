@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
 from journey.condition import Condition
-from journey.draws import query_noise
+from journey.draws import check_query_noise, query_noise
 from journey.features import Features
 from journey.intervals import Interval, check_interval
 from journey.keys import derive_key
@@ -149,12 +149,7 @@ def plan_queries(
             raise ValueError(f"interval must hold at least one of the recorded timesteps {recorded}, got {interval}")
     shape = tuple(trajectory.x0_hat.shape[2:])
     if noise is not None:
-        expected = (trajectory.num_queries, len(chosen), noise.shape[2] if noise.dim() > 2 else 0, *shape)
-        if tuple(noise.shape) != expected or expected[2] == 0:
-            raise ValueError(
-                f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, "
-                f"got {list(noise.shape)}"
-            )
+        check_query_noise(noise, trajectory.num_queries, chosen, shape)
     elif num_draws < 1:
         raise ValueError(f"num_draws must be positive, got {num_draws}")
     if completions < 0:

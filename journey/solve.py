@@ -91,6 +91,18 @@ class Spectrum:
         ridge = damping * self.mean_eigenvalue
         return inside if ridge <= floor else inside + (query - coefficients @ basis.T) / ridge
 
+    def inverse_magnitude(self, damping: float) -> float:
+        """Return the mean magnitude of the entries of ``(gram + damping * mean_eigenvalue * I)^-1``.
+
+        In blocks of rows: time proj_dim**2 * rank_bound, memory 1024 * proj_dim float64.
+        """
+        proj_dim, total = len(self.right), 0.0
+        for first in range(0, proj_dim, 1024):
+            rows = torch.arange(first, min(first + 1024, proj_dim), device=self.right.device)
+            units = torch.zeros(len(rows), proj_dim, dtype=self.right.dtype, device=self.right.device)
+            total += self.precondition(units.scatter_(1, rows[:, None], 1.0), damping).abs().sum().item()
+        return total / proj_dim**2
+
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
         return self.left.square() @ self._inverse(damping)
