@@ -286,29 +286,5 @@ def query_noise(
     return keyed_noise(keys, num_draws, shape, device, antithetic=True, per=num_draws).squeeze(1)
 
 
-def check_query_noise(noise: Tensor, num_queries: int, steps: Sequence[int], shape: tuple[int, ...]) -> int:
-    """Check the caller's own noises of queries, [num_queries, num_steps, num_draws, C, H, W].
-
-    Args:
-        noise: The noises.
-        num_queries: How many queries there are.
-        steps: The steps that they are measured at.
-        shape: Shape of one image.
-
-    Returns:
-        How many draws there are.
-
-    Raises:
-        ValueError: If they have another shape.
-    """
-    num_draws = noise.shape[2] if noise.dim() > 2 else 0
-    expected = (num_queries, len(steps), num_draws, *shape)
-    if tuple(noise.shape) != expected or num_draws == 0:
-        raise ValueError(
-            f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, got {list(noise.shape)}"
-        )
-    return num_draws
-
-
 def _keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
     return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64)

@@ -26,9 +26,7 @@ from journey.structured_projectors import Factored, Masked
 from journey.values import measure_values
 
 
-def journey_trak(
-    *, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0
-) -> Method:
+def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
     """Return Journey-TRAK: the loss of the image predicted at a step, noised again to that step.
 
     Quirks of the published code: gradients are summed over draws and divided by the root of the number of parameters,

@@ -1,7 +1,7 @@
 """Linear maps from gradients to features: the count sketch, dense projections, and the identity.
 
-A projector is a configuration; none but ``ExplicitMatrix`` holds a matrix. It adds the image of one parameter's gradients to the features, so
-the features of a model are the sum over its parameters, in any order.
+A projector is a configuration; none but ``ExplicitMatrix`` holds a matrix. It adds the image of one parameter's
+gradients to the features, so the features of a model are the sum over its parameters, in any order.
 """
 
 from __future__ import annotations

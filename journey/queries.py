@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
 from journey.condition import Condition
-from journey.draws import check_query_noise, query_noise
+from journey.draws import query_noise
 from journey.features import Features
 from journey.intervals import Interval, check_interval
 from journey.keys import derive_key
@@ -180,3 +180,27 @@ def plan_queries(
         )
     ids = list(range(trajectory.num_queries))
     return Queries(images, trajectory.condition, ids, chosen, interval is not None, masks, num_draws, seed, noise)
+
+
+def check_query_noise(noise: Tensor, num_queries: int, steps: Sequence[int], shape: tuple[int, ...]) -> int:
+    """Check the caller's own noises of queries, [num_queries, num_steps, num_draws, C, H, W].
+
+    Args:
+        noise: The noises.
+        num_queries: How many queries there are.
+        steps: The steps that they are measured at.
+        shape: Shape of one image.
+
+    Returns:
+        How many draws there are.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    num_draws = noise.shape[2] if noise.dim() > 2 else 0
+    expected = (num_queries, len(steps), num_draws, *shape)
+    if tuple(noise.shape) != expected or num_draws == 0:
+        raise ValueError(
+            f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, got {list(noise.shape)}"
+        )
+    return num_draws
