@@ -14,6 +14,7 @@ from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
+from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
@@ -47,6 +48,7 @@ __all__ = [
     "Health",
     "Identity",
     "ImageFolder",
+    "ImportanceDraws",
     "InfluenceMatrix",
     "MeanOutput",
     "Measurement",

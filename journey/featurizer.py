@@ -63,6 +63,7 @@ class Featurizer:
         *,
         condition: Condition | None = None,
         mask: Tensor | None = None,  # [num_samples, 1, H, W]
+        weights: Tensor | None = None,  # [num_samples, bins, num_draws]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,8 @@ class Featurizer:
             condition: What the network is told, one row per sample, or one per sample, bin and draw in this order.
             mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
                 whole image. [num_samples, 1, H, W]
+            weights: How much each draw counts in the mean over its bin (``Draws.row_weights``); None is one each.
+                [num_samples, bins, num_draws]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -105,14 +108,16 @@ class Featurizer:
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
+        factors = None if weights is None else weights.reshape(num_rows).to(device)
 
         def values(rows: slice) -> Tensor:
             part = None if masks is None else masks[rows]
             given = None if told is None else told.select(rows)
             prediction = self.denoiser.predict(x_t[rows], times[rows], given)
-            return self.measurement(
+            found = self.measurement(
                 Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
+            return found if factors is None else found * factors[rows]
 
         features = torch.zeros(num_samples * bins, self.features_dim, device=device)
         measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)

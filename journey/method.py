@@ -227,8 +227,9 @@ class Method:
             some, batch = list(ids[first : first + size]), images[first : first + size]
             timesteps = draws.timesteps(some, denoiser.num_train_timesteps)
             noise = draws.noise(some, tuple(batch.shape[1:]), denoiser.device)
-            told = _part(condition, first, len(some), len(ids))
-            found, measured = self._per_draw(featurizer, batch, timesteps, noise, some, told)
+            told = condition and condition.part(first, len(some), len(ids))
+            counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+            found, measured = self._per_draw(featurizer, batch, timesteps, noise, some, told, counts)
             if self.per_draw == "concatenated":
                 rows.append(found.flatten(1))
             else:
@@ -244,17 +245,23 @@ class Method:
         noise: Tensor,
         ids: list[int],
         condition: Condition | None,
+        counts: Tensor | None = None,  # as ``Draws.row_weights``
     ) -> tuple[Tensor, Tensor]:
         """Features, combined over the draws of each bin unless they are kept apart, and mean values."""
         if self.per_draw == "mean":
-            return featurizer.features(images, timesteps, noise, condition=condition, ids=ids)
+            return featurizer.features(images, timesteps, noise, condition=condition, weights=counts, ids=ids)
+        if counts is not None and self.per_draw == "concatenated":
+            raise ValueError("draws must all count alike where they are kept apart, got importance draws")
         num_samples, bins, num_draws = timesteps.shape
         # Each draw a bin of its own: its feature is its own gradient.
         apart, values = featurizer.features(
             images, timesteps.view(num_samples, -1, 1), noise.flatten(1, 2).unsqueeze(2), condition=condition, ids=ids
         )
         apart = _unit(apart).view(num_samples, bins, num_draws, -1)
-        values = values.view(num_samples, bins, num_draws).mean(2)
+        values = values.view(num_samples, bins, num_draws)
+        if counts is not None:
+            apart, values = apart * counts.to(apart).unsqueeze(-1), values * counts.to(values)
+        values = values.mean(2)
         return (apart if self.per_draw == "concatenated" else apart.mean(2)), values
 
     def _measure_steps(
@@ -282,19 +289,11 @@ class Method:
                 ids = list(range(first, min(first + size, len(images))))
                 noise = given[ids, step] if given is not None else query_noise(0, ids, t, num_draws, shape, device)
                 timesteps = torch.full((len(ids), 1, num_draws), t)
-                told = _part(queries.condition, first, len(ids), len(images))
+                told = queries.condition and queries.condition.part(first, len(ids), len(images))
                 features = self._per_draw(featurizer, images[ids], timesteps, noise.unsqueeze(1), ids, told)[0]
                 found.append(features.flatten(1))
             rows.append(torch.cat(found))
         return torch.stack(rows, 1), torch.tensor(chosen)
-
-
-def _part(condition: Condition | None, first: int, count: int, num_samples: int) -> Condition | None:
-    """The rows of some samples, of which each has equally many."""
-    if condition is None:
-        return None
-    rows = len(condition) // num_samples
-    return condition.select(slice(first * rows, (first + count) * rows))
 
 
 def _unit(features: Tensor) -> Tensor:
