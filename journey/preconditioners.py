@@ -54,6 +54,7 @@ class Gram(Preconditioner):
         damping: Fraction of the mean eigenvalue; ``"auto"`` chooses it by generalised cross-validation.
         rescaled: Divide the inverse by the mean magnitude of its entries, as the published code of TRAK does so that
             it fits into float16. A constant under one set of weights; over several it decides how much each counts.
+            Takes time proj_dim**2 * min(num_train, proj_dim).
 
     Reference:
         Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, section 3.

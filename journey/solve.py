@@ -94,13 +94,20 @@ class Spectrum:
     def inverse_magnitude(self, damping: float) -> float:
         """Return the mean magnitude of the entries of ``(gram + damping * mean_eigenvalue * I)^-1``.
 
-        In blocks of rows: time proj_dim**2 * rank_bound, memory 1024 * proj_dim float64.
+        Time proj_dim**2 * rank_bound, in blocks of rows of 128 MiB float64.
         """
-        proj_dim, total = len(self.right), 0.0
-        for first in range(0, proj_dim, 1024):
-            rows = torch.arange(first, min(first + 1024, proj_dim), device=self.right.device)
-            units = torch.zeros(len(rows), proj_dim, dtype=self.right.dtype, device=self.right.device)
-            total += self.precondition(units.scatter_(1, rows[:, None], 1.0), damping).abs().sum().item()
+        floor, ridge = self.noise_floor, damping * self.mean_eigenvalue
+        present = self.eigenvalues > floor
+        basis = self.right[:, present]
+        # Outside the span of Phi the inverse is 1 / ridge: V (D - 1 / ridge) V^T + I / ridge.
+        outside = 1 / ridge if ridge > floor else 0.0
+        inside = self._inverse(damping)[present] - outside
+        proj_dim, total = len(basis), 0.0
+        block = max(1, 2**24 // proj_dim)
+        for number, rows in enumerate(basis.split(block)):
+            entries = (rows * inside) @ basis.T
+            entries.diagonal(number * block).add_(outside)
+            total += entries.abs().sum().item()
         return total / proj_dim**2
 
     def leverages(self, damping: float) -> Tensor:

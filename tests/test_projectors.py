@@ -94,7 +94,7 @@ def test_an_explicit_matrix_that_does_not_fit_is_refused_and_known_by_its_entrie
         ExplicitMatrix(matrix).features_dim(81)
     with pytest.raises(ValueError, match=r"matrix must be \[grad_dim, proj_dim\], got \[80\]"):
         ExplicitMatrix(matrix[:, 0])
-    with pytest.raises(TypeError, match="matrix must be floating point, got torch.int64"):
+    with pytest.raises(TypeError, match=r"matrix must be floating point, got torch\.int64"):
         ExplicitMatrix(matrix.long())
     assert ExplicitMatrix(matrix).fingerprint() == ExplicitMatrix(matrix.clone()).fingerprint()
     assert ExplicitMatrix(matrix).fingerprint() != ExplicitMatrix(-matrix).fingerprint()
