@@ -37,7 +37,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 class Sizes(NamedTuple):
-    """The network, by its parameters and dtype, and the images of a batch with their draws: all go through it at once."""
+    """The network, by its parameters and dtype, and a batch: images with their draws, which go through it at once."""
 
     network: str
     num_samples: int

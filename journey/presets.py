@@ -30,16 +30,19 @@ from journey.structured_projectors import Factored, Masked
 from journey.values import measure_values
 
 
-def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) -> Method:
+def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
     """Return Journey-TRAK: the loss of the image predicted at a step, noised again to that step.
 
-    Quirks of the published code: gradients are summed over draws and features halved in precision (a constant factor
-    and rounding, not repeated here); no damping, here the pseudo-inverse; flips of the training images stay on (the
-    caller's dataset decides). Training features cover the whole range of timesteps whatever the step.
+    Quirks of the published code: gradients are summed over draws and divided by the root of the number of parameters,
+    features are float16 (constant factors and rounding, not repeated here); no damping, here the pseudo-inverse; flips
+    of the training images stay on (the caller's dataset decides); the noise is regressed whatever the model predicts
+    (here what it was trained to predict). Training features cover the whole range of timesteps whatever the step.
+    ``docs/interop.md`` compares the two number by number.
 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.
         proj_dim: Features.
+        rescaled: As published: see ``journey.preconditioners.Gram``.
         seed: Names draws and projection.
 
     Returns:
@@ -55,7 +58,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) ->
         projector=Gaussian(proj_dim, seed=seed),
         at_steps=True,
         query_draws=num_draws,
-        preconditioner=Gram(0.0),
+        preconditioner=Gram(0.0, rescaled=rescaled),
     )
 
 
