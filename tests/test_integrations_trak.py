@@ -164,6 +164,17 @@ def test_the_librarys_solve_gives_trakers_scores_from_its_files(theirs: Path) ->
     assert (scores.T * weights - expected).norm() <= 1e-3 * expected.norm()
 
 
+def test_trakers_damping_is_a_fraction_of_the_mean_eigenvalue(tmp_path: Path) -> None:
+    run(tmp_path, num_models=1, projector=Given(), lambda_reg=0.05)
+    stored = ours.read_features(tmp_path)
+    damping = 0.05 * min(stored.grads.shape) / stored.grads.square().sum().item()
+    assert damping > 0.01  # enough to matter
+    kernel = Gram(damping, rescaled=True)
+    found, _ = kernel.scores(ours.read_targets(tmp_path, "test"), stored.grads, torch.zeros(NUM_TRAIN), [PROJ_DIM])
+    expected = ours.read_scores(tmp_path, "test")
+    assert (found.T * stored.out_to_loss - expected).norm() <= 1e-4 * expected.norm()
+
+
 def test_what_is_missing_unfinished_or_of_another_form_is_named(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"metadata\.json"):
         ours.read_features(tmp_path)
