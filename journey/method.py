@@ -140,12 +140,14 @@ class Method:
             )
         images, condition = encode_all(denoiser, dataset, self.draws)
         total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
-        for checkpoint in [None] if checkpoints is None else checkpoints:
+        weights = [None] if checkpoints is None else list(checkpoints)
+        method = self if len(weights) > 1 else self.change(preconditioner=self.preconditioner.alone())
+        for checkpoint in weights:
             with loaded(denoiser.network, checkpoint):
                 measured, timesteps = self.measure(
                     denoiser, images, queries, steps=steps, noise=noise, condition=condition, progress=progress
                 )
-                scores, damping = self.compare(denoiser, images, measured)
+                scores, damping = method.compare(denoiser, images, measured)
             total = scores if total is None else total + scores
             dampings.append(damping)
         assert total is not None

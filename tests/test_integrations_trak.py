@@ -139,6 +139,18 @@ def test_the_engine_follows_the_weights_that_are_loaded_and_the_names_that_are_c
     torch.testing.assert_close(second[0], expected / 147**0.5, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"names must be of the model's parameters, got \['4\.weight'\]"):
         ours.engine(MODEL, Identity(), names=["4.weight"])
+    with pytest.raises(ValueError, match=r"grad_wrt must be the names that engine was given, got \['0\.weight'\]"):
+        options["gradient_computer"](model=MODEL, task=Margin(), grad_wrt=["0.weight"])
+
+
+def test_parameters_that_are_not_trainable_are_left_out() -> None:
+    model = make_classifier()
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    options = ours.engine(model, Identity())
+    assert options["projector"].proj_dim == 147
+    computer = options["gradient_computer"](model=model, task=Margin())
+    assert computer.compute_per_sample_grad([IMAGES[:2], LABELS[:2]]).shape == (2, 147)
 
 
 def test_files_are_read_as_traker_wrote_them(theirs: Path, tmp_path: Path) -> None:
@@ -162,6 +174,17 @@ def test_the_librarys_solve_gives_trakers_scores_from_its_files(theirs: Path) ->
     expected = ours.read_scores(theirs, "test").double()
     # traker inverts in float32.
     assert (scores.T * weights - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_trakers_damping_is_a_fraction_of_the_mean_eigenvalue(tmp_path: Path) -> None:
+    run(tmp_path, num_models=1, projector=Given(), lambda_reg=0.05)
+    stored = ours.read_features(tmp_path)
+    damping = 0.05 * min(stored.grads.shape) / stored.grads.square().sum().item()
+    assert damping > 0.01  # enough to matter
+    kernel = Gram(damping, rescaled=True)
+    found, _ = kernel.scores(ours.read_targets(tmp_path, "test"), stored.grads, torch.zeros(NUM_TRAIN), [PROJ_DIM])
+    expected = ours.read_scores(tmp_path, "test")
+    assert (found.T * stored.out_to_loss - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_what_is_missing_unfinished_or_of_another_form_is_named(theirs: Path, tmp_path: Path) -> None:
@@ -191,6 +214,6 @@ def test_a_task_that_gives_one_value_for_a_batch_is_refused() -> None:
         def get_output(self, *args: Any) -> Tensor:
             return super().get_output(*args).mean()
 
-    computer = ours.TRAKGradients(MODEL, Mean(), projector=Identity())
+    computer = ours.engine(MODEL, Identity())["gradient_computer"](model=MODEL, task=Mean())
     with pytest.raises(ValueError, match=r"task must return one value per sample of a batch, .* got \[\]"):
         computer.compute_per_sample_grad([IMAGES[:3], LABELS[:3]])

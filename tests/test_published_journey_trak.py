@@ -197,6 +197,25 @@ def test_without_the_published_rescaling_checkpoints_count_alike_and_scores_diff
     assert spearman(alike[:, 0], expected.T).min() < 0.999
 
 
+def test_a_single_set_of_weights_is_scored_as_published_up_to_a_constant() -> None:
+    given = Case("small net, velocity")
+    found = (
+        journey_trak()
+        .change(**given.options)
+        .run(
+            (given.nets[0], given.scheduler),
+            given.dataset,
+            given.trajectory,
+            noise=QUERY_NOISE[:, None],
+            progress=False,
+        )
+    )
+    expected = published_scores([published_features("small net, velocity", 0)]).T
+    scaled = found.values[:, 0] * expected.norm() / found.values.norm()
+    assert spearman(scaled, expected).min() >= 0.999
+    assert (scaled - expected).norm() <= 1e-3 * expected.norm()
+
+
 def test_noise_of_queries_is_refused_in_another_shape_and_where_queries_are_finished_images() -> None:
     given = Case("small net, image")
     method = journey_trak().change(**given.options)

@@ -94,9 +94,13 @@ class TRAKGradients:
         grad_dim: Not used.
         dtype: Not used: features are float32.
         device: Where features are made.
-        grad_wrt: Names of the measured parameters; all by default.
+        grad_wrt: None, or the same names.
         projector: Maps gradients to features.
+        names: Parameters that are measured.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+
+    Raises:
+        ValueError: If ``grad_wrt`` names other parameters.
     """
 
     def __init__(
@@ -109,12 +113,15 @@ class TRAKGradients:
         grad_wrt: Iterable[str] | None = None,
         *,
         projector: Projector,
+        names: frozenset[str],
         uncovered: Literal["error", "autograd"] = "error",
     ) -> None:
+        if grad_wrt is not None and (chosen := frozenset(grad_wrt)) != names:
+            raise ValueError(f"grad_wrt must be the names that engine was given, got {sorted(chosen)[:3]} ...")
         self.modelout_fn = task
         self._projector = projector
         self._device = device
-        self._names = None if grad_wrt is None else frozenset(grad_wrt)
+        self._names = names
         self._uncovered: Literal["error", "autograd"] = uncovered
         self._engine: GradientEngine | None = None
         self.model = model
@@ -139,9 +146,7 @@ class TRAKGradients:
         parts = list(batch)
         num_rows = len(parts[0])
         if self._engine is None:  # not before: a TRAKer puts the model into eval mode when it loads weights
-            names = self._names
-            select = None if names is None else names.__contains__
-            self._engine = GradientEngine(self.model, select=select, uncovered=self._uncovered)
+            self._engine = GradientEngine(self.model, select=self._names.__contains__, uncovered=self._uncovered)
 
         def values(rows: slice) -> Tensor:
             output: Tensor = self.modelout_fn.get_output(self.model, None, None, *(part[rows] for part in parts))
@@ -175,18 +180,21 @@ def engine(
     Args:
         model: The model.
         projector: Maps gradients to features.
-        names: Parameters that are measured; give them to the ``TRAKer`` as ``grad_wrt`` too. All by default.
+        names: Parameters that are measured, all trainable ones by default. ``TRAKer(grad_wrt=...)`` may repeat them.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
 
     Returns:
         ``gradient_computer`` and ``projector``.
 
+    Raises:
+        ValueError: If a name is not a parameter's.
+
     Example:
         >>> traker = TRAKer(model=model, task=task, **engine(model, CountSketch(2048)), train_set_size=n)
     """
-    parameters = _chosen(model, names)
+    parameters = {name: p for name, p in _chosen(model, names).items() if p.requires_grad}
     proj_dim = projector.features_dim(sum(p.numel() for p in parameters.values()))
-    made = partial(TRAKGradients, projector=projector, uncovered=uncovered)
+    made = partial(TRAKGradients, projector=projector, names=frozenset(parameters), uncovered=uncovered)
     return {"gradient_computer": made, "projector": _Projected(proj_dim, _describe(projector))}
 
 
