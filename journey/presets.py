@@ -325,7 +325,7 @@ def factgrass(*, num_draws: int = 8, factor_dim: int = 32, sketch_dim: int = 128
 
 
 def kfac_influence(
-    *, num_draws: int = 32, curvature_draws: int = 8, proj_dim: int = 16384, damping: float = 1e-3, seed: int = 0
+    *, num_draws: int = 32, curvature_draws: int = 2, proj_dim: int = 16384, damping: float = 1e-3, seed: int = 0
 ) -> Method:
     """Return the influence function with EK-FAC of the Gauss-Newton matrix of the training loss.
 

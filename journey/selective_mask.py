@@ -165,5 +165,5 @@ def agreement(mask: Tensor, train: Tensor, query: Tensor) -> Tensor:
     """Return the mean over queries of the correlation of masked with whole inner products over training images."""
     whole = query @ train.T
     masked = (query * mask.square()) @ train.T
-    first, second = (products - products.mean(1, keepdim=True) for products in (whole, masked))
-    return F.cosine_similarity(first, second, dim=1).mean()
+    centred = [products - products.mean(1, keepdim=True) for products in (whole, masked)]
+    return F.cosine_similarity(centred[0], centred[1], dim=1).mean()

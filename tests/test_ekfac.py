@@ -15,12 +15,13 @@ import journey
 from journey import ekfac
 from journey.curvature import Block, Curvature, Whitened
 from journey.denoiser import Denoiser
-from journey.draws import Draws, StratifiedDraws
+from journey.draws import Draws, GridDraws, StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.featurizer import Featurizer
 from journey.measurements import TrainingLoss
 from journey.projectors import CountSketch, Identity, ParameterSlot
+from journey.shared_draws import SharedDraws
 
 IMAGES, DRAWS = make_images(3), StratifiedDraws(num_draws=2)
 PIXELS = 64
@@ -183,6 +184,16 @@ def test_sampled_directions_have_the_exact_trace_on_average() -> None:
     # A Gaussian quadratic form has a variance of at most twice its squared mean.
     assert abs(sampled / exact - 1) < 5 * (2 / (128 * len(IMAGES))) ** 0.5
     assert sampled != exact
+
+
+def test_every_image_and_draw_has_a_direction_of_its_own() -> None:
+    model, images = Denoiser(SmallDenoiser(), make_scheduler()), IMAGES[:1].repeat(3, 1, 1, 1)
+    draws = SharedDraws(GridDraws(num_draws=2), one_noise=True)  # so that predictions of the images are equal
+    batches = ekfac._Batches(model, images, draws, None, False, 0)
+    (values,) = batches.pseudo_losses(torch.arange(6))
+    assert len(set(values(slice(0, 6)).tolist())) == 6
+    (part,) = batches.pseudo_losses(torch.arange(3, 5))  # the same, whatever the batch
+    assert torch.allclose(part(slice(0, 2)), values(slice(3, 5)), rtol=1e-5)
 
 
 def test_scores_are_the_influence_function() -> None:

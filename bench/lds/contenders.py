@@ -67,7 +67,7 @@ def contenders() -> list[Contender]:
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
         Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
         Contender("grass, selective mask", grass(mask="selective")),
-        Contender("EK-FAC, proponents squared", kfac_influence().change(adjust=_square_proponents)),
+        Contender("EK-FAC, signed squares", kfac_influence().change(adjust=_signed_squares)),
         Contender("EK-FAC and Gram", kfac_influence().change(preconditioner=Gram(3.0))),
     ]
     found += [
@@ -82,6 +82,10 @@ def _square_proponents(
     method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor
 ) -> Tensor:
     return scores.clamp(min=0).square()
+
+
+def _signed_squares(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+    return scores * scores.abs()
 
 
 # The loss with many draws, each normalised; and with its strong proponents emphasised.
