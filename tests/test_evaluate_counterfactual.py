@@ -116,8 +116,8 @@ def test_each_query_lacks_its_own_proponents_and_the_controls_serve_all_queries(
 
 
 def test_broken_scores_are_refused(tmp_path: Path) -> None:
+    scores = {"a": torch.zeros(1, NUM_TRAIN), "b": torch.full((1, NUM_TRAIN), torch.nan)}
     with pytest.raises(ValueError, match="NaN entries: those of b"):
-        scores = {"a": torch.zeros(1, NUM_TRAIN), "b": torch.full((1, NUM_TRAIN), torch.nan)}
         remove(train, scores, 2, tmp_path, fingerprint="shift")
 
 

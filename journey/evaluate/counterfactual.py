@@ -112,8 +112,8 @@ def counterfactual(
 ) -> Counterfactual:
     """Retrain without each query's strongest proponents and generate the query again.
 
-    It is ``measure_effect(remove(...), generation_change(model, ...))``; these apart measure several effects of the same
-    models. Query q is the q-th image that ``journey.record(model, seed=noise_seed, ...)`` makes.
+    It is ``measure_effect(remove(...), generation_change(model, ...))``; these apart measure several effects of the
+    same models. Query q is the q-th image that ``journey.record(model, seed=noise_seed, ...)`` makes.
 
     Args:
         model: The attributed model with a deterministic sampler (DDIM), in any form that ``journey.featurize`` takes.

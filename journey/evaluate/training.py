@@ -162,8 +162,8 @@ class RemovalTraining(UNetTraining):
     """Trains as ``UNetTraining`` on subsets that lack a few images, changing as little as possible with them.
 
     Batches are drawn from all images; where an image that is left out was drawn, another one takes its place. So a
-    batch without it is that of the training on all images, which gives the same network as with ``UNetTraining``. There,
-    one image less gives other images in every batch, and with them nearly as much change as another seed does.
+    batch without it is that of the training on all images, which gives the same network as ``UNetTraining`` does. There
+    one image less gives other images in every batch, and with them nearly as much change as another seed.
     """
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
