@@ -48,10 +48,9 @@ def test_tables_name_every_method_the_strongest_first_and_the_gap_of_each_step()
     runs = {"weak": [[1.0, 2.0]], "strong": [[3.0, 4.0]], **controls}
     document = {
         "num_train": 9,
-        "num_queries": 2,
         "removed_at_step": 3,
         "whole": {"3": {"pixels": runs, "embedding": runs, "loss": runs}},
-        "step": {"50": dict.fromkeys(("prediction", "generation", "loss"), {**runs, f"weak{AT_STEP}": [[2.0, 2.0]]})},
+        "step": {"50": {key: {**runs, f"weak{AT_STEP}": [[2.0, 2.0]]} for key in ("prediction", "generation", "loss")}},
     }
     whole, prediction = tables(document, short=True).split("\n\nAt a step")
     names = [line.split(" | ")[0] for line in whole.splitlines()[4:]]

@@ -84,13 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--removed", type=int, nargs="+", default=[NUM_REMOVED], help="images removed, the first at steps"
     )
+    parser.add_argument("--step-queries", type=int, help="queries at single steps (default: as --queries)")
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS, help="single steps that are asked about")
     parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
     parser.add_argument("--into", type=Path, help="write the tables into this file, between its counterfactual markers")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     setting = open_setting(TIERS[options.tier], options.data, options.work)
-    document = compare(setting, options.queries, options.removed, options.steps, options.processes)
+    sizes = (options.queries, options.queries if options.step_queries is None else options.step_queries)
+    document = compare(setting, sizes, options.removed, options.steps, options.processes)
     stem = options.out / f"counterfactual-{setting.tier.name}"
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(tables(document) + "\n")
@@ -103,13 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(
-    setting: Setting, num_queries: int, numbers: Sequence[int], steps: Sequence[int], processes: int
+    setting: Setting, sizes: tuple[int, int], numbers: Sequence[int], steps: Sequence[int], processes: int
 ) -> dict[str, Any]:
     """Train what is not there yet and measure everything.
 
     Args:
         setting: The tier.
-        num_queries: How many of its generated queries.
+        sizes: How many of its generated queries are asked about, as a whole and at steps.
         numbers: How many images are removed; at steps the first of these.
         steps: Which single steps are asked about.
         processes: Trainings at once.
@@ -120,7 +122,9 @@ def compare(
     """
     training = setting.tier.training(setting.train, RemovalTraining)
 
-    def measured(scores: dict[str, Tensor], num_removed: int, effects: dict[str, Effect]) -> dict[str, Any]:
+    def measured(
+        scores: dict[str, Tensor], num_queries: int, num_removed: int, effects: dict[str, Effect]
+    ) -> dict[str, Any]:
         some = {name: values[:num_queries] for name, values in scores.items()}
         folder = setting.work / "removals"
         models = remove(training, some, num_removed, folder, num_controls=NUM_CONTROLS, processes=processes)
@@ -131,16 +135,15 @@ def compare(
         "what": "change of every query under models without its proponents: [effect][name][training][query]",
         "tier": setting.tier.name,
         "num_train": setting.tier.num_train,
-        "num_queries": num_queries,
         "removed_at_step": numbers[0],
         "width": WIDTH,
         "training": training.fingerprint(),
-        "whole": {str(k): measured(whole, k, _whole_effects(setting)) for k in numbers},
+        "whole": {str(k): measured(whole, sizes[0], k, _whole_effects(setting)) for k in numbers},
         "step": {},
     }
     for step in steps:
         at_step = {f"{name}{AT_STEP}": scores(setting, step) for name, scores in STEPWISE.items()}
-        document["step"][str(step)] = measured({**whole, **at_step}, numbers[0], _step_effects(setting, step))
+        document["step"][str(step)] = measured({**whole, **at_step}, sizes[1], numbers[0], _step_effects(setting, step))
     return document
 
 

@@ -56,7 +56,7 @@ def _whole(document: dict[str, Any], num_removed: str, results: dict[str, Counte
                 for control in (RANDOM, RESEED)
             ]
         lines.append(_cells(cells))
-    return _titled(f"Whole trajectory: {_sizes(document, num_removed)}.", lines)
+    return _titled(f"Whole trajectory: {_sizes(document, num_removed, first)}.", lines)
 
 
 def _steps(document: dict[str, Any], effect: str) -> str:
@@ -72,7 +72,7 @@ def _steps(document: dict[str, Any], effect: str) -> str:
             whole = name.removesuffix(AT_STEP)
             gaps = [_more(result, name, whole, scale) for result in results.values()]
             lines.append(_cells([f"*{whole}: at the step minus whole*", *gaps]))
-    title = f"At a step, {STEP_EFFECTS[effect]}{_unit(effect)}: {_sizes(document, document['removed_at_step'])}."
+    title = f"At a step, {STEP_EFFECTS[effect]}{_unit(effect)}: {_sizes(document, document['removed_at_step'], first)}."
     return _titled(title, lines)
 
 
@@ -93,7 +93,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
             value, low, high = result.mean(name)
             color = "grey" if name in (RANDOM, RESEED) else "C0"
             axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", capsize=3, color=color)
-            axis.plot(result.moved[name], torch.full((document["num_queries"],), row), "|", color=color, alpha=0.4)
+            axis.plot(result.moved[name], torch.full_like(result.moved[name], row), "|", color=color, alpha=0.4)
         axis.set_yticks(range(len(names)), names)
         axis.set(xlabel=f"{WHOLE_EFFECTS[effect]}", title=f"{next(iter(document['whole']))} images removed")
     if document["step"]:
@@ -144,8 +144,9 @@ def _text(interval: tuple[float, float, float], scale: float) -> str:
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _sizes(document: dict[str, Any], num_removed: int | str) -> str:
-    return f"{num_removed} of {document['num_train']} images removed, {document['num_queries']} queries"
+def _sizes(document: dict[str, Any], num_removed: int | str, result: Counterfactual) -> str:
+    num_queries = len(result.moved[RANDOM])
+    return f"{num_removed} of {document['num_train']} images removed, {num_queries} queries"
 
 
 def _titled(title: str, lines: list[str]) -> str:
