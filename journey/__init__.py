@@ -16,9 +16,10 @@ from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
+from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
 from journey.sampler import Sampler, Step
@@ -40,6 +41,7 @@ __all__ = [
     "Denoiser",
     "Draws",
     "ExplicitDraws",
+    "ExplicitMatrix",
     "FeatureStore",
     "Features",
     "Featurizer",
@@ -49,6 +51,7 @@ __all__ = [
     "Health",
     "Identity",
     "ImageFolder",
+    "ImportanceDraws",
     "InfluenceMatrix",
     "MeanOutput",
     "Measurement",

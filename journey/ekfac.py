@@ -11,7 +11,6 @@ are what the pseudo-gradients really have in it: ``E[(U^T grad V)^2]``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -67,7 +66,7 @@ def fit_ekfac(
         denoiser: The model.
         images: Images in the space that the network denoises (latents for a model of latents), float32; image i has the
             draws of sample i. [num_samples, C, H, W]
-        draws: Timesteps and noise; all count alike.
+        draws: Timesteps and noise; bins count alike.
         condition: What the network is told, one row per image.
         select: Which trainable parameters, as for ``Featurizer``; all by default.
         uncovered: As for ``Featurizer``.
@@ -137,17 +136,22 @@ class _Batches:
         per_image = self.draws.bins * self.draws.num_draws
         ids = list(range(int(rows[0]) // per_image, int(rows[-1]) // per_image + 1))
         here = (rows - ids[0] * per_image).to(device)  # among all draws of these images
-        times = self.draws.timesteps(ids, denoiser.num_train_timesteps).flatten().to(device)[here]
+        timesteps = self.draws.timesteps(ids, denoiser.num_train_timesteps)
+        times = timesteps.flatten().to(device)[here]
+        counts = self.draws.row_weights(timesteps, denoiser.num_train_timesteps)
         noise = self.draws.noise(ids, shape, device).flatten(0, 2)[here]
         x0 = self.images[rows // per_image].to(device)
         x_t = denoiser.add_noise(x0, noise, times)
         told = None if self.condition is None else self.condition.select(rows // per_image).to(device)
         size = prod(shape)
+        scale = torch.full((len(rows),), 2 / size, device=device)
+        if counts is not None:
+            scale *= counts.flatten().to(device)[here]
 
         def along(directions: Tensor) -> Values:
             def values(part: slice) -> Tensor:
                 prediction = denoiser.predict(x_t[part], times[part], None if told is None else told.select(part))
-                return math.sqrt(2 / size) * (directions[part] * prediction.flatten(1)).sum(1)
+                return scale[part].sqrt() * (directions[part] * prediction.flatten(1)).sum(1)
 
             return values
 

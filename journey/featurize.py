@@ -255,4 +255,5 @@ def _measure(
     # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
     choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
     condition = samples.conditions(choice)
-    return featurizer.features(samples.x0, timesteps, noise, condition=condition, ids=ids, check=check)
+    weights = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+    return featurizer.features(samples.x0, timesteps, noise, condition=condition, weights=weights, ids=ids, check=check)

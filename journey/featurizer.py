@@ -64,6 +64,7 @@ class Featurizer:
         *,
         condition: Condition | None = None,
         mask: Tensor | None = None,  # [num_samples, 1, H, W]
+        weights: Tensor | None = None,  # [num_samples, bins, num_draws]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -80,6 +81,8 @@ class Featurizer:
             condition: What the network is told, one row per sample, or one per sample, bin and draw in this order.
             mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
                 whole image. [num_samples, 1, H, W]
+            weights: How much each draw counts in the mean over its bin (``Draws.row_weights``); None is one each.
+                [num_samples, bins, num_draws]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -98,7 +101,7 @@ class Featurizer:
         """
         num_samples, bins, num_draws = timesteps.shape
         num_rows = timesteps.numel()
-        values = self._values(images, timesteps, noise, condition, mask)
+        values = self._values(images, timesteps, noise, condition, mask, weights)
         features = torch.zeros(num_samples * bins, self.features_dim, device=self.denoiser.device)
         measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
@@ -144,7 +147,7 @@ class Featurizer:
         Raises:
             ValueError: If ``condition`` has another number of rows.
         """
-        values = self._values(images, timesteps, noise, condition, mask)
+        values = self._values(images, timesteps, noise, condition, mask, None)
         collected = self.engine.collect(values, num_rows=timesteps.numel())
         norms = torch.zeros(timesteps.numel(), len(self.engine.slots), device=self.denoiser.device)
         for index, (name, slot) in enumerate(self.engine.slots.items()):
@@ -153,7 +156,13 @@ class Featurizer:
         return norms.view(*timesteps.shape, -1)
 
     def _values(
-        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Condition | None, mask: Tensor | None
+        self,
+        images: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        condition: Condition | None,
+        mask: Tensor | None,
+        weights: Tensor | None,
     ) -> Values:
         """The measurement of rows of the batch of all draws of all images."""
         num_samples, num_rows = len(images), timesteps.numel()
@@ -165,14 +174,16 @@ class Featurizer:
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
+        factors = None if weights is None else weights.reshape(num_rows).to(device)
 
         def values(rows: slice) -> Tensor:
             part = None if masks is None else masks[rows]
             given = None if told is None else told.select(rows)
             prediction = self.denoiser.predict(x_t[rows], times[rows], given)
-            return self.measurement(
+            found = self.measurement(
                 Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
+            return found if factors is None else found * factors[rows]
 
         return values
 

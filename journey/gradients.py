@@ -59,7 +59,7 @@ class GradientEngine:
         }
         if not self._parameters:
             raise CoverageError("model has no trainable parameter among the selected ones: nothing to measure")
-        self.slots = _slots(self._parameters)
+        self.slots = parameter_slots(self._parameters)
         self.num_parameters = sum(p.numel() for p in self._parameters.values())
         self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
@@ -291,7 +291,8 @@ _SMALL = 1 << 16
 _CHECK_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
-def _slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
+def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
+    """Return where each of some named parameters stands among them, by name."""
     slots, offset = {}, 0
     for name, p in parameters.items():
         rows = p.shape[0] if p.dim() > 1 else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,6 +36,10 @@ class Preconditioner(ABC):
             Scores, float64 [num_queries, num_train], and the relative damping that was used.
         """
 
+    def alone(self) -> Preconditioner:
+        """Return the kernel for a single set of weights, without what only weighs several against each other."""
+        return self
+
 
 @dataclass(frozen=True)
 class Plain(Preconditioner):
@@ -52,17 +56,28 @@ class Gram(Preconditioner):
 
     Args:
         damping: Fraction of the mean eigenvalue; ``"auto"`` chooses it by generalised cross-validation.
+        rescaled: Divide the inverse by the mean magnitude of its entries, as the published code of TRAK does so that
+            it fits into float16. Over several sets of weights this decides how much each counts. Under a single one it
+            is a constant, and ``Method.run`` leaves it out: it takes time proj_dim**2 * min(num_train, proj_dim).
 
     Reference:
         Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, section 3.
     """
 
     damping: float | Literal["auto"] = "auto"
+    rescaled: bool = False
 
     def scores(self, query: Tensor, train: Tensor, values: Tensor, blocks: Sequence[int]) -> tuple[Tensor, float]:
         """Score training images, see ``Preconditioner.scores``."""
         spectrum, damping = self.spectrum(train, values)
-        return spectrum.scores(query, damping), damping
+        scores = spectrum.scores(query, damping)
+        if self.rescaled:
+            scores = scores / spectrum.inverse_magnitude(damping)
+        return scores, damping
+
+    def alone(self) -> Preconditioner:
+        """Return the kernel without ``rescaled``, see ``Preconditioner.alone``."""
+        return replace(self, rescaled=False)
 
     def spectrum(self, train: Tensor, values: Tensor) -> tuple[Spectrum, float]:
         """Return the decomposition and the relative damping that is used with it."""

@@ -5,7 +5,8 @@ compared how. ``preset().run(model, dataset, queries)`` returns ``Scores``; ``pr
 a part. Damping is a fraction of the mean eigenvalue. Where a paper tuned it on the scores that it reports, the preset
 takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/evaluation.md``).
 
-All are read from the papers and, where there is any, the published code; what is known to differ is said at each.
+All are read from the papers and, where there is any, the published code; what is known to differ is said at each. They
+stand in one file, long with what is said, to be read side by side.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from journey.condition import Condition
 from journey.curvature import Whitened
 from journey.denoiser import Denoiser
 from journey.draws import GridDraws, StratifiedDraws, UniformDraws
@@ -30,16 +32,19 @@ from journey.structured_projectors import Factored, Masked
 from journey.values import measure_values
 
 
-def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) -> Method:
+def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
     """Return Journey-TRAK: the loss of the image predicted at a step, noised again to that step.
 
-    Quirks of the published code: gradients are summed over draws and features halved in precision (a constant factor
-    and rounding, not repeated here); no damping, here the pseudo-inverse; flips of the training images stay on (the
-    caller's dataset decides). Training features cover the whole range of timesteps whatever the step.
+    Quirks of the published code: gradients are summed over draws and divided by the root of the number of parameters,
+    features are float16 (constant factors and rounding, not repeated here); no damping, here the pseudo-inverse; flips
+    of the training images stay on (the caller's dataset decides); the noise is regressed whatever the model predicts
+    (here what it was trained to predict). Training features cover the whole range of timesteps whatever the step.
+    ``docs/interop.md`` compares the two number by number.
 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.
         proj_dim: Features.
+        rescaled: As published: see ``journey.preconditioners.Gram``.
         seed: Names draws and projection.
 
     Returns:
@@ -55,7 +60,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) ->
         projector=Gaussian(proj_dim, seed=seed),
         at_steps=True,
         query_draws=num_draws,
-        preconditioner=Gram(0.0),
+        preconditioner=Gram(0.0, rescaled=rescaled),
     )
 
 
@@ -251,7 +256,7 @@ def logra(*, num_draws: int = 8, in_dim: int = 16, out_dim: int = 16, seed: int 
         "logra",
         "Choe et al. 2024",
         draws=StratifiedDraws(num_draws, seed=seed),
-        projector=lambda denoiser, images: Factored.of(denoiser.network, in_dim=in_dim, out_dim=out_dim, seed=seed),
+        projector=lambda denoiser, *_: Factored.of(denoiser.network, in_dim=in_dim, out_dim=out_dim, seed=seed),
         preconditioner=BlockGram(0.1),
     )
 
@@ -287,8 +292,10 @@ def grass(
         raise ValueError(f'mask must be "random" or "selective", got {mask!r}')
     draws, sketch = StratifiedDraws(num_draws, seed=seed), CountSketch(proj_dim, seed=seed)
 
-    def selected(denoiser: Denoiser, images: Tensor) -> Selected:
-        kept = fit_selective_mask(denoiser, images, draws=draws, measurement=TrainingLoss(), keep=keep)
+    def selected(denoiser: Denoiser, images: Tensor, condition: Condition | None) -> Selected:
+        kept = fit_selective_mask(
+            denoiser, images, draws=draws, measurement=TrainingLoss(), keep=keep, condition=condition
+        )
         return Selected(sketch, kept)
 
     projector = Masked(sketch, keep, seed) if mask == "random" else selected
@@ -316,7 +323,7 @@ def factgrass(*, num_draws: int = 8, factor_dim: int = 32, sketch_dim: int = 128
         "factgrass",
         "Hu et al. 2025",
         draws=StratifiedDraws(num_draws, seed=seed),
-        projector=lambda denoiser, images: Factored.of(denoiser.network, **dims),
+        projector=lambda denoiser, *_: Factored.of(denoiser.network, **dims),
         preconditioner=BlockGram(0.1),
     )
 
@@ -347,9 +354,11 @@ def kfac_influence(
         Mlodozeniec et al., "Influence Functions for Scalable Data Attribution in Diffusion Models", ICLR 2025.
     """
 
-    def projector(denoiser: Denoiser, images: Tensor) -> Whitened:
+    def projector(denoiser: Denoiser, images: Tensor, condition: Condition | None) -> Whitened:
         draws = StratifiedDraws(curvature_draws, antithetic=False, seed=seed)
-        curvature = fit_ekfac(denoiser, images, draws=draws, seed=seed, progress=False)
+        # Where each draw has a caption of its own, the first one of every image.
+        told = condition and condition.select(slice(None, None, len(condition) // len(images)))
+        curvature = fit_ekfac(denoiser, images, draws=draws, condition=told, seed=seed, progress=False)
         return Whitened(CountSketch(proj_dim, seed=seed), curvature, damping)
 
     return Method(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from journey.condition import Condition
 from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.featurizer import Featurizer
@@ -70,6 +71,7 @@ def fit_selective_mask(
     draws: Draws,
     measurement: Measurement,
     keep: float = 0.1,
+    condition: Condition | None = None,
     num_images: int = 40,
 ) -> Tensor:
     """Choose the entries for a model from whole gradients of some of the training images.
@@ -82,6 +84,7 @@ def fit_selective_mask(
         draws: Timesteps and noise, one bin.
         measurement: What is differentiated.
         keep: Share of the entries that is kept.
+        condition: What the network is told, one row per image, or one per image and draw in this order.
         num_images: Size of the sample, evenly spread. All their gradients are held: [num_images, grad_dim] float32.
 
     Returns:
@@ -99,9 +102,12 @@ def fit_selective_mask(
     grads = []
     for index in range(count):
         ids = [index * len(images) // count]
+        told = condition and condition.part(ids[0], 1, len(images))
         noise = draws.noise(ids, tuple(images.shape[1:]), denoiser.device)
         timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-        grads.append(featurizer.features(images[ids], timesteps, noise, ids=ids)[0].mean(1))
+        counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+        features, _ = featurizer.features(images[ids], timesteps, noise, condition=told, weights=counts, ids=ids)
+        grads.append(features.mean(1))
     sample = torch.cat(grads)
     queries = torch.arange(count) % _QUERY_SHARE == 0
     chosen = select_entries(sample[~queries], sample[queries], max(1, round(keep * sample.shape[1])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,28 +15,39 @@ _ROWS_PER_BATCH = 512
 
 
 @torch.no_grad()
-def measure_values(denoiser: Denoiser, images: Tensor, *, draws: Draws, measurement: Measurement) -> Tensor:
+def measure_values(
+    denoiser: Denoiser, images: Tensor, *, draws: Draws, measurement: Measurement, ids: Sequence[int] | None = None
+) -> Tensor:
     """Measure images under the denoiser's current weights.
 
     Args:
         denoiser: The model.
-        images: Images in its range; image i has the draws of sample i. [num_samples, C, H, W]
+        images: Images in its range. [num_samples, C, H, W]
         draws: Timesteps and noise.
         measurement: What is measured.
+        ids: Whose draws each image has; by default image i has those of sample i.
 
     Returns:
         The mean over the draws of each bin, float32, on the CPU. [num_samples, bins]
     """
-    device = denoiser.device
+    device, names = denoiser.device, range(len(images)) if ids is None else ids
     size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
+
+    def measure(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
+        return measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times))
+
     values = []
     for first in range(0, len(images), size):
-        ids = list(range(first, min(first + size, len(images))))
-        timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-        noise = draws.noise(ids, tuple(images.shape[1:]), device).flatten(0, 2)
+        some = names[first : first + size]
+        timesteps = draws.timesteps(some, denoiser.num_train_timesteps)
+        counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+        noise = draws.noise(some, tuple(images.shape[1:]), device).flatten(0, 2)
         times = timesteps.flatten().to(device)
-        x0 = images[ids].to(device).repeat_interleave(timesteps[0].numel(), 0)
-        x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
-        measured = measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times))
-        values.append(measured.view(timesteps.shape).mean(-1).cpu())
+        x0 = images[first : first + size].to(device).repeat_interleave(timesteps[0].numel(), 0)
+        measured = torch.cat(
+            [measure(*rows) for rows in zip(*(x.split(_ROWS_PER_BATCH) for x in (x0, noise, times)), strict=True)]
+        )
+        measured = measured.view(timesteps.shape)
+        values.append((measured if counts is None else measured * counts.to(device)).mean(-1).cpu())
     return torch.cat(values)

@@ -20,6 +20,7 @@ from journey.draws import Draws, GridDraws, StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.featurizer import Featurizer
+from journey.importance_draws import ImportanceDraws
 from journey.measurements import TrainingLoss
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch, Identity, ParameterSlot
@@ -90,9 +91,11 @@ def noised(model: Denoiser, draws: Draws = DRAWS) -> tuple[Tensor, Tensor]:
     return model.scheduler.add_noise(IMAGES.repeat_interleave(draws.num_draws, 0), noise, times), times
 
 
-def explicit(model: Denoiser) -> dict[str, Tensor]:
+def explicit(model: Denoiser, draws: Draws = DRAWS) -> dict[str, Tensor]:
     """The diagonal blocks of ``mean of J^T (2 / D) J``, by Jacobians in float64. [numel, numel] for each parameter."""
-    x_t, times = noised(model)
+    x_t, times = noised(model, draws)
+    counts = draws.row_weights(times.view(len(IMAGES), draws.bins, -1), 100)
+    roots = torch.ones(len(times), 1, 1) if counts is None else counts.double().sqrt().view(-1, 1, 1)
     weights = {name: p.detach().double() for name, p in model.network.named_parameters()}
     wanted = {name for name, p in model.network.named_parameters() if p.requires_grad}
 
@@ -101,7 +104,8 @@ def explicit(model: Denoiser) -> dict[str, Tensor]:
         return found.flatten()
 
     jacobians = torch.func.jacrev(output)({name: weights[name] for name in wanted})
-    flat = {name: jacobian.reshape(len(times) * PIXELS, -1) for name, jacobian in jacobians.items()}
+    rows = {name: roots * jacobian.reshape(len(times), PIXELS, -1) for name, jacobian in jacobians.items()}
+    flat = {name: jacobian.flatten(0, 1) for name, jacobian in rows.items()}
     return {name: 2 / PIXELS / len(times) * j.T @ j for name, j in flat.items()}
 
 
@@ -127,7 +131,8 @@ def assert_close(found: Tensor, expected: Tensor, what: str) -> None:
 
 def fit(network: nn.Module, **options: object) -> tuple[Denoiser, Curvature]:
     model = Denoiser(network, make_scheduler())
-    return model, fit_ekfac(model, IMAGES, draws=DRAWS, progress=False, **{"exact": True, **options})  # type: ignore[arg-type]
+    chosen = {"draws": DRAWS, "exact": True, "progress": False, **options}
+    return model, fit_ekfac(model, IMAGES, **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("network", [OneLayer, Square])
@@ -151,6 +156,17 @@ def test_vectors_have_their_exact_block() -> None:
     model, curvature = fit(SmallDenoiser())
     for name in ("inward.bias", "norm.weight", "outward.bias"):
         assert_close(matrix(curvature.blocks[name]), explicit(model)[name], name)
+
+
+def test_importance_draws_count_by_their_weights() -> None:
+    draws = ImportanceDraws(2, density=range(1, 101))
+    model, curvature = fit(SmallDenoiser(), draws=draws)
+    wanted = explicit(model, draws)
+    for name in ("inward.bias", "time.bias"):
+        assert_close(matrix(curvature.blocks[name]), wanted[name], name)
+    vectors = basis(curvature.blocks["inward.weight"])
+    diagonal = (vectors.T @ wanted["inward.weight"] @ vectors).diagonal()
+    assert_close(curvature.blocks["inward.weight"].eigenvalues.flatten(), diagonal, "weight")
 
 
 def test_a_vector_too_long_for_a_block_has_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from journey.draws import StratifiedDraws
 from journey.errors import StoreMismatchError
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
-from journey.evaluate.training import UNetTraining
+from journey.evaluate.training import RemovalTraining, UNetTraining
 from journey.measurements import TrainingLoss
 from journey.values import measure_values
 
@@ -94,6 +94,23 @@ def test_training_repeats_and_depends_on_images_and_seed() -> None:
 def test_one_seed_gives_every_subset_the_same_initial_weights() -> None:
     first, second = training().build(3), training().build(3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_removal_training_on_all_images_is_the_plain_one() -> None:
+    removal = RemovalTraining((make_unet(), make_scheduler()), make_images(6), steps=3, batch_size=4)
+    trained = [train(range(6), 2).parameters() for train in (removal, training(3))]
+    assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))
+
+
+def test_removal_training_exchanges_the_images_that_are_left_out_and_no_others() -> None:
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    train = RemovalTraining((make_unet(), make_scheduler()), images, steps=1, batch_size=600)
+    every, some = (
+        train._batches(kept, 0)(torch.Generator().manual_seed(3))[:, 0, 0, 0] for kept in (range(6), (0, 3, 5))
+    )
+    gone = sum(every == left_out for left_out in (1, 2, 4)).bool()
+    assert torch.equal(every[~gone], some[~gone])
+    assert set(some[gone].tolist()) == {0, 3, 5}
 
 
 def test_snapshots_end_with_the_trained_model() -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models import SmallDenoiser, make_images, make_scheduler
+from families import make_conditional_unet
+from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
 import journey
 from journey import baselines
+from journey.condition import Condition
 from journey.denoiser import Denoiser
-from journey.draws import Draws, UniformDraws
+from journey.draws import Draws, StratifiedDraws, UniformDraws
+from journey.ekfac import fit_ekfac
 from journey.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method, noised_trajectory
+from journey.models.conditional import ConditionalDenoiser
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors import CountSketch, Gaussian, Identity
@@ -116,7 +121,7 @@ def test_carv_is_a_cosine_of_mean_normalised_gradients_at_shared_draws() -> None
 def test_kfac_influence_has_the_inverse_curvature_between_mean_gradients() -> None:
     method = kfac_influence(num_draws=4, damping=0.2)
     assert callable(method.projector)
-    whitened = method.projector(denoiser(), TRAIN)
+    whitened = method.projector(denoiser(), TRAIN, None)
     train, query = gradients(method.draws, TRAIN, 0).mean(1), gradients(method.draws, QUERIES, NUM_TRAIN).mean(1)
     expected, begin = torch.zeros(NUM_QUERIES, NUM_TRAIN, dtype=torch.float64), 0
     for name, p in denoiser().network.named_parameters():
@@ -150,6 +155,35 @@ def test_journey_trak_is_the_librarys_score_at_every_step(tmp_path_factory: pyte
     features = journey.featurize(model, list(TRAIN), out, draws=draws, projector=Identity(), progress=False)
     expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
     assert_scores(found, expected.values.double())
+
+
+def test_a_conditional_model_is_told_at_each_draw_what_featurize_tells_it(tmp_path: Path) -> None:
+    def encode(prompts: list[str]) -> Tensor:
+        return torch.stack([torch.full((2, 6), len(prompt) / 4) for prompt in prompts])
+
+    torch.manual_seed(0)
+    model = ConditionalDenoiser(make_conditional_unet(1, 6, 8), make_scheduler(), encode_prompt=encode)
+    captions = [["a"], ["a pear", "a green pear"], ["", "one", "two apples"]]
+    dataset = [{"image": x, "caption": some} for x, some in zip(TRAIN, captions, strict=False)]
+    told = Condition({"encoder_hidden_states": encode(["pear", "apples", "b"])})
+    trajectory = Trajectory(torch.tensor([40]), QUERIES[:, None], QUERIES[:, None], QUERIES, told)
+    draws = UniformDraws(4, antithetic=False)
+    features = journey.featurize(model, dataset, tmp_path, draws=draws, projector=Identity(), progress=False)
+    expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
+    method = journey_trak(num_draws=4).change(projector=Identity(), preconditioner=Gram(0.1))
+    found = method.run(model, dataset, trajectory, progress=False)
+    assert_scores(found.values, expected.values.double())
+
+
+def test_kfac_influence_tells_the_network_what_belongs_to_each_image() -> None:
+    model = ConditionalDenoiser(make_unet(num_class_embeds=3), make_scheduler(), name="class_labels")
+    labels = torch.tensor([2, 0, 1, 2, 0])
+    make = kfac_influence(num_draws=4).projector
+    assert callable(make)
+    found = make(model, TRAIN, Condition({"class_labels": labels.repeat_interleave(4)}))
+    draws = StratifiedDraws(2, antithetic=False)
+    expected = fit_ekfac(model, TRAIN, draws=draws, condition=Condition({"class_labels": labels}), progress=False)
+    assert found.curvature.fingerprint() == expected.fingerprint()
 
 
 def test_checkpoints_are_averaged() -> None:

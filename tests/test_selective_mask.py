@@ -93,7 +93,7 @@ def test_the_preset_keeps_the_share_of_a_model_that_it_is_asked_for() -> None:
     projector = grass(num_draws=2, keep=0.25, mask="selective").projector
     assert not isinstance(projector, CountSketch)
     assert callable(projector)
-    assert torch.equal(projector(model, images).kept, kept)
+    assert torch.equal(projector(model, images, None).kept, kept)
 
 
 def test_wrong_sizes_are_refused() -> None:

@@ -59,7 +59,7 @@ class Tier:
         chosen = images[order[: self.num_train + self.num_queries]]
         return chosen[: self.num_train], chosen[self.num_train :]
 
-    def training(self, images: Tensor) -> UNetTraining:
+    def training(self, images: Tensor, kind: type[UNetTraining] = UNetTraining) -> UNetTraining:
         """Return how models of this tier are trained."""
         untyped: Any = UNet2DModel
         levels = len(self.channels)
@@ -76,7 +76,7 @@ class Tier:
         )
         scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=self.prediction_type)
         model = Denoiser(network.eval(), scheduler)
-        return UNetTraining(model, images, steps=self.steps, batch_size=self.batch_size)
+        return kind(model, images, steps=self.steps, batch_size=self.batch_size)
 
 
 def _digits(size: int) -> Callable[[Path | None], Tensor]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from journey.evaluate.lds import Interval
 from journey.evaluate.ranks import ranks
+from journey.keys import derive_key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detection:
     """How well scores single out the planted images, mean over queries.
 
@@ -19,12 +21,21 @@ class Detection:
         recall: Share of the planted images that are among them.
         auc: Probability that a planted image scores higher than another one; equal scores count half. 0.5 is chance.
         k: How many were looked at.
+        aucs: The AUC of every query, float64. [num_queries]
     """
 
     precision: float
     recall: float
     auc: float
     k: int
+    aucs: Tensor
+
+    def auc_interval(self, *, num_bootstrap: int = 1000, seed: int = 0) -> Interval:
+        """Return the AUC with its 95 % bootstrap interval over queries; what was planted is taken as given."""
+        generator = torch.Generator().manual_seed(derive_key(seed, "detection") >> 1)
+        drawn = torch.randint(len(self.aucs), (num_bootstrap, len(self.aucs)), generator=generator)
+        means = self.aucs[drawn].mean(1)
+        return Interval(self.auc, *(torch.quantile(means, q).item() for q in (0.025, 0.975)))
 
 
 def detect(scores: Tensor, planted: Tensor, *, k: int) -> Detection:
@@ -58,5 +69,5 @@ def detect(scores: Tensor, planted: Tensor, *, k: int) -> Detection:
     found = planted.gather(1, top).sum(1).double()
     # The Mann-Whitney statistic from the ranks of the planted images.
     planted_ranks = (ranks(scores) * planted).sum(1)
-    auc = (planted_ranks - count * (count + 1) / 2) / (count * (num_train - count))
-    return Detection((found / k).mean().item(), (found / count).mean().item(), auc.mean().item(), k)
+    aucs = (planted_ranks - count * (count + 1) / 2) / (count * (num_train - count))
+    return Detection((found / k).mean().item(), (found / count).mean().item(), aucs.mean().item(), k, aucs)

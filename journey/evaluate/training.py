@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from journey.denoiser import Denoiser, as_denoiser
 from journey.fingerprint import JSONValue, fingerprint_tensors
+from journey.keys import derive_key
 
 
 class UNetTraining:
     """Trains networks of one architecture on subsets of one set of images; a ``train_fn`` for ``retrain``.
 
     Adam with a learning rate that rises linearly and falls to zero along a cosine; the result is the exponential moving
-    average of the weights. One seed gives the same initial weights, places in the subset, timesteps and noise for every
-    subset, so that what differs between two subsets is their images and as little else as possible.
+    average of the weights. One seed gives the same initial weights, timesteps and noise for every subset, and the same
+    places in the subset for subsets of one size.
 
     Args:
         model: A diffusers network with its scheduler, in any form that ``journey.featurize`` takes; only the
@@ -116,7 +117,7 @@ class UNetTraining:
             raise ValueError(f"indices must name some of the {len(self.images)} images, got {len(indices)} of them")
         if not len(after) or list(after) != sorted(after) or not 0 < after[0] <= after[-1] <= self.steps:
             raise ValueError(f"after must be ascending steps up to {self.steps}, got {list(after)}")
-        images = self.images[torch.as_tensor(indices)]
+        batches = self._batches(indices, seed)
         network = self.build(seed)
         average = copy.deepcopy(network)
         denoiser = Denoiser(network, self.scheduler)
@@ -125,7 +126,7 @@ class UNetTraining:
         generator = torch.Generator().manual_seed(seed)
         kept = []
         for step in range(after[-1]):
-            loss = self._loss(denoiser, images, generator)
+            loss = self._loss(denoiser, batches(generator), generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -141,16 +142,43 @@ class UNetTraining:
     def _rate(self, step: int) -> float:
         return min(1.0, (step + 1) / self.warm_up) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
-    def _loss(self, denoiser: Denoiser, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The training loss of one random batch."""
-        num_timesteps, rows = denoiser.num_train_timesteps, self.batch_size
-        x0 = images[torch.randint(len(images), (rows,), generator=generator)]
+    def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
+        """Return a function that draws the images of one step."""
+        images = self.images[torch.as_tensor(indices)]
+        return lambda generator: images[torch.randint(len(images), (self.batch_size,), generator=generator)]
+
+    def _loss(self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The training loss of one batch."""
+        num_timesteps, rows = denoiser.num_train_timesteps, len(x0)
         # One timestep from each of `rows` equal parts of the range: uniform as a whole, with a calmer gradient.
         parts = torch.arange(rows) + torch.rand(rows, generator=generator)
         timesteps = (parts * num_timesteps / rows).long().clamp(max=num_timesteps - 1)
         noise = torch.randn(x0.shape, generator=generator)
         prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps)
         return F.mse_loss(prediction, denoiser.target(x0, noise, timesteps))
+
+
+class RemovalTraining(UNetTraining):
+    """Trains as ``UNetTraining`` on subsets that lack a few images, changing as little as possible with them.
+
+    Batches are drawn from all images; where an image that is left out was drawn, another one takes its place. So a
+    batch without it is that of the training on all images, which gives the same network as ``UNetTraining`` does. There
+    one image less gives other images in every batch, and with them nearly as much change as another seed.
+    """
+
+    def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
+        kept = torch.as_tensor(indices)
+        present = torch.zeros(len(self.images), dtype=torch.bool)
+        present[kept] = True
+        # A stream of their own: the one that all subsets share must not depend on how many are replaced.
+        substitutes = torch.Generator().manual_seed(derive_key(seed, "substitutes") >> 1)
+
+        def draw(generator: torch.Generator) -> Tensor:
+            drawn = torch.randint(len(self.images), (self.batch_size,), generator=generator)
+            others = kept[torch.randint(len(kept), (self.batch_size,), generator=substitutes)]
+            return self.images[torch.where(present[drawn], drawn, others)]
+
+        return draw
 
 
 def _plain(value: Any) -> JSONValue:
