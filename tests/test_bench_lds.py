@@ -54,7 +54,8 @@ def test_pixels_and_the_optimal_denoiser_predict_retraining_and_controls_do_not(
 
 def test_a_table_is_sorted_and_ends_with_the_ceiling() -> None:
     def row(value: float) -> dict[str, object]:
-        return {kind: {"lds": [value, value - 0.1, value + 0.1]} for kind in QUERY_KINDS}
+        behind = None if value == 0.5 else [0.5 - value, 0.1, 0.4]
+        return {kind: {"lds": [value, value - 0.1, value + 0.1], "behind": behind} for kind in QUERY_KINDS}
 
     document = {
         "rows": {"worse": {**row(0.2), "seconds": 3, "bytes": 4000, "damping": 0.1}, "better": row(0.5)},
@@ -63,4 +64,4 @@ def test_a_table_is_sorted_and_ends_with_the_ceiling() -> None:
     lines = table(document).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| better", "| worse", "| ceiling"]
     assert "0.20 [0.10, 0.30]" in lines[3]
-    assert lines[3].endswith("| 3 | 4 | 0.1 |")
+    assert lines[3].endswith("| 0.30 [0.10, 0.40] | 3 | 4 | 0.1 |")
