@@ -77,51 +77,34 @@ def _steps(document: dict[str, Any], effect: str) -> str:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Draw both questions: the whole generation on the left, single steps on the right."""
+    """Draw the main effects: every method's mean with its interval, and a mark for every query."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    whole = next(iter(document["whole"].values()))
-    panels = 2 + bool(document["step"])
-    figure, axes = plt.subplots(1, panels, figsize=(4.4 * panels, 4.2), layout="constrained")
-    for axis, effect in zip(axes, ("pixels", "loss"), strict=False):
-        result = _result(whole[effect])
+    number, whole = next(iter(document["whole"].items()))
+    panels = [(f"{number} images removed", WHOLE_EFFECTS[effect], whole[effect]) for effect in ("pixels", "loss")]
+    for step, effects in document["step"].items():
+        panels.append((f"at step {step}", STEP_EFFECTS["prediction"], effects["prediction"]))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    size = (5 * columns, 3.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, label, runs) in zip(axes.flat, panels, strict=False):
+        result = _result(runs)
         names = _ordered(result)[::-1]
         for row, name in enumerate(names):
             value, low, high = result.mean(name)
-            color = "grey" if name in (RANDOM, RESEED) else "C0"
+            color = "grey" if name in (RANDOM, RESEED) else "C1" if name.endswith(AT_STEP) else "C0"
             axis.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", capsize=3, color=color)
             axis.plot(result.moved[name], torch.full_like(result.moved[name], row), "|", color=color, alpha=0.4)
         axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel=f"{WHOLE_EFFECTS[effect]}", title=f"{next(iter(document['whole']))} images removed")
-    if document["step"]:
-        _plot_steps(document, axes[-1])
+        axis.set(xlabel=label, title=title)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
-
-
-def _plot_steps(document: dict[str, Any], axis: Any) -> None:
-    results = {int(step): _result(effects["prediction"]) for step, effects in document["step"].items()}
-    names = _ordered(next(iter(results.values())))
-    colors = {name: f"C{index}" for index, name in enumerate(dict.fromkeys(n.removesuffix(AT_STEP) for n in names))}
-    for place, name in enumerate(names):
-        control = name in (RANDOM, RESEED)
-        for column, result in enumerate(results.values()):
-            value, low, high = result.mean(name)
-            axis.errorbar(
-                column + (place - len(names) / 2) * 0.09,
-                value,
-                [[value - low], [high - value]],
-                fmt="s" if name.endswith(AT_STEP) else "x" if control else "o",
-                markersize=5,
-                color="grey" if control else colors[name.removesuffix(AT_STEP)],
-                label=name if column == 0 else None,
-            )
-    axis.set_xticks(range(len(results)), [f"step {step}" for step in results])
-    axis.set(ylabel=STEP_EFFECTS["prediction"], title="at a step")
-    axis.legend(fontsize=7)
 
 
 def _result(runs: dict[str, list[list[float]]]) -> Counterfactual:

@@ -134,7 +134,7 @@ def duplicates(tier: Tier, train: Tensor, work: Path) -> dict[str, Any]:
     wanted = torch.zeros(NUM_DUPLICATES, len(images), dtype=torch.bool)
     wanted[:, :NUM_DUPLICATES], wanted[:, -NUM_DUPLICATES:] = copies, copies
     queries = noised_trajectory(planted.model, images[:NUM_DUPLICATES], STEPS)
-    return {"duplicates, asked about the image": _detected(METHODS, planted, queries, wanted)}
+    return {"duplicated images": _detected(METHODS, planted, queries, wanted)}
 
 
 def marks(tier: Tier, train: Tensor, held_out: Tensor, work: Path) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def marks(tier: Tier, train: Tensor, held_out: Tensor, work: Path) -> dict[str, 
     shows = planted.crop(made.images).flatten(1).mean(1) > 0
     shown = Trajectory(made.timesteps, made.x_t[shows], made.x0_hat[shows], made.images[shows])
     asked = {
-        "mark, held-out images with it": noised_trajectory(planted.model, _marked(held_out, corner), STEPS),
-        "mark, generated images that show it": shown,
-        "control: the held-out images without it": noised_trajectory(planted.model, held_out, STEPS),
+        "held-out images with the mark": noised_trajectory(planted.model, _marked(held_out, corner), STEPS),
+        "generated images with the mark": shown,
+        "control, held-out images without the mark": noised_trajectory(planted.model, held_out, STEPS),
     }
     rows = {}
     for what, queries in asked.items():
@@ -164,15 +164,26 @@ def marks(tier: Tier, train: Tensor, held_out: Tensor, work: Path) -> dict[str, 
 
 
 def table(document: dict[str, Any]) -> str:
-    """Render a document as Markdown."""
-    lines = ["| what is looked for | method | AUC | found among as many |", "|" + " --- |" * 4]
-    for what, part in document["rows"].items():
-        for name, row in part["methods"].items():
-            value, low, high = row["auc"]
-            label = f"{what} ({part['num_queries']} queries, {part['num_planted']} planted)"
-            cells = [label, name, f"{value:.3f} [{low:.3f}, {high:.3f}]", f"{100 * row['found']:.0f} %"]
-            lines.append(f"| {' | '.join(cells)} |")
+    """Render a document as Markdown: AUC, and how many of the planted images are among the first as many."""
+    parts = document["rows"]
+    header = [
+        "method",
+        *(f"{what}: {part['num_queries']} queries, {part['num_planted']} planted" for what, part in parts.items()),
+    ]
+    lines = [_cells(header), _cells(["---"] * len(header))]
+    for name in dict.fromkeys(name for part in parts.values() for name in part["methods"]):
+        rows = [part["methods"].get(name) for part in parts.values()]
+        lines.append(_cells([name, *("" if row is None else _text(row) for row in rows)]))
     return "\n".join(lines)
+
+
+def _text(row: dict[str, Any]) -> str:
+    value, low, high = row["auc"]
+    return f"{value:.2f} [{low:.2f}, {high:.2f}], {100 * row['found']:.0f} %"
+
+
+def _cells(entries: list[str]) -> str:
+    return f"| {' | '.join(entries)} |"
 
 
 def _plant(tier: Tier, images: Tensor, folder: Path, corner: Box = (0, 0, 1, 1)) -> Planted:
