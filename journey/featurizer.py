@@ -14,7 +14,8 @@ from torch import Tensor
 
 from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
-from journey.gradients import GradientEngine
+from journey.gradients import GradientEngine, Values
+from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
 from journey.projectors import Projector
@@ -88,7 +89,8 @@ class Featurizer:
 
         Raises:
             ValueError: If ``condition`` has another number of rows.
-            NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images.
+            NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images, and the timestep and
+                the layer in which it begins.
             GradientCheckError: If the check fails.
 
         Reference:
@@ -97,11 +99,63 @@ class Featurizer:
         """
         num_samples, bins, num_draws = timesteps.shape
         num_rows = timesteps.numel()
-        device = self.denoiser.device
-        x0 = images.to(device).repeat_interleave(bins * num_draws, 0)
+        values = self._values(images, timesteps, noise, condition, mask)
+        features = torch.zeros(num_samples * bins, self.features_dim, device=self.denoiser.device)
+        measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
+        averages = measured.view(num_samples, bins, num_draws).mean(-1)
+        features = features.view(num_samples, bins, -1)
+        finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
+        if not finite.all():
+            where = (~finite.all(-1)).nonzero().flatten().tolist()
+            names = [str(ids[i] if ids is not None else i) for i in where]
+            rows = range(where[0] * bins * num_draws, (where[0] + 1) * bins * num_draws)
+            fault = find_fault(self.engine, values, rows)
+            begun = ""
+            if fault is not None:
+                timestep = int(timesteps.flatten()[fault.row])
+                begun = f". It begins in sample {names[0]} at timestep {timestep}: the {fault.part} of layer {fault.layer!r}"
+            raise NonFiniteGradientError(
+                f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; "
+                f"nothing of them was kept{begun}. Check the model's weights and the images; a float16 model may need "
+                "bfloat16 or float32"
+            )
+        if check:
+            self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
+        return features, averages
+
+    def layer_sizes(
+        self,
+        images: Tensor,  # [num_samples, C, H, W]
+        timesteps: Tensor,  # [num_samples, bins, num_draws]
+        noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
+        *,
+        condition: Condition | None = None,
+    ) -> LayerSizes:
+        """Measure how large the gradients of each layer are that ``features`` would project.
+
+        Args:
+            images: As for ``features``. [num_samples, C, H, W]
+            timesteps: Likewise. [num_samples, bins, num_draws]
+            noise: Likewise. [num_samples, bins, num_draws, C, H, W]
+            condition: Likewise.
+
+        Returns:
+            Norms and largest entries, one group for each image and bin, bins fastest.
+        """
+        values = self._values(images, timesteps, noise, condition, None)
+        num_groups = timesteps.shape[0] * timesteps.shape[1]
+        return gauge_layers(self.engine, values, num_rows=timesteps.numel(), num_groups=num_groups)
+
+    def _values(
+        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Condition | None, mask: Tensor | None
+    ) -> Values:
+        """The measurement of rows of the batch of all draws of all images."""
+        num_samples, num_rows = len(images), timesteps.numel()
+        each, device = num_rows // num_samples, self.denoiser.device
+        x0 = images.to(device).repeat_interleave(each, 0)
         times = timesteps.reshape(-1).to(device)
         epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
-        masks = None if mask is None else mask.to(device).repeat_interleave(bins * num_draws, 0)
+        masks = None if mask is None else mask.to(device).repeat_interleave(each, 0)
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
@@ -114,22 +168,7 @@ class Featurizer:
                 Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
 
-        features = torch.zeros(num_samples * bins, self.features_dim, device=device)
-        measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
-        averages = measured.view(num_samples, bins, num_draws).mean(-1)
-        features = features.view(num_samples, bins, -1)
-        finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
-        if not finite.all():
-            where = (~finite.all(-1)).nonzero().flatten().tolist()
-            names = [str(ids[i] if ids is not None else i) for i in where]
-            raise NonFiniteGradientError(
-                f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; "
-                "nothing of them was kept. Check the model's weights and the images; a float16 model may need bfloat16 "
-                "or float32"
-            )
-        if check:
-            self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
-        return features, averages
+        return values
 
 
 def _selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
