@@ -18,7 +18,7 @@ from journey.models.flux import Flux
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 
-__all__ = ["Denoiser", "as_denoiser"]
+__all__ = ["Denoiser", "as_denoiser", "load_pipeline"]
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
@@ -49,7 +49,7 @@ def as_denoiser(model: Any) -> Denoiser:
     if isinstance(model, Denoiser):
         return model
     if isinstance(model, str | os.PathLike):
-        model = _load(model)
+        model = load_pipeline(model)
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
         return _bare(*model)
     if isinstance(model, DiffusionPipeline):
@@ -85,8 +85,18 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     return ConditionalDenoiser(network, scheduler, name=required[0])
 
 
-def _load(path: str | os.PathLike[str]) -> DiffusionPipeline:
-    """Load a saved pipeline; diffusers itself falls back to its cache when there is no network."""
+def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
+    """Load a saved pipeline; diffusers itself falls back to its cache when there is no network.
+
+    Args:
+        path: Path or repo id.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        OSError: If it is neither at the path, nor in the cache, nor to be had.
+    """
     where = Path(path) if Path(path).exists() else os.fspath(path)
     try:
         pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where)

@@ -112,8 +112,8 @@ class Featurizer:
             fault = find_fault(self.engine, values, rows)
             begun = ""
             if fault is not None:
-                timestep = int(timesteps.flatten()[fault.row])
-                begun = f". It begins in sample {names[0]} at timestep {timestep}: the {fault.part} of layer {fault.layer!r}"
+                at = f"sample {names[0]} at timestep {int(timesteps.flatten()[fault.row])}"
+                begun = f". It begins in {at}: the {fault.part} of layer {fault.layer!r}"
             raise NonFiniteGradientError(
                 f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; "
                 f"nothing of them was kept{begun}. Check the model's weights and the images; a float16 model may need "
