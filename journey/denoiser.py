@@ -17,6 +17,7 @@ from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
+from journey.models.stable_diffusion_xl import StableDiffusionXL
 
 __all__ = ["Denoiser", "as_denoiser", "load_pipeline"]
 
@@ -24,6 +25,7 @@ __all__ = ["Denoiser", "as_denoiser", "load_pipeline"]
 # text encoders' library, which unconditional models do without.
 _ADAPTERS: dict[str, Callable[[Any], Denoiser]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
     "DiTPipeline": DiT,
@@ -35,8 +37,9 @@ def as_denoiser(model: Any) -> Denoiser:
 
     Args:
         model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
-            ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair ``(network, scheduler)``; or the
-            path or repo id of a saved pipeline, which is read from the local cache where there is no network.
+            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair
+            ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
+            where there is no network.
 
     Returns:
         The denoiser, sharing the network with ``model``.
@@ -61,7 +64,8 @@ def as_denoiser(model: Any) -> Denoiser:
         if hasattr(model, "unet") and hasattr(model, "scheduler") and not components:
             return _bare(model.unet, model.scheduler)
         raise TypeError(
-            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got {names[0]}"
+            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got {names[0]}; other "
+            "pipelines, such as those for inpainting, refining or latent consistency models, are not covered"
         )
     raise TypeError(
         "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "
