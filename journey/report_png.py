@@ -25,7 +25,7 @@ from journey.report_draw import (
     Sheet,
     fit,
 )
-from journey.report_view import Captions, View, caption, make_view, to_picture
+from journey.report_view import TITLE, Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
     from journey.scoring import Scores
@@ -47,7 +47,7 @@ def write_png(
     query: int | Sequence[int] | None = None,
     timesteps: Sequence[int] | None = None,
     top: int = 6,
-    title: str = "Which training images steered the generation?",
+    title: str = TITLE,
     labels: Captions | None = None,
     query_captions: Sequence[object] | None = None,
 ) -> Path:

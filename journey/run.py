@@ -16,7 +16,7 @@ from torch import Tensor
 from journey.datasets import Dataset, get_image
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
-from journey.report_view import Captions, caption, make_view, to_picture
+from journey.report_view import TITLE, Captions, caption, make_view, to_picture
 from journey.scoring import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
@@ -58,6 +58,7 @@ class Run:
         regions: Scores of parts of the images by name.
         transitions: By (query, name of the feature).
         notes: Short remarks.
+        title: Heading of the page and the picture.
         top: Ranks whose training images are there; None is all.
     """
 
@@ -69,6 +70,7 @@ class Run:
     regions: Mapping[str, Scores] = field(default_factory=dict)
     transitions: Transitions = field(default_factory=dict)
     notes: Sequence[str] = ()
+    title: str = TITLE
     top: int | None = None
 
     def write_report(self, path: str | Path, *, top: int = 8) -> Path:
@@ -79,6 +81,7 @@ class Run:
             self.scores,
             self.dataset,
             top=self._check(top),
+            title=self.title,
             notes=self.notes,
             labels=self.labels,
             query_captions=self.query_captions,
@@ -98,6 +101,7 @@ class Run:
             query=query,
             timesteps=timesteps,
             top=self._check(top),
+            title=self.title,
             labels=self.labels,
             query_captions=self.query_captions,
         )
@@ -190,6 +194,7 @@ class Run:
             "regions": regions,
             "transitions": transitions,
             "notes": list(self.notes),
+            "title": self.title,
         }
         (root / "run.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
@@ -223,6 +228,7 @@ class Run:
                 for found in described["transitions"]
             },
             notes=described["notes"],
+            title=described.get("title", TITLE),  # runs of earlier versions have none
             top=described["top"],
         )
 

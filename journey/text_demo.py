@@ -23,7 +23,7 @@ from journey.featurize import featurize
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch
-from journey.report import write_png, write_report
+from journey.run import Run
 from journey.scoring import Scores, score
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
@@ -122,7 +122,6 @@ def run_text_demo(
         num_inference_steps=SAMPLER_STEPS,
         progress=progress,
     )
-    trajectory.save(out / "trajectory.safetensors")
     clock.lap("record")
 
     features = featurize(
@@ -137,7 +136,6 @@ def run_text_demo(
 
     steps = [int(trajectory.timesteps[int(fraction * SAMPLER_STEPS)]) for fraction in SHOWN]
     scores = score(features, trajectory, steps=steps, seed=seed, progress=progress)
-    scores.save(out / "scores.safetensors")
     clock.lap("score")
 
     category = dataset.categories[like]
@@ -174,9 +172,10 @@ def _write_pages(
         f"{CREDIT} Reduced to {size}x{size} pixels on white. {CREDIT_URL}",
     ]
     title = f'Which training images steered "{text}"?'
-    shared: dict[str, Any] = {"labels": dataset.captions, "query_captions": trajectory.prompts}
-    write_report(out / "report.html", trajectory, scores, dataset, title=title, notes=notes, **shared)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=title, **shared)
+    run = Run(trajectory, scores, dataset, labels=dataset.captions, notes=notes, title=title)
+    run.save(out)
+    run.write_report(out / "report.html")
+    run.write_png(out / "report.png")
     _add_footer(out / "report.png", CREDIT)
 
 
