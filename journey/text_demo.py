@@ -11,7 +11,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw, ImageFont

@@ -95,7 +95,7 @@ class Browser:
         tab.resize(width, height)
         tab.call("Page.navigate", url=path.resolve().as_uri())
         for _ in range(10 * _PATIENCE):
-            if tab.run("document.documentElement.classList.contains('ready')"):
+            if tab.run("document.documentElement?.classList.contains('ready')"):
                 return tab
             time.sleep(0.1)
         raise AssertionError(f"the page was never ready: {tab.complaints()}")
@@ -145,9 +145,10 @@ class Tab:
 
     def click(self, selector: str) -> None:
         """The middle of an element, with a mouse."""
+        middle = "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2];"
         place = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}}); "
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            f"e.scrollIntoView({{block: 'center'}}); {middle} }})()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
@@ -160,9 +161,8 @@ class Tab:
             if event.get("sessionId") != self._session:
                 continue
             method, told = event["method"], event["params"]
-            if method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Log.entryAdded"):
-                found.append(told)
-            elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
+            spoken = method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert")
+            if spoken or method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Log.entryAdded"):
                 found.append(told)
             elif method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "data:")):
                 found.append(told["request"]["url"])
