@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 
 import journey
 from journey import Run, Scores, Trajectory
-from journey.cli import main
+from journey.cli import _COMMANDS, _parser, main
 from journey.report_view import to_picture
 
 NAME = "Stable Diffusion"
@@ -162,13 +164,20 @@ def test_a_classifier_that_is_none_is_explained(
 
 
 def test_every_command_has_examples_that_its_own_parser_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    import shlex
-
-    from journey.cli import _COMMANDS, _parser
-
     for command in _COMMANDS:
         for line in command.EXAMPLES.strip().splitlines():
             _parser().parse_args(shlex.split(line)[1:])
         with pytest.raises(SystemExit):
             main([command.__name__.rpartition(".")[2], "--help"])
         assert command.EXAMPLES.strip().splitlines()[0] in capsys.readouterr().out
+
+
+def test_the_documented_commands_and_options_exist() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    lines = [line for line in re.findall(r"`journey ([^`]+)`", text) if "COMMAND" not in line]
+    assert len(lines) >= 7
+    parsed = [_parser().parse_args(shlex.split(line)) for line in lines]
+    scoring = next(line for line in lines if line.startswith("score"))
+    for more in re.findall(r"`(?:\.\.\. )?(--(?:region|interval|train-interval|completions) [^`]+)`", text):
+        parsed.append(_parser().parse_args(shlex.split(f"{scoring} {more}")))
+    assert len(parsed) >= len(lines) + 4

@@ -211,6 +211,8 @@ def test_networks_that_take_more_are_refused() -> None:
         pipeline.unet = unet
         with pytest.raises(ValueError, match=told + found):
             as_denoiser(pipeline)
+    with pytest.raises(TypeError, match="got UNet2DConditionModel with time_cond_proj_dim"):
+        as_denoiser((make_conditional_unet(time_cond_proj_dim=8), pipeline.scheduler))
     inpainting = StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
     with pytest.raises(TypeError, match=r"got StableDiffusionInpaintPipeline; other pipelines, such as .* not covered"):
         as_denoiser(inpainting)
@@ -423,6 +425,11 @@ def test_a_pipeline_of_an_unknown_family_is_refused() -> None:
         as_denoiser(pipeline)
 
 
+def test_a_model_without_a_vae_has_no_posterior_to_sample() -> None:
+    with pytest.raises(ValueError, match="latents must be \"mean\" but for a pipeline with a VAE, got 'sample'"):
+        as_denoiser((make_unet(), make_scheduler()), latents="sample")
+
+
 def test_an_encoder_in_train_mode_is_refused() -> None:
     pipeline = make_family("Stable Diffusion")
     pipeline.text_encoder.train()
@@ -435,7 +442,7 @@ def test_a_sampled_posterior_is_a_function_of_the_sample_and_the_seed() -> None:
 
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(3)
     mean = StableDiffusion(pipeline).encode_images(dataset.images, [0, 1, 2])
-    sampled = StableDiffusion(pipeline, latents="sample").encode_images(dataset.images, [0, 1, 2])
+    sampled = as_denoiser(pipeline, latents="sample").encode_images(dataset.images, [0, 1, 2])
     alone = StableDiffusion(pipeline, latents="sample").encode_images(dataset.images[1:2], [1])
     other = StableDiffusion(pipeline, latents="sample", seed=1).encode_images(dataset.images, [0, 1, 2])
     torch.testing.assert_close(alone, sampled[1:2], rtol=1e-5, atol=1e-5)

@@ -66,6 +66,12 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     """Add the model, its device and the seed."""
     parser.add_argument("--model", required=required, help="path or repo id of a saved diffusers pipeline")
     parser.add_argument("--lora", metavar="PATH", help="LoRA weights to load; then they alone are measured")
+    parser.add_argument(
+        "--latents",
+        choices=("mean", "sample"),
+        default="mean",
+        help="of the VAE's posterior: its mean (default), or one sample for each image",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0, help="names everything random (default 0)")
 
@@ -132,7 +138,7 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
         if not hasattr(model, "load_lora_weights"):
             raise ValueError(f"lora needs a pipeline that takes such weights, got {type(model).__name__}")
         model.load_lora_weights(options.lora)
-    denoiser = as_denoiser(model)
+    denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):
         part.to(options.device)
     return denoiser
