@@ -69,22 +69,23 @@ class Ceilings:
     Args:
         device: Where they run.
         reader: The fastest of the simple readers: reads a tensor once.
-        gemm: One fp32 matrix product.
+        gemm: One matrix product of each dtype.
         gemm_flops: Its FLOPs.
     """
 
     device: torch.device
     reader: Callable[[Tensor], object]
-    gemm: Call
+    gemm: dict[torch.dtype, Call]
     gemm_flops: float
 
     def read_bound(self, slices: Iterator[Tensor]) -> Bound:
         """Return the bound of an op that reads the next slice once."""
         return Bound("read bandwidth", 1.0, lambda: self.reader(flat(next(slices))), 1.0)
 
-    def gemm_bound(self, flops: float) -> Bound:
-        """Return the bound of an op that needs so many FLOPs."""
-        return Bound("fp32 GEMM rate", flops, self.gemm, self.gemm_flops)
+    def gemm_bound(self, flops: float, dtype: torch.dtype = torch.float32) -> Bound:
+        """Return the bound of an op that needs so many FLOPs in float32 or bfloat16."""
+        name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        return Bound(f"{name} GEMM rate", flops, self.gemm[dtype], self.gemm_flops)
 
 
 class ColdSlices(Iterator[Tensor]):
@@ -152,7 +153,8 @@ def measure_ceilings(device: torch.device, effort: Effort) -> tuple[Ceilings, li
         seconds = timings.of(name)
         rate = work / seconds.median / 1e9
         rows.append(Row(op, sizes, device.type, seconds, timings.repetitions, rate, unit, note=note))
-    return Ceilings(device, _READERS[best], calls["gemm"], 2.0 * size**3), rows
+    gemm = {torch.float32: calls["gemm"], torch.bfloat16: calls["bf16 gemm"]}
+    return Ceilings(device, _READERS[best], gemm, 2.0 * size**3), rows
 
 
 def flat(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Peak memory of one kind of step, in a process of its own: ``python -m bench.memory 35.7M 2 4 featurize cpu 2``.
+"""Peak memory of one kind of step, alone in its process: ``python -m bench.memory 35.7M 2 4 float32 featurize cpu 2``.
 
 Prints the bytes by which the peak during the step exceeds what the process held before it: interpreter, libraries,
 network and batch. On the CPU that is resident memory, what the allocator keeps included; on CUDA what torch allocated.
@@ -36,7 +36,8 @@ def peak_bytes(sizes: Sizes, step: str, device: torch.device, threads: int) -> i
     Raises:
         RuntimeError: If the process fails, with what it wrote.
     """
-    arguments = [*map(str, sizes), step, device.type, str(threads)]
+    *counts, dtype = sizes
+    arguments = [*map(str, counts), str(dtype).removeprefix("torch."), step, device.type, str(threads)]
     command = [sys.executable, "-m", "bench.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -44,11 +45,11 @@ def peak_bytes(sizes: Sizes, step: str, device: torch.device, threads: int) -> i
     return int(done.stdout)
 
 
-def main(network: str, num_samples: str, num_draws: str, step: str, device_type: str, threads: str) -> None:
+def main(network: str, num_samples: str, num_draws: str, dtype: str, step: str, device_type: str, threads: str) -> None:
     """Print the peak, see ``peak_bytes``."""
     torch.set_num_threads(int(threads))
     device = torch.device(device_type)
-    work = Workload(Sizes(network, int(num_samples), int(num_draws)), device)
+    work = Workload(Sizes(network, int(num_samples), int(num_draws), getattr(torch, dtype)), device)
     featurizer = work.featurizer(CountSketch(PROJ_DIM))
     run: Call = {"training": work.training_step, "featurize": lambda: work.features(featurizer)}[step]
     gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,22 +26,22 @@ LOOP = "a library weight gradient per sample, each sketched"
 
 def cases(context: Context) -> Iterator[Case]:
     """Yield the cases: layer and draws per sample, with fewer samples where a layer is large."""
+    single, narrow = torch.float32, torch.bfloat16
     if context.quick:
-        chosen = [(CIFAR10[2], 4), (CIFAR10[5], 4), (CIFAR10[9], 4), (DIT[0], 1)]
+        chosen = [(CIFAR10[2], 4, single), (CIFAR10[5], 4, single), (CIFAR10[9], 4, single), (DIT[0], 1, single)]
+        chosen.append((CIFAR10[2], 4, narrow))
     else:
-        chosen = [(layer, 1) for layer in (*SMALL, *CIFAR10)]
-        chosen += [(layer, 4) for layer in (*SMALL, *CIFAR10, *SD1, *DIT, *LORA)]
-    for layer, num_draws in chosen:
+        chosen = [(layer, 1, single) for layer in (*SMALL, *CIFAR10)]
+        chosen += [(layer, 4, single) for layer in (*SMALL, *CIFAR10, *SD1, *DIT, *LORA)]
+        chosen += [(layer, 4, narrow) for layer in (*CIFAR10, *DIT, *LORA)]
+    for layer, num_draws, dtype in chosen:
         num_samples = 8 if layer.model in ("small", "cifar10", "lora128") else 2
-
-        def run(row: Row, layer: Layer = layer, num_samples: int = num_samples, num_draws: int = num_draws) -> None:
-            _run(row, context, layer, num_samples, num_draws)
-
-        yield Case("sketch_outer", f"{layer} batch={num_samples} draws={num_draws} float32", run)
+        run = partial(_run, context=context, layer=layer, num_samples=num_samples, num_draws=num_draws, dtype=dtype)
+        yield Case("sketch_outer", f"{layer} batch={num_samples} draws={num_draws} {str(dtype)[6:]}", run)
 
 
-def _run(row: Row, context: Context, layer: Layer, num_samples: int, num_draws: int) -> None:
-    a, g = _capture(context, layer, num_samples * num_draws)
+def _run(row: Row, *, context: Context, layer: Layer, num_samples: int, num_draws: int, dtype: torch.dtype) -> None:
+    a, g = (x.to(dtype) for x in _capture(context, layer, num_samples * num_draws))
     features = context.zeros(num_samples, PROJ_DIM)
     ops.sketch_outer_(features, a, g, key=KEY, conv=layer.conv)
     last = slice(-num_draws, None)
@@ -56,7 +57,7 @@ def _run(row: Row, context: Context, layer: Layer, num_samples: int, num_draws: 
         row,
         lambda: ops.sketch_outer_(features, a, g, key=KEY, conv=layer.conv),
         effort=context.effort,
-        bound=context.ceilings.gemm_bound(len(a) * layer.flops_per_row),
+        bound=context.ceilings.gemm_bound(len(a) * layer.flops_per_row, dtype),
         peers={
             FLOOR: lambda: _weight_grad(a, g, layer.conv),
             LOOP: lambda: _loop_and_sketch(looped, a, g, layer.conv),
@@ -79,7 +80,7 @@ def _weight_grad(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> Tensor:
     """The weight gradient summed over all rows, as a plain training step computes it."""
     if conv is None:
         return g.flatten(0, 1).T @ a.flatten(0, 1)
-    weight = torch.empty(1, device=a.device).expand(g.shape[1], a.shape[1], *conv.kernel_size)
+    weight = torch.empty(1, dtype=a.dtype, device=a.device).expand(g.shape[1], a.shape[1], *conv.kernel_size)
     walk = (conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups)
     grads: Tensor = torch.ops.aten.convolution_backward(g, a, weight, None, *walk, [False, True, False])[1]
     return grads

@@ -37,17 +37,18 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 class Sizes(NamedTuple):
-    """The network, by its parameters, the images of a batch, and the draws of each: all go through it at once."""
+    """The network, by its parameters and dtype, and a batch: images with their draws, which go through it at once."""
 
     network: str
     num_samples: int
     num_draws: int
+    dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
         """Name them."""
         return (
             f"UNet2DModel {self.network} at 32x32 batch={self.num_samples} draws={self.num_draws} "
-            f"proj_dim={PROJ_DIM} float32"
+            f"proj_dim={PROJ_DIM} {str(self.dtype)[6:]}"
         )
 
 
@@ -63,7 +64,8 @@ class Workload:
         """Make the network and the batch."""
         torch.manual_seed(SEED)
         network = cast(nn.Module, UNet2DModel(sample_size=32, **NETWORKS[sizes.network]))
-        self.network = network.eval().to(device)
+        # Not the network's own method, which warns of modules that are to stay float32: it has none.
+        self.network = nn.Module.to(network.eval(), device, sizes.dtype)
         self.denoiser = Denoiser(self.network, DDPMScheduler())
         self.num_samples, self.num_draws = sizes.num_samples, sizes.num_draws
         self.images = torch.rand(self.num_samples, 3, 32, 32) * 2 - 1
@@ -74,7 +76,7 @@ class Workload:
         self.times = self.timesteps.flatten().to(device)
         self.target = self.noise.flatten(0, 2)
         images = self.images.repeat_interleave(self.num_draws, 0).to(device)
-        self.x_t = self.denoiser.add_noise(images, self.target, self.times)
+        self.x_t = self.denoiser.add_noise(images, self.target, self.times).to(sizes.dtype)
 
     def featurizer(self, projector: Projector) -> Featurizer:
         """Return what measures the batch's network."""

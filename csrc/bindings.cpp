@@ -194,13 +194,13 @@ PYBIND11_MODULE(_native, m) {
     cpu.def(
         "philox_normal", &philox_normal, py::arg("keys"), py::arg("minors"), py::arg("n"), py::arg("numel"),
         py::arg("out"), py::arg("num_threads"), release);
-    cpu.def("isa", &journey::cpu::isa_name, "The instruction set in use: avx512, avx2 or baseline.");
+    cpu.def("isa", &journey::cpu::isa_name, "The instruction set in use: amx, avx512, avx2 or baseline.");
     cpu.def(
         "set_isa",
         [](const std::string& name) {
             if (!journey::cpu::set_isa(name.c_str()))
                 throw std::invalid_argument(
-                    "isa must be one that this build and processor have (avx512, avx2, baseline), got " + name);
+                    "isa must be one that this build and processor have (amx, avx512, avx2, baseline), got " + name);
         },
         py::arg("name"), "Use another instruction set, for tests and benches.");
 

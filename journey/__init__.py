@@ -6,17 +6,20 @@ training images for each step.
 
 from journey import _native, ops, reference
 from journey.condition import Condition
+from journey.curvature import Curvature, Whitened
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
+from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
+from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
 from journey.sampler import Sampler, Step
@@ -34,9 +37,11 @@ __all__ = [
     "CheckpointHealth",
     "Condition",
     "CountSketch",
+    "Curvature",
     "Denoiser",
     "Draws",
     "ExplicitDraws",
+    "ExplicitMatrix",
     "FeatureStore",
     "Features",
     "Featurizer",
@@ -46,6 +51,7 @@ __all__ = [
     "Health",
     "Identity",
     "ImageFolder",
+    "ImportanceDraws",
     "InfluenceMatrix",
     "MeanOutput",
     "Measurement",
@@ -67,8 +73,10 @@ __all__ = [
     "Trajectory",
     "Transition",
     "UniformDraws",
+    "Whitened",
     "decompose",
     "featurize",
+    "fit_ekfac",
     "influence_matrix",
     "inspect",
     "open_features",

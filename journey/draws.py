@@ -38,6 +38,10 @@ class Draws(ABC):
     def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, float32. [num_samples, bins, num_draws, *shape]"""
 
+    def row_weights(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor | None:
+        """Return each draw's factor in the mean over its bin, float32, shaped as ``timesteps``; None if all are one."""
+        return None
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the draws, as JSON values."""
@@ -101,12 +105,14 @@ class _KeyedDraws(Draws):
             raise ValueError(
                 f"bins must be at most the {num_train_timesteps} timesteps of the schedule, got {self.bins}"
             )
-        edges = self.edges(num_train_timesteps)
-        low, width = edges[:-1].view(1, -1, 1), (edges[1:] - edges[:-1]).view(1, -1, 1)
         independent = (self.num_draws + 1) // 2 if self.antithetic else self.num_draws
-        position = self._positions(ids, independent)  # in [0, 1)
-        times = (low + (position * width).floor().long()).clamp(max=(low + width - 1))
+        times = self._place(self._positions(ids, independent), self.edges(num_train_timesteps))
         return times.repeat_interleave(2, -1)[..., : self.num_draws] if self.antithetic else times
+
+    def _place(self, positions: Tensor, edges: Tensor) -> Tensor:
+        """Return the timesteps at positions in [0, 1) of each bin, int64. [num_samples, bins, independent]"""
+        low, width = edges[:-1].view(1, -1, 1), (edges[1:] - edges[:-1]).view(1, -1, 1)
+        return (low + (positions * width).floor().long()).clamp(max=(low + width - 1))
 
     @abstractmethod
     def _positions(self, ids: Sequence[int], independent: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from journey import ops
 from journey.condition import Condition, Encoded
 from journey.datasets import Dataset
+from journey.draws import Draws
 from journey.errors import CorruptShardError
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.keys import derive_key, to_signed
@@ -81,6 +82,28 @@ class EncodedDataset:
 
     def _owner(self, begin: int, end: int) -> dict[str, Any]:
         return {"key": self._key, "begin": begin, "end": end}
+
+
+def encode_all(denoiser: Denoiser, dataset: Dataset, draws: Draws) -> tuple[Tensor, Condition | None]:
+    """Return a dataset as the network takes it, in memory, and what the network is told at each draw.
+
+    Args:
+        denoiser: The model.
+        dataset: Images, with captions or the like where the model needs them.
+        draws: Which of several captions each draw takes depends on their seed.
+
+    Returns:
+        Images [num_samples, C, H, W], and one row for each, or for each of its draws where there are several captions.
+    """
+    ids, parts = list(range(len(dataset))), []
+    for first in range(0, len(ids), _BATCH):
+        some = ids[first : first + _BATCH]
+        parts.append(denoiser.encode([dataset[i] for i in some], some))
+    encoded = Encoded.cat(parts)
+    if encoded.condition is None or set(encoded.counts) == {1}:
+        return encoded.x0, encoded.condition
+    choice = choose_captions(getattr(draws, "seed", 0), ids, encoded.counts, draws.bins * draws.num_draws)
+    return encoded.x0, encoded.conditions(choice)
 
 
 def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_draws: int) -> Tensor:

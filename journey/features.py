@@ -16,6 +16,7 @@ from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import StoreMismatchError
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.importance_draws import ImportanceDraws
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.store import FeatureStore
@@ -123,7 +124,7 @@ def open_features(
 
 _MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm, MeanOutput)}
 _PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
-_DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws)}
+_DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws, ImportanceDraws)}
 
 
 def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from journey import _native
 from journey.checkpoints import Checkpoint, loaded
-from journey.condition import Condition, Encoded
+from journey.condition import Encoded
 from journey.datasets import Dataset, ImageFolder, image_of
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, StratifiedDraws
@@ -241,7 +241,8 @@ def _fill(
                         values.append(measured.cpu())
                         for i in gauged.intersection(ids):
                             sample = samples.select(i - first, i - first + 1)
-                            sizes[i] = _gauge(features.featurizer, features.draws, sample, i)
+                            drawn = _drawn(features.featurizer, features.draws, sample, [i])
+                            sizes[i] = features.featurizer.layer_sizes(sample.x0, **drawn)
                         zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
                         bar.update(len(ids))
                         first = ids[-1] + 1
@@ -257,22 +258,16 @@ def _fill(
 def _measure(
     featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool
 ) -> tuple[Tensor, Tensor]:
-    timesteps, noise, condition = _drawn(featurizer, draws, samples, ids)
-    return featurizer.features(samples.x0, timesteps, noise, condition=condition, ids=ids, check=check)
+    drawn = _drawn(featurizer, draws, samples, ids)
+    return featurizer.features(samples.x0, **drawn, ids=ids, check=check)
 
 
-def _gauge(featurizer: Featurizer, draws: Draws, sample: Encoded, sample_id: int) -> LayerSizes:
-    timesteps, noise, condition = _drawn(featurizer, draws, sample, [sample_id])
-    return featurizer.layer_sizes(sample.x0, timesteps, noise, condition=condition)
-
-
-def _drawn(
-    featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int]
-) -> tuple[Tensor, Tensor, Condition | None]:
-    """Timesteps, noise and conditions of every draw of some samples."""
+def _drawn(featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int]) -> dict[str, Any]:
+    """Timesteps, noise, conditions and weights of every draw of some samples, as the featurizer takes them."""
     denoiser = featurizer.denoiser
     timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
     noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
     # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
     choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
-    return timesteps, noise, samples.conditions(choice)
+    weights = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+    return {"timesteps": timesteps, "noise": noise, "condition": samples.conditions(choice), "weights": weights}

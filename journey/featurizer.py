@@ -19,6 +19,7 @@ from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
 from journey.projectors import Projector
+from journey.row_gradients import squared_norms
 
 # Which parameters are measured: a function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
 Selection = Callable[[str], bool] | str | Sequence[str]
@@ -52,7 +53,7 @@ class Featurizer:
         self.denoiser = denoiser
         self.measurement = measurement
         self.projector = projector
-        chosen = _selector(select, denoiser)
+        chosen = selector(select, denoiser)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
         self.features_dim = projector.features_dim(self.engine.num_parameters)
 
@@ -64,6 +65,7 @@ class Featurizer:
         *,
         condition: Condition | None = None,
         mask: Tensor | None = None,  # [num_samples, 1, H, W]
+        weights: Tensor | None = None,  # [num_samples, bins, num_draws]
         ids: list[int] | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
@@ -80,6 +82,8 @@ class Featurizer:
             condition: What the network is told, one row per sample, or one per sample, bin and draw in this order.
             mask: Restricts the measurement to a region of each image, which needs a ``PixelMeasurement``; None is the
                 whole image. [num_samples, 1, H, W]
+            weights: How much each draw counts in the mean over its bin (``Draws.row_weights``); None is one each.
+                [num_samples, bins, num_draws]
             ids: Names the images in errors.
             check: Also compare with autograd's gradient of the whole batch, which costs one training step.
 
@@ -99,7 +103,7 @@ class Featurizer:
         """
         num_samples, bins, num_draws = timesteps.shape
         num_rows = timesteps.numel()
-        values = self._values(images, timesteps, noise, condition, mask)
+        values = self._values(images, timesteps, noise, condition, mask, weights)
         features = torch.zeros(num_samples * bins, self.features_dim, device=self.denoiser.device)
         measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
@@ -130,6 +134,7 @@ class Featurizer:
         noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
         *,
         condition: Condition | None = None,
+        weights: Tensor | None = None,  # [num_samples, bins, num_draws]
     ) -> LayerSizes:
         """Measure how large the gradients of each layer are that ``features`` would project.
 
@@ -138,16 +143,59 @@ class Featurizer:
             timesteps: Likewise. [num_samples, bins, num_draws]
             noise: Likewise. [num_samples, bins, num_draws, C, H, W]
             condition: Likewise.
+            weights: Likewise.
 
         Returns:
             Norms and largest entries, one group for each image and bin, bins fastest.
         """
-        values = self._values(images, timesteps, noise, condition, None)
+        values = self._values(images, timesteps, noise, condition, None, weights)
         num_groups = timesteps.shape[0] * timesteps.shape[1]
         return gauge_layers(self.engine, values, num_rows=timesteps.numel(), num_groups=num_groups)
 
+    def norms(
+        self,
+        images: Tensor,  # [num_samples, C, H, W]
+        timesteps: Tensor,  # [num_samples, bins, num_draws]
+        noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
+        *,
+        condition: Condition | None = None,
+        mask: Tensor | None = None,  # [num_samples, 1, H, W]
+    ) -> Tensor:
+        """Return the exact norm of the gradient of every draw's measurement, parameter by parameter.
+
+        Nothing is projected. The norm of the whole gradient is ``norms.norm(dim=-1)``; the parameters' names are the
+        keys of ``engine.slots``, in this order. Memory: inputs and output gradients of all layers for all rows.
+
+        Args:
+            images: As for ``features``.
+            timesteps: As for ``features``.
+            noise: As for ``features``.
+            condition: As for ``features``.
+            mask: As for ``features``.
+
+        Returns:
+            Norms, float32, on the model's device; NaN or infinite where the gradient is.
+            [num_samples, bins, num_draws, num_parameters]
+
+        Raises:
+            ValueError: If ``condition`` has another number of rows.
+        """
+        values = self._values(images, timesteps, noise, condition, mask, None)
+        collected = self.engine.collect(values, num_rows=timesteps.numel())
+        norms = torch.zeros(timesteps.numel(), len(self.engine.slots), device=self.denoiser.device)
+        for index, (name, slot) in enumerate(self.engine.slots.items()):
+            if name in collected:
+                norms[:, index] = squared_norms(slot, collected.pop(name), len(norms)).sqrt()
+        return norms.view(*timesteps.shape, -1)
+
     def _values(
-        self, images: Tensor, timesteps: Tensor, noise: Tensor, condition: Condition | None, mask: Tensor | None
+        self,
+        images: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        condition: Condition | None,
+        mask: Tensor | None,
+        weights: Tensor | None,
     ) -> Values:
         """The measurement of rows of the batch of all draws of all images."""
         num_samples, num_rows = len(images), timesteps.numel()
@@ -159,19 +207,21 @@ class Featurizer:
         x_t = self.denoiser.add_noise(x0, epsilon, times)
         target = self.denoiser.target(x0, epsilon, times)
         told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
+        factors = None if weights is None else weights.reshape(num_rows).to(device)
 
         def values(rows: slice) -> Tensor:
             part = None if masks is None else masks[rows]
             given = None if told is None else told.select(rows)
             prediction = self.denoiser.predict(x_t[rows], times[rows], given)
-            return self.measurement(
+            found = self.measurement(
                 Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
             )
+            return found if factors is None else found * factors[rows]
 
         return values
 
 
-def _selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
+def selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
     """The selection as a function of the name."""
     if select is None or callable(select):
         return select

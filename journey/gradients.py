@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from journey.errors import CoverageError, GradientCheckError, InPlaceError
-from journey.layer_rules import Outer, Rule, find_rule
+from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
+from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
 from journey.projectors import ParameterSlot, Projector
 
 # values(rows) -> the measurement of each of these rows of the current batch. [num_rows]
@@ -57,7 +59,7 @@ class GradientEngine:
         }
         if not self._parameters:
             raise CoverageError("model has no trainable parameter among the selected ones: nothing to measure")
-        self.slots = _slots(self._parameters)
+        self.slots = parameter_slots(self._parameters)
         self.num_parameters = sum(p.numel() for p in self._parameters.values())
         self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
@@ -66,7 +68,7 @@ class GradientEngine:
         covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
         self._uncovered = {name: p for name, p in self._parameters.items() if id(p) not in covered}
         if self._uncovered and uncovered == "error":
-            raise CoverageError(_describe_uncovered(model, list(self._uncovered)))
+            raise CoverageError(describe_uncovered(model, list(self._uncovered)))
 
     def _rule_for(self, module: nn.Module) -> Rule | None:
         if any(id(p) in self._slot_of for p in module.parameters(recurse=False)):
@@ -93,7 +95,8 @@ class GradientEngine:
         """
         num_groups = features.shape[0]
         rows_per_group = num_rows // num_groups
-        with self._frozen(), self._hooks(features, num_rows, projector), torch.enable_grad():
+        receive = partial(self._add_layer_, features, projector)
+        with self._frozen(), self._hooks(num_rows, receive), torch.enable_grad():
             measured = values(slice(0, num_rows))
             self._small = []
             if measured.requires_grad:
@@ -105,6 +108,42 @@ class GradientEngine:
             for slot, grad in self._autograd(values, rows, rows_per_group, list(self._uncovered)):
                 projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
+
+    def collect(self, values: Values, *, num_rows: int) -> dict[str, list[Contribution]]:
+        """Return what every parameter's gradient is made of, row by row, without projecting it.
+
+        Parameters with no contribution have a gradient of zero. Inputs and output gradients of all layers are kept,
+        since a layer that is called several times has the sum of what its calls give (``journey.row_gradients``).
+
+        Args:
+            values: As for ``add_gradients_``; every row is a group of its own.
+            num_rows: Rows of the batch.
+
+        Returns:
+            Contributions to the gradient of each row's value, by the name of the parameter.
+
+        Raises:
+            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+            InPlaceError: If a layer's input was modified between forward and backward.
+        """
+        found: dict[str, list[Contribution]] = {}
+
+        def receive(module: nn.Module, x: Tensor, g: Tensor) -> None:
+            for slot, contribution in self._contributions(module, x, g, num_rows):
+                found.setdefault(slot.name, []).append(contribution)
+
+        with self._frozen(), self._hooks(num_rows, receive), torch.enable_grad():
+            measured = values(slice(0, num_rows))
+            if measured.requires_grad:
+                measured.sum().backward()
+        for row in range(num_rows if self._uncovered else 0):
+            for slot, grad in self._autograd(values, slice(row, row + 1), 1, list(self._uncovered)):
+                whole = found.setdefault(
+                    slot.name, [Direct(slot.name, grad.new_zeros(num_rows, slot.rows, slot.cols))]
+                )[0]
+                assert isinstance(whole, Direct)
+                whole.grads[row] = grad[0]
+        return found
 
     def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
         """Compare freshly computed features of a batch with autograd's gradient of the whole batch.
@@ -140,13 +179,13 @@ class GradientEngine:
         scale = expected.norm()
         if (weights @ features - expected[0]).norm() <= tolerance * scale:
             return
-        sums = _ParameterSums()
+        sums = ParameterSums()
         self.add_gradients_(weights[:, None], values, num_rows=num_rows, projector=sums)
         total = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
-        wrong = [name for name in self.slots if _difference(sums.of, grads, name) > tolerance * total]
+        wrong = [name for name in self.slots if difference(sums.of, grads, name) > tolerance * total]
         raise GradientCheckError(
             "per-sample gradients do not add up to autograd's gradient of the batch for "
-            f"{_some(wrong) or 'a sum of many small differences'}. Likely causes: the layer is used through a "
+            f"{some(wrong) or 'a sum of many small differences'}. Likely causes: the layer is used through a "
             "functional or with samples in another dimension than the first, or rows of a batch influence each other. "
             'Leave these parameters out with select=..., or measure them with uncovered="autograd" in a layer class of '
             "their own"
@@ -181,7 +220,8 @@ class GradientEngine:
                 p.requires_grad_(required)
 
     @contextmanager
-    def _hooks(self, features: Tensor, num_rows: int, projector: Projector) -> Iterator[None]:
+    def _hooks(self, num_rows: int, receive: Callable[[nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
+        """Hand each layer, its input and its output gradient on during the backward pass."""
         names = {module: name for name, module in self.model.named_modules()}
 
         def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -203,16 +243,16 @@ class GradientEngine:
             kept = [x.detach()]
             version = x._version
 
-            def receive(g: Tensor) -> None:
+            def hand_on(g: Tensor) -> None:
                 x = kept.pop()
                 if x._version != version:
                     raise InPlaceError(
                         f"the input of layer {names[module]!r} was modified in place between forward and backward; its "
                         "gradient would be wrong. Use the out-of-place form of the operation that follows the layer"
                     )
-                self._add_layer_(features, module, x, g, projector)
+                receive(module, x, g)
 
-            output.register_hook(receive)
+            output.register_hook(hand_on)
             return output
 
         handles = [module.register_forward_hook(capture, with_kwargs=True) for module in self._rules]
@@ -223,11 +263,18 @@ class GradientEngine:
                 handle.remove()
 
     @torch.no_grad()
-    def _add_layer_(self, features: Tensor, module: nn.Module, x: Tensor, g: Tensor, projector: Projector) -> None:
-        for contribution in self._rules[module](module, x, g, features.shape[0]):
+    def _contributions(
+        self, module: nn.Module, x: Tensor, g: Tensor, num_groups: int
+    ) -> Iterator[tuple[ParameterSlot, Contribution]]:
+        """What a call of a layer gives to each of its measured parameters."""
+        for contribution in self._rules[module](module, x, g, num_groups):
             slot = self._slot_of.get(id(getattr(module, contribution.parameter)))
-            if slot is None:  # not trainable, or not selected
-                continue
+            if slot is not None:  # trainable and selected
+                yield slot, contribution
+
+    @torch.no_grad()
+    def _add_layer_(self, features: Tensor, projector: Projector, module: nn.Module, x: Tensor, g: Tensor) -> None:
+        for slot, contribution in self._contributions(module, x, g, features.shape[0]):
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
             elif contribution.grads.numel() > _SMALL:
@@ -245,45 +292,11 @@ _SMALL = 1 << 16
 _CHECK_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
-class _ParameterSums(Projector):
-    """Sums each parameter's gradient over all groups, weighted by ``features``, to find out which one is wrong."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, Tensor] = {}
-
-    def features_dim(self, num_parameters: int) -> int:
-        return 1
-
-    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
-        total = self.of.setdefault(slot.name, torch.zeros(1, slot.rows, slot.cols, device=grads.device))
-        total[:, row_begin : row_begin + grads.shape[1]] += torch.einsum("g,grc->rc", features[:, 0], grads.float())
-
-
-def _difference(left: dict[str, Tensor], right: dict[str, Tensor], name: str) -> float:
-    """Norm of the difference of two gradients, either of which may be missing, which is zero."""
-    if name in left and name in right:
-        return float((left[name] - right[name]).norm())
-    present = left.get(name, right.get(name))
-    return 0.0 if present is None else float(present.norm())
-
-
-def _slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
+def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
+    """Return where each of some named parameters stands among them, by name."""
     slots, offset = {}, 0
     for name, p in parameters.items():
         rows = p.shape[0] if p.dim() > 1 else 1
         slots[name] = ParameterSlot(name, rows, p.numel() // max(rows, 1), offset)
         offset += p.numel()
     return slots
-
-
-def _describe_uncovered(model: nn.Module, names: list[str]) -> str:
-    owners = sorted({type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names})
-    return (
-        f"no gradient rule for {_some(names)} (in {', '.join(owners)}). Leave them out with select=..., or measure "
-        'them with uncovered="autograd" (one forward and backward pass per sample)'
-    )
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

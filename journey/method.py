@@ -11,17 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
-from journey.datasets import Dataset, get_images
+from journey.condition import Condition
+from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, StratifiedDraws, query_noise
+from journey.encoding import encode_all
 from journey.featurizer import Featurizer
 from journey.measurements import Measurement, TrainingLoss
+from journey.noised import noised_trajectory
 from journey.preconditioners import Gram, Preconditioner
 from journey.projectors import CountSketch, Projector
+from journey.queries import check_query_noise
 from journey.scoring import Scores
 from journey.trajectory import Trajectory
 
@@ -58,7 +62,8 @@ class Method:
         measurement: What is differentiated.
         draws: Timesteps and noise of training images, and of queries that are images; these continue the ids of the
             training images, so that keyed draws of the two are independent and shared draws are shared.
-        projector: Maps gradients to features; or a function of the network that returns it.
+        projector: Maps gradients to features; or a function ``projector(denoiser, images)`` of the model under its
+            current weights and the training images that returns it, for one that is made or fitted for them.
         per_draw: ``"mean"``: the gradient of the mean over draws. ``"normalized"``: the mean of every draw's feature
             divided by its norm. ``"concatenated"``: these side by side, so that only equal draws are compared.
         at_steps: Queries are the images predicted along a trajectory, noised again to each step; otherwise they are
@@ -76,7 +81,7 @@ class Method:
     reference: str
     measurement: Measurement = TrainingLoss()  # noqa: RUF009 - has no state
     draws: Draws = StratifiedDraws()  # noqa: RUF009 - frozen
-    projector: Projector | Callable[[nn.Module], Projector] = CountSketch()  # noqa: RUF009 - frozen
+    projector: Projector | Callable[[Denoiser, Tensor], Projector] = CountSketch()  # noqa: RUF009 - frozen
     per_draw: PerDraw = "mean"
     at_steps: bool = False
     query_draws: int = 20
@@ -102,6 +107,7 @@ class Method:
         queries: Tensor | Trajectory,
         *,
         steps: Sequence[int] | None = None,
+        noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
         checkpoints: Sequence[Checkpoint] | None = None,
         progress: bool = True,
     ) -> Scores:
@@ -113,6 +119,8 @@ class Method:
             queries: Recorded generations, or images [num_queries, C, H, W]. A method that asks ``at_steps`` sees
                 images through ``noised_trajectory``; another one sees only the finished images of generations.
             steps: Timesteps, of those recorded, for a method that asks ``at_steps``.
+            noise: The caller's own noises for these instead, as when comparing with another implementation.
+                [num_queries, num_steps, num_draws, C, H, W]
             checkpoints: Weights whose scores are averaged; the model's own by default.
             progress: Show progress bars.
 
@@ -120,7 +128,8 @@ class Method:
             Scores; positive is a proponent. A method that does not ask ``at_steps`` has one step, named 0.
 
         Raises:
-            ValueError: If a step was not recorded or an image does not fit the model.
+            ValueError: If a step was not recorded, an image does not fit the model, or ``noise`` has another shape or
+                is given to a method that does not ask ``at_steps``.
             TypeError: If the model denoises latents.
         """
         denoiser = as_denoiser(model)
@@ -129,11 +138,13 @@ class Method:
                 f"model must denoise images, got {type(denoiser).__name__}, which denoises latents; use "
                 "journey.featurize and journey.score for it"
             )
-        images = get_images(dataset, range(len(dataset)))
+        images, condition = encode_all(denoiser, dataset, self.draws)
         total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         for checkpoint in [None] if checkpoints is None else checkpoints:
             with loaded(denoiser.network, checkpoint):
-                measured, timesteps = self.measure(denoiser, images, queries, steps=steps, progress=progress)
+                measured, timesteps = self.measure(
+                    denoiser, images, queries, steps=steps, noise=noise, condition=condition, progress=progress
+                )
                 scores, damping = self.compare(denoiser, images, measured)
             total = scores if total is None else total + scores
             dampings.append(damping)
@@ -148,6 +159,8 @@ class Method:
         queries: Tensor | Trajectory,
         *,
         steps: Sequence[int] | None = None,
+        noise: Tensor | None = None,
+        condition: Condition | None = None,
         progress: bool = True,
     ) -> tuple[Measured, Tensor]:
         """Measure training images and queries under the denoiser's current weights.
@@ -157,23 +170,32 @@ class Method:
             images: The training images. [num_train, C, H, W]
             queries: As for ``run``.
             steps: As for ``run``.
+            noise: As for ``run``.
+            condition: What the network is told with the training images, one row for each, or for each of its draws;
+                with generations it is told what they were made with.
             progress: Show progress bars.
 
         Returns:
             What was measured, and the timesteps of its steps. [num_steps]
+
+        Raises:
+            ValueError: As ``run``.
         """
-        projector = self.projector if isinstance(self.projector, Projector) else self.projector(denoiser.network)
+        projector = self.projector if isinstance(self.projector, Projector) else self.projector(denoiser, images)
         featurizer = Featurizer(denoiser, measurement=self.measurement, projector=projector)
-        num_train, whole = len(images), torch.zeros(1, dtype=torch.int64)
-        train, values = self._measure(featurizer, images, range(num_train), self.draws, progress)
+        num_train, timesteps = len(images), torch.zeros(1, dtype=torch.int64)
+        train, values = self._measure(featurizer, images, range(num_train), condition, progress)
         if self.at_steps:
-            query, whole = self._measure_steps(featurizer, queries, steps, progress)
+            query, timesteps = self._measure_steps(featurizer, queries, steps, noise, progress)
         else:
+            if noise is not None:
+                raise ValueError(f"noise is for methods that ask at_steps; {self.name} takes it from its draws")
             finished = queries.images if isinstance(queries, Trajectory) else queries
             ids = range(num_train, num_train + len(finished))
-            query = self._measure(featurizer, finished, ids, self.draws, progress)[0].unsqueeze(1)
+            told = queries.condition if isinstance(queries, Trajectory) else None
+            query = self._measure(featurizer, finished, ids, told, progress)[0].unsqueeze(1)
         blocks = list(getattr(projector, "blocks", [])) or [train.shape[1]]
-        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), whole
+        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), timesteps
 
     def compare(self, denoiser: Denoiser, images: Tensor, measured: Measured) -> tuple[Tensor, float]:
         """Turn features into scores.
@@ -195,19 +217,20 @@ class Method:
         return flat.view(*query.shape[:2], -1), damping
 
     def _measure(
-        self, featurizer: Featurizer, images: Tensor, ids: Sequence[int], draws: Draws, progress: bool
+        self, featurizer: Featurizer, images: Tensor, ids: Sequence[int], condition: Condition | None, progress: bool
     ) -> tuple[Tensor, Tensor]:
         """Features [num_samples, proj_dim] and mean values [num_samples]."""
-        denoiser = featurizer.denoiser
+        denoiser, draws = featurizer.denoiser, self.draws
         weights = draws.weights(denoiser.num_train_timesteps).float().to(denoiser.device)
         size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
         rows, values = [], []
         for first in tqdm(range(0, len(ids), size), unit="batch", desc=self.name, disable=not progress):
-            some = list(ids[first : first + size])
-            batch = images[first : first + size]
+            some, batch = list(ids[first : first + size]), images[first : first + size]
             timesteps = draws.timesteps(some, denoiser.num_train_timesteps)
             noise = draws.noise(some, tuple(batch.shape[1:]), denoiser.device)
-            found, measured = self._per_draw(featurizer, batch, timesteps, noise, some)
+            told = condition and condition.part(first, len(some), len(ids))
+            counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
+            found, measured = self._per_draw(featurizer, batch, timesteps, noise, some, told, counts)
             if self.per_draw == "concatenated":
                 rows.append(found.flatten(1))
             else:
@@ -216,75 +239,62 @@ class Method:
         return torch.cat(rows), torch.cat(values)
 
     def _per_draw(
-        self, featurizer: Featurizer, images: Tensor, timesteps: Tensor, noise: Tensor, ids: list[int]
+        self,
+        featurizer: Featurizer,
+        images: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        ids: list[int],
+        condition: Condition | None,
+        counts: Tensor | None = None,  # as ``Draws.row_weights``
     ) -> tuple[Tensor, Tensor]:
         """Features, combined over the draws of each bin unless they are kept apart, and mean values."""
         if self.per_draw == "mean":
-            return featurizer.features(images, timesteps, noise, ids=ids)
+            return featurizer.features(images, timesteps, noise, condition=condition, weights=counts, ids=ids)
+        if counts is not None and self.per_draw == "concatenated":
+            raise ValueError("draws must all count alike where they are kept apart, got importance draws")
         num_samples, bins, num_draws = timesteps.shape
         # Each draw a bin of its own: its feature is its own gradient.
         apart, values = featurizer.features(
-            images, timesteps.view(num_samples, -1, 1), noise.flatten(1, 2).unsqueeze(2), ids=ids
+            images, timesteps.view(num_samples, -1, 1), noise.flatten(1, 2).unsqueeze(2), condition=condition, ids=ids
         )
         apart = _unit(apart).view(num_samples, bins, num_draws, -1)
-        values = values.view(num_samples, bins, num_draws).mean(2)
+        values = values.view(num_samples, bins, num_draws)
+        if counts is not None:
+            apart, values = apart * counts.to(apart).unsqueeze(-1), values * counts.to(values)
+        values = values.mean(2)
         return (apart if self.per_draw == "concatenated" else apart.mean(2)), values
 
     def _measure_steps(
-        self, featurizer: Featurizer, queries: Tensor | Trajectory, steps: Sequence[int] | None, progress: bool
+        self,
+        featurizer: Featurizer,
+        queries: Tensor | Trajectory,
+        steps: Sequence[int] | None,
+        given: Tensor | None,
+        progress: bool,
     ) -> tuple[Tensor, Tensor]:
         """Features of predicted images at each step [num_queries, num_steps, proj_dim], and the steps."""
-        denoiser = featurizer.denoiser
+        denoiser, rows = featurizer.denoiser, []
         if not isinstance(queries, Trajectory):
             queries = noised_trajectory(denoiser, queries, steps)
         recorded = queries.timesteps.tolist()
         chosen = recorded if steps is None else [int(t) for t in steps]
-        unknown = [t for t in chosen if t not in recorded]
-        if unknown:
+        if unknown := [t for t in chosen if t not in recorded]:
             raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown}")
-        shape = tuple(queries.images.shape[1:])
-        size = max(1, _ROWS_PER_BATCH // self.query_draws)
-        rows = []
-        for t in tqdm(chosen, unit="step", desc=f"{self.name}, queries", disable=not progress):
+        shape, device = tuple(queries.images.shape[1:]), denoiser.device
+        num_draws = self.query_draws if given is None else check_query_noise(given, len(queries.images), chosen, shape)
+        size = max(1, _ROWS_PER_BATCH // num_draws)
+        for step, t in enumerate(tqdm(chosen, unit="step", desc=f"{self.name}, queries", disable=not progress)):
             images, found = queries.x0_hat[:, recorded.index(t)], []
             for first in range(0, len(images), size):
                 ids = list(range(first, min(first + size, len(images))))
-                noise = query_noise(0, ids, t, self.query_draws, shape, denoiser.device).unsqueeze(1)
-                timesteps = torch.full((len(ids), 1, self.query_draws), t)
-                features = self._per_draw(featurizer, images[ids], timesteps, noise, ids)[0]
+                noise = given[ids, step] if given is not None else query_noise(0, ids, t, num_draws, shape, device)
+                timesteps = torch.full((len(ids), 1, num_draws), t)
+                told = queries.condition and queries.condition.part(first, len(ids), len(images))
+                features = self._per_draw(featurizer, images[ids], timesteps, noise.unsqueeze(1), ids, told)[0]
                 found.append(features.flatten(1))
             rows.append(torch.cat(found))
         return torch.stack(rows, 1), torch.tensor(chosen)
-
-
-@torch.no_grad()
-def noised_trajectory(
-    denoiser: Denoiser, images: Tensor, steps: Sequence[int] | None = None, *, seed: int = 0
-) -> Trajectory:
-    """Stand in for the recorded generation of images that no model generated.
-
-    At each step the image is noised to it, by one noise for all steps, and the model predicts the image from there.
-
-    Args:
-        denoiser: The model.
-        images: The images. [num_queries, C, H, W]
-        steps: Timesteps, descending; ten equally spaced ones by default.
-        seed: Names the noise.
-
-    Returns:
-        The trajectory.
-    """
-    num = denoiser.num_train_timesteps
-    chosen = [num * (2 * j + 1) // 20 for j in reversed(range(10))] if steps is None else [int(t) for t in steps]
-    x0 = images.to(denoiser.device)
-    noise = query_noise(seed, range(len(images)), -1, 1, tuple(images.shape[1:]), denoiser.device)[:, 0]
-    x_t, x0_hat = [], []
-    for t in chosen:
-        times = torch.full((len(images),), t, device=denoiser.device)
-        x_t.append(denoiser.add_noise(x0, noise, times))
-        x0_hat.append(denoiser.schedule.x0_from(denoiser.predict(x_t[-1], times), x_t[-1], times))
-    latents, predicted = torch.stack(x_t, 1).cpu(), torch.stack(x0_hat, 1).cpu()
-    return Trajectory(torch.tensor(chosen), latents, predicted, images.cpu())
 
 
 def _unit(features: Tensor) -> Tensor:

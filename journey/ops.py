@@ -323,9 +323,9 @@ def sketch_outer_(
     Note:
         Bitwise reproducible on one device, and on the CPU for any batch and number of threads. Extra memory does not
         grow with the number of parameters. On the CPU: 1 MiB of signs, and per thread the output gradients of 128
-        positions, the padded input of 1,024 (of one output line or position, if that is more) and sums of the size of
-        the features, at most four times; copies of ``a`` and ``g`` if they are not contiguous. On CUDA the blocks'
-        sums, see ``sketch_``.
+        positions (of 512 in bfloat16 by the matrix unit), the padded input of 1,024 (of one output line or position, if
+        that is more) and sums of the size of the features, at most eight times; copies of ``a`` and ``g`` if they are
+        not contiguous. On CUDA the blocks' sums, see ``sketch_``.
     """
     if conv is None:
         check_dims("a", a, "[num_rows, positions, d_in]", 3)

@@ -11,31 +11,38 @@ All are read from the papers and, where there is any, the published code; what i
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from journey.curvature import Whitened
 from journey.denoiser import Denoiser
 from journey.draws import GridDraws, StratifiedDraws, UniformDraws
+from journey.ekfac import fit_ekfac
 from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.method import Measured, Method
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.projectors import CountSketch, Gaussian
+from journey.selective_mask import Selected, fit_selective_mask
 from journey.shared_draws import CubicDraws, SharedDraws
 from journey.structured_projectors import Factored, Masked
 from journey.values import measure_values
 
 
-def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) -> Method:
+def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
     """Return Journey-TRAK: the loss of the image predicted at a step, noised again to that step.
 
-    Quirks of the published code: gradients are summed over draws and features halved in precision (a constant factor
-    and rounding, not repeated here); no damping, here the pseudo-inverse; flips of the training images stay on (the
-    caller's dataset decides). Training features cover the whole range of timesteps whatever the step.
+    Quirks of the published code: gradients are summed over draws and divided by the root of the number of parameters,
+    features are float16 (constant factors and rounding, not repeated here); no damping, here the pseudo-inverse; flips
+    of the training images stay on (the caller's dataset decides); the noise is regressed whatever the model predicts
+    (here what it was trained to predict). Training features cover the whole range of timesteps whatever the step.
+    ``docs/interop.md`` compares the two number by number.
 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.
         proj_dim: Features.
+        rescaled: As published: see ``journey.preconditioners.Gram``.
         seed: Names draws and projection.
 
     Returns:
@@ -51,7 +58,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, seed: int = 0) ->
         projector=Gaussian(proj_dim, seed=seed),
         at_steps=True,
         query_draws=num_draws,
-        preconditioner=Gram(0.0),
+        preconditioner=Gram(0.0, rescaled=rescaled),
     )
 
 
@@ -247,33 +254,49 @@ def logra(*, num_draws: int = 8, in_dim: int = 16, out_dim: int = 16, seed: int 
         "logra",
         "Choe et al. 2024",
         draws=StratifiedDraws(num_draws, seed=seed),
-        projector=lambda network: Factored.of(network, in_dim=in_dim, out_dim=out_dim, seed=seed),
+        projector=lambda denoiser, images: Factored.of(denoiser.network, in_dim=in_dim, out_dim=out_dim, seed=seed),
         preconditioner=BlockGram(0.1),
     )
 
 
-def grass(*, num_draws: int = 8, proj_dim: int = 4096, keep: float = 0.1, seed: int = 0) -> Method:
-    """Return GraSS: a random mask, then a sparse sketch.
+def grass(
+    *,
+    num_draws: int = 8,
+    proj_dim: int = 4096,
+    keep: float = 0.1,
+    mask: Literal["random", "selective"] = "random",
+    seed: int = 0,
+) -> Method:
+    """Return GraSS: a mask, then a sparse sketch.
 
     Args:
         num_draws: Stratified timesteps.
         proj_dim: Features.
         keep: Share of the gradient that the mask keeps.
+        mask: ``"random"``, or ``"selective"``: chosen on a sample of the training images to keep the ranking of their
+            inner products (``journey.selective_mask``).
         seed: Names draws, mask and sketch.
 
     Returns:
         The method.
 
+    Raises:
+        ValueError: If ``mask`` is neither of the two.
+
     Reference:
         Hu et al., "GraSS: Scalable Influence Function with Sparse Gradient Compression", NeurIPS 2025.
     """
-    return Method(
-        "grass",
-        "Hu et al. 2025",
-        draws=StratifiedDraws(num_draws, seed=seed),
-        projector=Masked(CountSketch(proj_dim, seed=seed), keep, seed),
-        preconditioner=Gram(0.1),
-    )
+    if mask not in ("random", "selective"):
+        raise ValueError(f'mask must be "random" or "selective", got {mask!r}')
+    draws, sketch = StratifiedDraws(num_draws, seed=seed), CountSketch(proj_dim, seed=seed)
+
+    def selected(denoiser: Denoiser, images: Tensor) -> Selected:
+        kept = fit_selective_mask(denoiser, images, draws=draws, measurement=TrainingLoss(), keep=keep)
+        return Selected(sketch, kept)
+
+    projector = Masked(sketch, keep, seed) if mask == "random" else selected
+    name = "grass" if mask == "random" else "grass, selective mask"
+    return Method(name, "Hu et al. 2025", draws=draws, projector=projector, preconditioner=Gram(0.1))
 
 
 def factgrass(*, num_draws: int = 8, factor_dim: int = 32, sketch_dim: int = 128, seed: int = 0) -> Method:
@@ -296,14 +319,67 @@ def factgrass(*, num_draws: int = 8, factor_dim: int = 32, sketch_dim: int = 128
         "factgrass",
         "Hu et al. 2025",
         draws=StratifiedDraws(num_draws, seed=seed),
-        projector=lambda network: Factored.of(network, **dims),
+        projector=lambda denoiser, images: Factored.of(denoiser.network, **dims),
         preconditioner=BlockGram(0.1),
+    )
+
+
+def kfac_influence(
+    *, num_draws: int = 32, curvature_draws: int = 8, proj_dim: int = 16384, damping: float = 1e-3, seed: int = 0
+) -> Method:
+    """Return the influence function with EK-FAC of the Gauss-Newton matrix of the training loss.
+
+    ``score = query^T (G + damping I)^-1 train_i``, both sides whitened and sketched (``journey.curvature.Whitened``).
+
+    Published, gradients are means over 250 draws and curvature over 125 per image; gradients of training images are not
+    projected but streamed past the preconditioned ones of the queries; only weights and biases of Linear and Conv2d
+    layers count, here all parameters do; and the damping, 1e-8, is absolute, here a fraction of each parameter's mean
+    eigenvalue. Whitened gradients of different images are nearly orthogonal, so the sketch must be long.
+
+    Args:
+        num_draws: Stratified timesteps per image.
+        curvature_draws: Timesteps per training image for the curvature.
+        proj_dim: Features.
+        damping: Fraction of the mean eigenvalue of each parameter.
+        seed: Names draws and sketch.
+
+    Returns:
+        The method.
+
+    Reference:
+        Mlodozeniec et al., "Influence Functions for Scalable Data Attribution in Diffusion Models", ICLR 2025.
+    """
+
+    def projector(denoiser: Denoiser, images: Tensor) -> Whitened:
+        draws = StratifiedDraws(curvature_draws, antithetic=False, seed=seed)
+        curvature = fit_ekfac(denoiser, images, draws=draws, seed=seed, progress=False)
+        return Whitened(CountSketch(proj_dim, seed=seed), curvature, damping)
+
+    return Method(
+        "kfac_influence",
+        "Mlodozeniec et al. 2025",
+        draws=StratifiedDraws(num_draws, seed=seed),
+        projector=projector,
+        preconditioner=Plain(),
     )
 
 
 PRESETS: dict[str, Callable[[], Method]] = {
     preset.__name__: preset
-    for preset in (journey_trak, trak, dtrak, das, dmin, diffusion_retrac, carv, logra, grass, factgrass, tracin)
+    for preset in (
+        journey_trak,
+        trak,
+        dtrak,
+        das,
+        dmin,
+        diffusion_retrac,
+        carv,
+        logra,
+        grass,
+        factgrass,
+        kfac_influence,
+        tracin,
+    )
 }
 
 

@@ -149,12 +149,7 @@ def plan_queries(
             raise ValueError(f"interval must hold at least one of the recorded timesteps {recorded}, got {interval}")
     shape = tuple(trajectory.x0_hat.shape[2:])
     if noise is not None:
-        expected = (trajectory.num_queries, len(chosen), noise.shape[2] if noise.dim() > 2 else 0, *shape)
-        if tuple(noise.shape) != expected or expected[2] == 0:
-            raise ValueError(
-                f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, "
-                f"got {list(noise.shape)}"
-            )
+        check_query_noise(noise, trajectory.num_queries, chosen, shape)
     elif num_draws < 1:
         raise ValueError(f"num_draws must be positive, got {num_draws}")
     if completions < 0:
@@ -185,3 +180,27 @@ def plan_queries(
         )
     ids = list(range(trajectory.num_queries))
     return Queries(images, trajectory.condition, ids, chosen, interval is not None, masks, num_draws, seed, noise)
+
+
+def check_query_noise(noise: Tensor, num_queries: int, steps: Sequence[int], shape: tuple[int, ...]) -> int:
+    """Check the caller's own noises of queries, [num_queries, num_steps, num_draws, C, H, W].
+
+    Args:
+        noise: The noises.
+        num_queries: How many queries there are.
+        steps: The steps that they are measured at.
+        shape: Shape of one image.
+
+    Returns:
+        How many draws there are.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    num_draws = noise.shape[2] if noise.dim() > 2 else 0
+    expected = (num_queries, len(steps), num_draws, *shape)
+    if tuple(noise.shape) != expected or num_draws == 0:
+        raise ValueError(
+            f"noise must be [num_queries, num_steps, num_draws, C, H, W] = {list(expected)}, got {list(noise.shape)}"
+        )
+    return num_draws

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.features import Features
+from journey.integrations.tables import one_step
 from journey.intervals import Interval, check_interval
 from journey.queries import plan_queries
 from journey.regions import Region
@@ -95,6 +96,21 @@ class Scores:
             values, columns = self.values.sort(dim=-1, descending=descending, stable=True)
             ranked.append(Ranked(ids[columns[..., :k]], values[..., :k].contiguous()))
         return Top(*ranked)
+
+    def to_quanda(self, step: int | Literal["mean"] | None = None) -> Tensor:
+        """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.
+
+        Args:
+            step: See ``journey.integrations.tables.one_step``.
+
+        Returns:
+            float32. [num_queries, num_train]
+        """
+        return one_step(self.values, self.timesteps.tolist(), self.train_ids, step)
+
+    def to_dattri(self, step: int | Literal["mean"] | None = None) -> Tensor:
+        """Return ``to_quanda`` transposed, as dattri's metrics take scores. [num_train, num_queries]"""
+        return self.to_quanda(step).T.contiguous()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores as one safetensors file; equal scores give equal bytes."""

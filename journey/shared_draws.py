@@ -52,6 +52,10 @@ class SharedDraws(Draws):
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         return self.inner.timesteps(self._slots(ids), num_train_timesteps)
 
+    def row_weights(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor | None:
+        """Return how much each draw counts, see ``Draws.row_weights``."""
+        return self.inner.row_weights(timesteps, num_train_timesteps)
+
     def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
         slots = self._slots(ids)

@@ -91,6 +91,25 @@ class Spectrum:
         ridge = damping * self.mean_eigenvalue
         return inside if ridge <= floor else inside + (query - coefficients @ basis.T) / ridge
 
+    def inverse_magnitude(self, damping: float) -> float:
+        """Return the mean magnitude of the entries of ``(gram + damping * mean_eigenvalue * I)^-1``.
+
+        Time proj_dim**2 * rank_bound, in blocks of rows of 128 MiB float64.
+        """
+        floor, ridge = self.noise_floor, damping * self.mean_eigenvalue
+        present = self.eigenvalues > floor
+        basis = self.right[:, present]
+        # Outside the span of Phi the inverse is 1 / ridge: V (D - 1 / ridge) V^T + I / ridge.
+        outside = 1 / ridge if ridge > floor else 0.0
+        inside = self._inverse(damping)[present] - outside
+        proj_dim, total = len(basis), 0.0
+        block = max(1, 2**24 // proj_dim)
+        for number, rows in enumerate(basis.split(block)):
+            entries = (rows * inside) @ basis.T
+            entries.diagonal(number * block).add_(outside)
+            total += entries.abs().sum().item()
+        return total / proj_dim**2
+
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
         return self.left.square() @ self._inverse(damping)

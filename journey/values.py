@@ -27,14 +27,22 @@ def measure_values(denoiser: Denoiser, images: Tensor, *, draws: Draws, measurem
     """
     device = denoiser.device
     size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
+
+    def measure(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
+        return measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times))
+
     values = []
     for first in range(0, len(images), size):
         ids = list(range(first, min(first + size, len(images))))
         timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
+        counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
         noise = draws.noise(ids, tuple(images.shape[1:]), device).flatten(0, 2)
         times = timesteps.flatten().to(device)
         x0 = images[ids].to(device).repeat_interleave(timesteps[0].numel(), 0)
-        x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
-        measured = measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times))
-        values.append(measured.view(timesteps.shape).mean(-1).cpu())
+        measured = torch.cat(
+            [measure(*rows) for rows in zip(*(x.split(_ROWS_PER_BATCH) for x in (x0, noise, times)), strict=True)]
+        )
+        measured = measured.view(timesteps.shape)
+        values.append((measured if counts is None else measured * counts.to(device)).mean(-1).cpu())
     return torch.cat(values)

@@ -61,6 +61,32 @@ def weight_grad_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry 
         yield from _convolution_tiles(a, g, num_groups, conv)
 
 
+def as_positions(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> tuple[Tensor, Tensor] | None:
+    """Return a layer's input and output gradient position by position, as a Linear layer has them.
+
+    The weight gradient of a row is then ``g^T a`` for every layer.
+
+    Args:
+        a: Layer input, as for ``weight_grad_tiles``.
+        g: Gradient with respect to the layer output, likewise.
+        conv: Geometry of the convolution, None for a Linear layer.
+
+    Returns:
+        Inputs [num_rows, positions, d_in * kernel_positions] and output gradients [num_rows, positions, d_out]; None
+        for a convolution in groups, whose output channels see different inputs, or over three dimensions.
+    """
+    if conv is None:
+        return a, g
+    if conv.groups > 1 or conv.spatial_dims > 2:
+        return None
+    if conv.is_pointwise:
+        return a.flatten(2).transpose(1, 2), g.flatten(2).transpose(1, 2)
+    walk = [conv.kernel_size, conv.dilation, conv.padding, conv.stride]
+    if conv.spatial_dims == 1:  # a picture of one row
+        a, walk = a.unsqueeze(2), [(neutral, *own) for neutral, own in zip((1, 1, 0, 1), walk, strict=True)]
+    return torch.nn.functional.unfold(a, *walk).transpose(1, 2), g.flatten(2).transpose(1, 2)
+
+
 def _contract_last(x: Tensor, num_groups: int) -> Tensor:
     """[num_rows, positions, channels] to [num_groups, channels, rows * positions], a view."""
     return x.reshape(num_groups, -1, x.shape[-1]).transpose(1, 2)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from families import make_conditional_unet
 from models import SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
 from journey import baselines
+from journey.condition import Condition
 from journey.denoiser import Denoiser
 from journey.draws import Draws, UniformDraws
 from journey.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method, noised_trajectory
+from journey.models.conditional import ConditionalDenoiser
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, trak
 from journey.projectors import CountSketch, Gaussian, Identity
@@ -128,6 +133,24 @@ def test_journey_trak_is_the_librarys_score_at_every_step(tmp_path_factory: pyte
     features = journey.featurize(model, list(TRAIN), out, draws=draws, projector=Identity(), progress=False)
     expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
     assert_scores(found, expected.values.double())
+
+
+def test_a_conditional_model_is_told_at_each_draw_what_featurize_tells_it(tmp_path: Path) -> None:
+    def encode(prompts: list[str]) -> Tensor:
+        return torch.stack([torch.full((2, 6), len(prompt) / 4) for prompt in prompts])
+
+    torch.manual_seed(0)
+    model = ConditionalDenoiser(make_conditional_unet(1, 6, 8), make_scheduler(), encode_prompt=encode)
+    captions = [["a"], ["a pear", "a green pear"], ["", "one", "two apples"]]
+    dataset = [{"image": x, "caption": some} for x, some in zip(TRAIN, captions, strict=False)]
+    told = Condition({"encoder_hidden_states": encode(["pear", "apples", "b"])})
+    trajectory = Trajectory(torch.tensor([40]), QUERIES[:, None], QUERIES[:, None], QUERIES, told)
+    draws = UniformDraws(4, antithetic=False)
+    features = journey.featurize(model, dataset, tmp_path, draws=draws, projector=Identity(), progress=False)
+    expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
+    method = journey_trak(num_draws=4).change(projector=Identity(), preconditioner=Gram(0.1))
+    found = method.run(model, dataset, trajectory, progress=False)
+    assert_scores(found.values, expected.values.double())
 
 
 def test_checkpoints_are_averaged() -> None:

@@ -184,7 +184,7 @@ def use_isa() -> Iterator[Callable[[str], None]]:
 def available_isas() -> list[str]:
     """The instruction sets of this build on this processor, the widest first."""
     before, found = _native.cpu.isa(), []
-    for name in ("avx512", "avx2", "baseline"):
+    for name in ("amx", "avx512", "avx2", "baseline"):
         try:
             _native.cpu.set_isa(name)
         except ValueError:

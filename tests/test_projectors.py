@@ -12,7 +12,7 @@ from torch import Tensor
 
 from journey import reference
 from journey.keys import derive_key
-from journey.projectors import CountSketch, Gaussian, Identity, ParameterSlot, Projector, Rademacher
+from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, ParameterSlot, Projector, Rademacher
 
 NUM_GROUPS = 3
 SLOT = ParameterSlot("layer.weight", rows=10, cols=7, offset=5)
@@ -78,6 +78,26 @@ def test_the_identity_keeps_gradients_at_their_place() -> None:
     assert torch.equal(features[:, 5:75], grads.flatten(1))
     assert not features[:, :5].any()
     assert not features[:, 75:].any()
+
+
+def test_an_explicit_matrix_multiplies_gradients_in_the_order_of_the_identity() -> None:
+    matrix, grads = randn(NUM_PARAMETERS, 6, seed=3), randn(NUM_GROUPS, SLOT.rows, SLOT.cols)
+    expected = project(Identity(), SLOT, grads) @ matrix
+    torch.testing.assert_close(project(ExplicitMatrix(matrix.double()), SLOT, grads), expected, rtol=1e-5, atol=1e-5)
+    pieces = sum(project(ExplicitMatrix(matrix), SLOT, grads[:, a:b], a) for a, b in ((0, 1), (1, 4), (4, 10)))
+    torch.testing.assert_close(pieces, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_explicit_matrix_that_does_not_fit_is_refused_and_known_by_its_entries() -> None:
+    matrix = randn(NUM_PARAMETERS, 6)
+    with pytest.raises(ValueError, match=r"a row for each of the 81 measured parameters, got \[80, 6\]"):
+        ExplicitMatrix(matrix).features_dim(81)
+    with pytest.raises(ValueError, match=r"matrix must be \[grad_dim, proj_dim\], got \[80\]"):
+        ExplicitMatrix(matrix[:, 0])
+    with pytest.raises(TypeError, match=r"matrix must be floating point, got torch\.int64"):
+        ExplicitMatrix(matrix.long())
+    assert ExplicitMatrix(matrix).fingerprint() == ExplicitMatrix(matrix.clone()).fingerprint()
+    assert ExplicitMatrix(matrix).fingerprint() != ExplicitMatrix(-matrix).fingerprint()
 
 
 def test_the_sketch_is_that_of_the_reference() -> None:

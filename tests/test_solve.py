@@ -78,6 +78,20 @@ def test_preconditioning_at_damping_zero_is_the_pseudo_inverse(num_samples: int,
 
 
 @each_size
+def test_the_magnitude_of_the_inverse_is_the_mean_of_its_entries(num_samples: int, proj_dim: int) -> None:
+    phi = randn(num_samples, proj_dim, seed=1)
+    expected = np.abs(inverse(phi, 0.1)).mean()
+    np.testing.assert_allclose(spectrum_of(phi).inverse_magnitude(0.1), expected, rtol=1e-9)
+
+
+def test_the_magnitude_of_the_inverse_does_not_depend_on_how_its_rows_are_cut() -> None:
+    phi = randn(3, 4500, seed=1)  # more than one block of rows
+    spectrum = spectrum_of(phi)
+    expected = spectrum.precondition(torch.eye(4500), 1.0).abs().mean().item()
+    np.testing.assert_allclose(spectrum.inverse_magnitude(1.0), expected, rtol=1e-9)
+
+
+@each_size
 def test_the_inverse_at_damping_zero_is_the_pseudo_inverse(num_samples: int, proj_dim: int) -> None:
     phi, query = randn(num_samples, proj_dim, seed=1), randn(3, proj_dim, seed=2)
     phi[1] = 2 * phi[0]  # one direction less

@@ -19,7 +19,7 @@ from journey.draws import StratifiedDraws
 from journey.fingerprint import fingerprint_tensors
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
-from journey.presets import PRESETS, journey_trak
+from journey.presets import PRESETS, grass, journey_trak, kfac_influence
 from journey.projectors import CountSketch, Gaussian
 from journey.recommended import recommended
 from journey.trajectory import Trajectory
@@ -66,6 +66,9 @@ def contenders() -> list[Contender]:
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
         Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
+        Contender("grass, selective mask", grass(mask="selective")),
+        Contender("EK-FAC, proponents squared", kfac_influence().change(adjust=_square_proponents)),
+        Contender("EK-FAC and Gram", kfac_influence().change(preconditioner=Gram(3.0))),
     ]
     found += [
         Contender("pixels, inner product", baseline=lambda s: baselines.pixels(s.train, s.queries)),

@@ -6,25 +6,50 @@
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include <omp.h>
+#ifdef JOURNEY_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace journey::cpu {
 namespace {
 
-const Kernels* best_kernels() {
+#ifdef JOURNEY_AMX
+// Whether the processor has the matrix unit and the system lets this process use it: its registers are large, so
+// programs must ask.
+bool may_use_amx() {
+    uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+    constexpr uint32_t kTile = 1u << 24, kBFloat16 = 1u << 22;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || !(edx & kTile) || !(edx & kBFloat16)) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+// The sets that this build and processor have, the widest first.
+std::vector<const Kernels*> available_kernels() {
+    std::vector<const Kernels*> found;
 #ifdef JOURNEY_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return &avx512::kernels;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return &avx2::kernels;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef JOURNEY_AMX
+    if (avx512 && may_use_amx()) found.push_back(&amx::kernels);
 #endif
-    return &baseline::kernels;
+    if (avx512) found.push_back(&avx512::kernels);
+    if (avx2) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&baseline::kernels);
+    return found;
 }
 
-const Kernels* g_kernels = best_kernels();
+const std::vector<const Kernels*> g_available = available_kernels();
+const Kernels* g_kernels = g_available.front();
 
 // Entries of one sample that are summed apart, so that threads can share a large parameter and sums stay short. At
 // least 64 times the sketch, so that adding the sums to the features costs little.
@@ -42,12 +67,12 @@ struct SketchPlan {
     float scale;
 };
 
-SketchRun make_run(
-    const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
+// Of samples [b, b + samples).
+SketchRun make_run(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t samples, int64_t segment) {
     SketchRun run{};
     run.matrix = static_cast<const char*>(args.grads) + b * args.grads_batch_stride * plan.element_bytes;
-    run.sums = sums;
-    run.tiles = tiles;
+    run.matrix_stride = args.grads_batch_stride;
+    run.samples = samples;
     run.dtype = args.dtype;
     run.cols = args.cols;
     run.row_begin = args.row_begin;
@@ -58,10 +83,12 @@ SketchRun make_run(
     return run;
 }
 
-// Sums of one segment, all repetitions.
-void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int64_t segment, float* sums, Tile* tiles) {
-    std::memset(sums, 0, static_cast<size_t>(args.proj_dim) * sizeof(float));
-    SketchRun run = make_run(args, plan, b, segment, sums, tiles);
+// Sums of one segment, all repetitions. [run.samples, proj_dim]
+void sum_segment(const SketchArgs& args, SketchRun run, float* sums, Tile* tiles) {
+    std::memset(sums, 0, static_cast<size_t>(run.samples * args.proj_dim) * sizeof(float));
+    run.sums = sums;
+    run.sums_stride = args.proj_dim;
+    run.tiles = tiles;
     for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
         run.repetition = static_cast<uint32_t>(repetition);
         g_kernels->sketch_run(run);
@@ -70,22 +97,31 @@ void sum_segment(const SketchArgs& args, const SketchPlan& plan, int64_t b, int6
 
 bool sketch_samples(const SketchArgs& args, const SketchPlan& plan, int num_threads) {
     bool allocated = true;
-#pragma omp parallel num_threads(clamp_threads(num_threads, args.batch)) reduction(&& : allocated)
+    num_threads = clamp_threads(num_threads, args.batch);
+    const int64_t together = args.batch >= kSketchSamples * num_threads ? kSketchSamples : 1;
+#pragma omp parallel num_threads(num_threads) reduction(&& : allocated)
     {
         const auto tiles = allocate<Tile>(kTileCache);
-        const auto sums = allocate<float>(args.proj_dim);
+        const auto sums = allocate<float>(together * args.proj_dim);
         allocated = tiles && sums;
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < args.batch; ++b) {
+        for (int64_t b = 0; b < args.batch; b += together) {
             if (!allocated) continue;
+            const int64_t samples = std::min(together, args.batch - b);
+            float* features = args.features + b * args.features_stride;
             if (plan.direct) {
-                SketchRun run = make_run(args, plan, b, 0, args.features + b * args.features_stride, tiles.get());
+                SketchRun run = make_run(args, plan, b, samples, 0);
+                run.sums = features;
+                run.sums_stride = args.features_stride;
+                run.tiles = tiles.get();
                 g_kernels->sketch_run(run);
                 continue;
             }
             for (int64_t segment = 0; segment < plan.num_segments; ++segment) {
-                sum_segment(args, plan, b, segment, sums.get(), tiles.get());
-                add_sums(sums.get(), args.proj_dim, plan.scale, args.features + b * args.features_stride);
+                sum_segment(args, make_run(args, plan, b, samples, segment), sums.get(), tiles.get());
+                for (int64_t i = 0; i < samples; ++i)
+                    add_sums(
+                        sums.get() + i * args.proj_dim, args.proj_dim, plan.scale, features + i * args.features_stride);
             }
         }
     }
@@ -107,7 +143,9 @@ bool sketch_segments(const SketchArgs& args, const SketchPlan& plan, int num_thr
                 allocated = tiles != nullptr;
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < count; ++i)
-                    if (allocated) sum_segment(args, plan, b, first + i, sums.get() + i * args.proj_dim, tiles.get());
+                    if (allocated)
+                        sum_segment(
+                            args, make_run(args, plan, b, 1, first + i), sums.get() + i * args.proj_dim, tiles.get());
             }
             if (!allocated) return false;
             for (int64_t i = 0; i < count; ++i)
@@ -190,23 +228,11 @@ void philox_normal(
 const char* isa_name() { return g_kernels->name; }
 
 bool set_isa(const char* name) {
-    for (const Kernels* kernels : {
-#ifdef JOURNEY_X86
-             &avx512::kernels, &avx2::kernels,
-#endif
-             &baseline::kernels}) {
-        // Only sets that the processor has: best_kernels() is the widest of them.
-        const bool available = kernels == &baseline::kernels || best_kernels() == kernels ||
-#ifdef JOURNEY_X86
-                               (kernels == &avx2::kernels && best_kernels() == &avx512::kernels);
-#else
-                               false;
-#endif
-        if (available && std::strcmp(kernels->name, name) == 0) {
+    for (const Kernels* kernels : g_available)
+        if (std::strcmp(kernels->name, name) == 0) {
             g_kernels = kernels;
             return true;
         }
-    }
     return false;
 }
 

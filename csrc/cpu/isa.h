@@ -1,6 +1,6 @@
 // The kernels that are compiled once per instruction set, and the table through which the drivers call them.
 //
-// The files *_kernel.cpp are built three times with other compiler flags, each time with JOURNEY_ISA set to the
+// The files *_kernel.cpp are built several times with other compiler flags, each time with JOURNEY_ISA set to the
 // namespace to live in. They include nothing of the standard library that could leave a wide instruction in a
 // function shared with the rest of the program.
 #pragma once
@@ -11,11 +11,18 @@
 
 namespace journey::cpu {
 
-// One contiguous run of chunks of one sample: chunks [chunk_begin, chunk_end) counted along the given rows.
+// Samples whose gradients are read side by side: signs are drawn once for them, and two streams keep more loads in
+// flight.
+constexpr int64_t kSketchSamples = 2;
+
+// One contiguous run of chunks of some samples: chunks [chunk_begin, chunk_end) counted along the given rows.
 struct SketchRun {
-    const void* matrix;  // [rows, cols] of one sample
-    float* sums;         // [proj_dim], added to, unscaled
-    Tile* tiles;         // room for kTileCache tiles
+    const void* matrix;     // [samples, rows, cols]
+    int64_t matrix_stride;  // of a sample, in elements
+    float* sums;            // [samples, proj_dim], added to, unscaled
+    int64_t sums_stride;
+    int64_t samples;  // 1 to kSketchSamples
+    Tile* tiles;      // room for kTileCache tiles
     DType dtype;
     int64_t cols;
     int64_t row_begin;
@@ -29,7 +36,8 @@ struct SketchRun {
 // Tiles of one row block that are looked up once and kept while the rows of the block pass by.
 constexpr int64_t kTileCache = 8192;
 
-// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each.
+// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each, which are
+// some parts with sums of their own.
 struct OuterRun {
     const OuterArgs* args;
     int64_t group;
@@ -37,17 +45,15 @@ struct OuterRun {
     int64_t row_end;
     int64_t chunk_begin;
     int64_t chunk_end;
-    const uint32_t* signs;  // [nnz, row_end - row_begin, chunks]
+    int64_t chunks_of_part;
+    const uint32_t* signs;  // [nnz, chunks, row_end - row_begin]
     const Tile* tiles;      // [nnz, tile rows that the rows touch, chunks]
     int64_t tile_rows;
-    float* sums;     // [proj_dim], added to, unscaled
+    float* sums;     // [parts, proj_dim], added to, unscaled
     float* scratch;  // room for outer_scratch_floats()
 };
 
-// Positions that are contracted in registers before their sum goes into the sketch: the panel of 32 columns then fills
-// two thirds of a 48 KiB L1 cache, and chains of float32 additions stay short.
-constexpr int64_t kOuterDepth = 128;
-constexpr int64_t kOuterMaxRows = 512;  // of one run: 512 KiB of packed output gradients, a quarter of an L2 cache
+constexpr int64_t kOuterMaxRows = 512;  // of one run: half a MiB of packed output gradients, a quarter of an L2 cache
 
 // Entries of the tables of sign words and tiles.
 struct SketchTable {
@@ -94,6 +100,11 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+#ifdef JOURNEY_AMX
+namespace amx {
+extern const Kernels kernels;
+}
+#endif
 #endif
 
 }  // namespace journey::cpu

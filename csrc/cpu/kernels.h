@@ -93,7 +93,7 @@ void philox_normal(
     float* out,  // [n, numel], contiguous
     int num_threads);
 
-// The instruction set chosen at run time: "avx512", "avx2" or "baseline".
+// The instruction set chosen at run time: "amx" (AVX-512 and the matrix unit), "avx512", "avx2" or "baseline".
 const char* isa_name();
 
 // Chooses another one, for tests and benches; false if this machine or build lacks it.

@@ -20,11 +20,12 @@ constexpr int64_t kRowUnit = 16;
 constexpr int64_t kPartEntries = 1 << 14;
 
 struct OuterPlan {
-    int64_t chunks;         // of one row
-    int64_t rows;           // of a run, at most
-    int64_t chunks_of_run;  // likewise
-    int64_t parts;          // runs that share rows
-    int64_t tile_rows;      // that the rows of a run touch, at most
+    int64_t chunks;  // of one row
+    int64_t rows;    // of a run, at most
+    int64_t chunks_of_part;
+    int64_t parts;      // that share rows, each with sums of its own
+    int64_t together;   // parts of a run, at most: output gradients are packed once for them
+    int64_t tile_rows;  // that the rows of a run touch, at most
     float scale;
 };
 
@@ -51,8 +52,10 @@ OuterPlan make_plan(const OuterArgs& args) {
     plan.rows = std::min(rows, std::clamp(affordable, kRowUnit, kOuterMaxRows));
     const int64_t most = std::max(kPartEntries, 32 * args.proj_dim) / kLanes;
     plan.parts = std::min((plan.rows * plan.chunks + most - 1) / most, plan.chunks);
-    plan.chunks_of_run = (plan.chunks + plan.parts - 1) / plan.parts;
-    plan.parts = (plan.chunks + plan.chunks_of_run - 1) / plan.chunks_of_run;
+    plan.chunks_of_part = (plan.chunks + plan.parts - 1) / plan.parts;
+    plan.parts = (plan.chunks + plan.chunks_of_part - 1) / plan.chunks_of_part;
+    // The copied input of a convolution grows with its columns, and is to stay in L2.
+    plan.together = std::min<int64_t>(plan.parts, args.channels_last ? 8 : 2);
     const int64_t bucket_rows = args.proj_dim / kLanes;
     plan.tile_rows = (plan.rows + bucket_rows - 1) / bucket_rows + 1;
     plan.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
@@ -60,9 +63,32 @@ OuterPlan make_plan(const OuterArgs& args) {
 }
 
 struct Tables {
-    Buffer<uint32_t> signs;  // [nnz, rows, chunks]
+    Buffer<uint32_t> signs;  // [nnz, chunks, rows]
     Buffer<Tile> tiles;      // [nnz, tile_rows, chunks]
 };
+
+// Sign words of rows [begin, end) of the run; they are drawn along rows, and kept so that a chunk's are consecutive.
+void fill_rows(
+    const OuterArgs& args,
+    const OuterPlan& plan,
+    const OuterRun& run,
+    uint32_t repetition,
+    int64_t begin,
+    int64_t end,
+    uint32_t* signs) {
+    constexpr int64_t kWords = 1024;
+    uint32_t words[kWords];
+    const int64_t rows = run.row_end - run.row_begin;
+    int64_t row = begin, chunk = 0;
+    for (int64_t next = begin * plan.chunks; next < end * plan.chunks; next += kWords) {
+        const int64_t count = std::min(kWords, end * plan.chunks - next);
+        chosen_kernels().fill_signs({args.key, repetition, run.row_begin * plan.chunks + next, count}, words);
+        for (int64_t i = 0; i < count; ++i) {
+            signs[chunk * rows + row] = words[i];
+            if (++chunk == plan.chunks) chunk = 0, ++row;
+        }
+    }
+}
 
 void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Tables& tables, int num_threads) {
     const int64_t bucket_rows = args.proj_dim / kLanes, rows = run.row_end - run.row_begin;
@@ -78,22 +104,22 @@ void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Ta
         SketchTable tiles{
             args.key, static_cast<uint32_t>(repetition), first_tile_row * plan.chunks, run.tile_rows * plan.chunks};
         kernels.fill_tiles(tiles, bucket_rows, tables.tiles.get() + repetition * tiles.count);
+        uint32_t* signs = tables.signs.get() + repetition * rows * plan.chunks;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
-        for (int part = 0; part < num_threads; ++part) {
-            const int64_t begin = rows * part / num_threads * plan.chunks,
-                          end = rows * (part + 1) / num_threads * plan.chunks;
-            const SketchTable words{args.key, tiles.repetition, run.row_begin * plan.chunks + begin, end - begin};
-            kernels.fill_signs(words, tables.signs.get() + repetition * rows * plan.chunks + begin);
-        }
+        for (int part = 0; part < num_threads; ++part)
+            fill_rows(
+                args, plan, run, tiles.repetition, rows * part / num_threads, rows * (part + 1) / num_threads, signs);
     }
 }
 
-// The sums of part `part` of the rows of `run`.
-void sum_part(const OuterPlan& plan, OuterRun run, int64_t group, int64_t part, float* sums, float* scratch) {
-    std::memset(sums, 0, static_cast<size_t>(run.args->proj_dim) * sizeof(float));
+// The sums of `count` parts, from `part` on, of the rows of `run`. [count, proj_dim]
+void sum_parts(
+    const OuterPlan& plan, OuterRun run, int64_t group, int64_t part, int64_t count, float* sums, float* scratch) {
+    std::memset(sums, 0, static_cast<size_t>(count * run.args->proj_dim) * sizeof(float));
     run.group = group;
-    run.chunk_begin = part * plan.chunks_of_run;
-    run.chunk_end = std::min(plan.chunks, run.chunk_begin + plan.chunks_of_run);
+    run.chunk_begin = part * plan.chunks_of_part;
+    run.chunk_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
+    run.chunks_of_part = plan.chunks_of_part;
     run.sums = sums;
     run.scratch = scratch;
     chosen_kernels().outer_run(run);
@@ -102,9 +128,9 @@ void sum_part(const OuterPlan& plan, OuterRun run, int64_t group, int64_t part, 
 struct Workspace {
     int64_t scratch_floats;
     int num_threads;
-    int64_t window;         // parts whose sums are kept at once
+    int64_t window;         // parts whose sums are kept at once, where threads share a sample
     Buffer<float> scratch;  // [num_threads, scratch_floats]
-    Buffer<float> sums;     // [max(num_threads, window), proj_dim]
+    Buffer<float> sums;     // [num_threads, together, proj_dim] or [window, proj_dim]
 };
 
 // Samples side by side, each on one thread.
@@ -112,11 +138,14 @@ void add_samples(const OuterPlan& plan, const OuterRun& run, const Workspace& sp
     const OuterArgs& args = *run.args;
 #pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
     for (int64_t group = 0; group < args.num_groups; ++group) {
-        float* sums = space.sums.get() + omp_get_thread_num() * args.proj_dim;
+        float* sums = space.sums.get() + omp_get_thread_num() * plan.together * args.proj_dim;
         float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
-        for (int64_t part = 0; part < plan.parts; ++part) {
-            sum_part(plan, run, group, part, sums, scratch);
-            add_sums(sums, args.proj_dim, plan.scale, args.features + group * args.features_stride);
+        for (int64_t part = 0; part < plan.parts; part += plan.together) {
+            const int64_t count = std::min(plan.together, plan.parts - part);
+            sum_parts(plan, run, group, part, count, sums, scratch);
+            for (int64_t i = 0; i < count; ++i)
+                add_sums(
+                    sums + i * args.proj_dim, args.proj_dim, plan.scale, args.features + group * args.features_stride);
         }
     }
 }
@@ -130,7 +159,7 @@ void add_parts(const OuterPlan& plan, const OuterRun& run, const Workspace& spac
 #pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
             for (int64_t i = 0; i < count; ++i) {
                 float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
-                sum_part(plan, run, group, first + i, space.sums.get() + i * args.proj_dim, scratch);
+                sum_parts(plan, run, group, first + i, 1, space.sums.get() + i * args.proj_dim, scratch);
             }
             for (int64_t i = 0; i < count; ++i)
                 add_sums(
@@ -154,9 +183,9 @@ bool sketch_outer(const OuterArgs& given, int num_threads) {
     Workspace space{};
     space.num_threads = clamp_threads(num_threads, by_sample ? args.num_groups : plan.parts);
     space.window = std::min<int64_t>(plan.parts, 4 * space.num_threads);
-    space.scratch_floats = chosen_kernels().outer_scratch_floats(args, plan.rows, plan.chunks_of_run);
+    space.scratch_floats = chosen_kernels().outer_scratch_floats(args, plan.rows, plan.together * plan.chunks_of_part);
     space.scratch = allocate<float>(space.num_threads * space.scratch_floats);
-    space.sums = allocate<float>(std::max<int64_t>(space.num_threads, space.window) * args.proj_dim);
+    space.sums = allocate<float>(std::max(space.num_threads * plan.together, space.window) * args.proj_dim);
     Tables tables{
         allocate<uint32_t>(args.nnz * plan.rows * plan.chunks),
         allocate<Tile>(args.nnz * plan.tile_rows * plan.chunks)};

@@ -4,10 +4,11 @@
 //     sums[bucket(row, col)] += sign(row, col) * W[row, col]                      map: common/sketch_map.h
 //
 // FLOPs: 2 * positions * rows * cols, as the weight gradient of a training step has; bytes: a and g once, nothing of
-// the gradient. Floor: the FMA rate. Positions are contracted in blocks of kOuterDepth. Per block, g is packed once (16
-// rows interleaved per position), then a chunk of 32 columns at a time (32 lanes per position); a micro-tile of 8 rows
-// by 32 columns is summed in registers and goes through the sketch's map into the sums, which stay in L1. A convolution
-// is unfolded a chunk at a time, from the copied lines of unfold.h.
+// the gradient. Floor: the rate of products, of the FMA units or, for bfloat16, of the matrix unit. Positions are
+// contracted in blocks. Per block, g is packed once, then a chunk of 32 columns at a time; a tile of some rows by 32
+// columns is summed in registers and goes through the sketch's map into the sums, which stay in L1. A convolution is
+// unfolded a chunk at a time, from the copied lines of unfold.h. How a block is packed and multiplied: outer_fma.h and
+// outer_amx.h.
 //
 // Ladder: 3x3, 256 to 256 channels at 16x16, 8 samples, one thread, in times of one batched weight gradient of torch.
 // One or two runs each on a busy machine, so that only the large steps are certain:
@@ -16,19 +17,21 @@
 //   blocks of 128, packed buffers at cache lines                                               1.0 - 1.1
 //   lines copied once per window, columns found step by step                                   1.0 - 1.1
 // The last step showed at 1x1 and small images: 512 to 256 channels at 16x16, 1x1, from 1.6 to 1.1.
+// bfloat16, 4 draws, in GFLOP/s, beside 534 of torch's batched weight gradient (100 in float32): 90 widened to float32,
+// 577 by the matrix unit; at 4x4 106 and 247 (torch 107), linear 1152 to 1152 127 and 560 (torch 493). Blocks of 256
+// and 1024 positions were no better than 512 on the whole, one run each.
 //
 // Reference: journey/reference.py::sketch_outer.
+#include <type_traits>
+
+#include "outer_fma.h"
 #include "sketch_chunk.h"
-#include "unfold.h"
+#ifdef __AMX_BF16__
+#include "outer_amx.h"
+#endif
 
 namespace journey::cpu::JOURNEY_ISA {
 namespace {
-
-constexpr int kTileRows = 8;                            // of a micro-tile
-constexpr int kPackedRows = 16;                         // of g, interleaved
-constexpr int64_t kStripFloats = kOuterDepth + kWidth;  // one column's values, with room for a whole last vector
-
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
 int64_t kernel_positions(const OuterArgs& args) { return args.kernel[0] * args.kernel[1] * args.kernel[2]; }
 
@@ -45,9 +48,23 @@ struct Run {
     int64_t count;
 };
 
-template <typename input_t>
+// Ops: how blocks are packed and multiplied, Fma or Amx.
+template <typename input_t, typename Ops>
 class Outer {
+    using Value = typename Ops::Value;
+    static constexpr int64_t kWordValues = sizeof(float) / sizeof(Value);  // what moves as one float
+    static constexpr int64_t kVectorValues = kWidth * kWordValues;
+    static constexpr int64_t kStripValues = Ops::kDepth + kVectorValues;  // one column, with room for a whole vector
+
 public:
+    // Values of g, panel, strips and copied input, one after the other.
+    static int64_t scratch_floats(const OuterArgs& args, int64_t rows, int64_t chunks) {
+        const int64_t channels = smaller(args.c_in / args.conv_groups, chunks * kLanes / kernel_positions(args) + 2);
+        const int64_t copied = args.channels_last ? 0 : window_values(args, channels);
+        const int64_t values = Ops::g_values(rows) + kLanes * (Ops::kDepth + kStripValues) + copied;
+        return (values + kWordValues - 1) / kWordValues;
+    }
+
     explicit Outer(const OuterRun& run)
         : run_(run),
           args_(*run.args),
@@ -58,20 +75,24 @@ public:
           positions_(args_.out_size[0] * args_.out_size[1] * args_.out_size[2]),
           g_(static_cast<const input_t*>(args_.g)),
           g_limit_(g_ + args_.num_groups * args_.rows_per_group * args_.c_out * positions_) {
-        packed_g_ = run.scratch;
-        panel_ = packed_g_ + round_up(rows_, kPackedRows) * kOuterDepth;
-        strips_ = panel_ + kOuterDepth * kLanes;
-        copied_ = strips_ + kLanes * kStripFloats;
+        packed_g_ = reinterpret_cast<Value*>(run.scratch);
+        panel_ = packed_g_ + Ops::g_values(rows_);
+        strips_ = panel_ + kLanes * Ops::kDepth;
+        copied_ = strips_ + kLanes * kStripValues;
     }
 
     void run_linear() {
-        const int64_t all = args_.rows_per_group * positions_;
-        for (int64_t first = 0; first < all; first += kOuterDepth) {
-            depth_ = smaller(kOuterDepth, all - first);
-            const int64_t position = run_.group * all + first;
-            pack_linear_g(position);
+        const int64_t all = args_.rows_per_group * positions_, end = (run_.group + 1) * all;
+        const input_t* a = static_cast<const input_t*>(args_.a);
+        const input_t* a_limit = a + args_.num_groups * all * args_.c_in;
+        for (int64_t position = run_.group * all; position < end; position += Ops::kDepth) {
+            depth_ = smaller(Ops::kDepth, end - position);
+            const input_t* g = g_ + position * args_.c_out + run_.row_begin;
+            Ops::pack_linear_g(g, g_limit_, args_.c_out, depth_, rows_, packed_g_);
             for (int64_t chunk = run_.chunk_begin; chunk < run_.chunk_end; ++chunk) {
-                pack_linear_panel(position, chunk);
+                const int64_t count = smaller(kLanes, cols_ - chunk * kLanes);
+                const input_t* from = a + position * args_.c_in + chunk * kLanes;
+                Ops::pack_linear_panel(from, a_limit, args_.c_in, depth_, count, panel_);
                 add_column(chunk);
             }
         }
@@ -82,7 +103,7 @@ public:
         const int64_t group_channel = conv_group * (args_.c_in / args_.conv_groups);
         const int64_t first_channel = run_.chunk_begin * kLanes / kernel_positions(args_);
         const int64_t end_channel = (smaller(run_.chunk_end * kLanes, cols_) - 1) / kernel_positions(args_) + 1;
-        Window<input_t> window(args_, run_.group, group_channel, first_channel, end_channel, copied_);
+        Window<input_t, Value> window(args_, run_.group, group_channel, first_channel, end_channel, copied_);
         while (window.next()) {
             int64_t segment = 0, line = 0, x = 0;
             while (collect(window, segment, line, x)) {
@@ -97,15 +118,15 @@ public:
 
 private:
     // Fills a block with positions of the window from (segment, line, x) on; false when none are left.
-    bool collect(const Window<input_t>& window, int64_t& segment, int64_t& line, int64_t& x) {
+    bool collect(const Window<input_t, Value>& window, int64_t& segment, int64_t& line, int64_t& x) {
         const int64_t width = args_.out_size[2];
         depth_ = 0, num_pieces_ = 0, num_runs_ = 0, whole_vectors_ = true;
-        while (segment < window.num_segments && depth_ < kOuterDepth) {
+        while (segment < window.num_segments && depth_ < Ops::kDepth) {
             const Segment& at = window.segments[segment];
-            const int64_t count = smaller(width - x, kOuterDepth);
-            if (depth_ + count > kOuterDepth) break;
+            const int64_t count = smaller(width - x, Ops::kDepth);
+            if (depth_ + count > Ops::kDepth) break;
             pieces_[num_pieces_++] = {window.offset(segment, line, x), count};
-            whole_vectors_ = whole_vectors_ && count % kWidth == 0;
+            whole_vectors_ = whole_vectors_ && count % kVectorValues == 0;
             const int64_t position = (at.z * args_.out_size[1] + at.y + line) * width + x;
             Run* last = num_runs_ ? &runs_[num_runs_ - 1] : nullptr;
             if (last && last->row == at.row && last->position + last->count == position)
@@ -121,185 +142,151 @@ private:
 
     void pack_g() {
         bool whole = true;
-        for (int64_t r = 0; r < num_runs_; ++r) whole = whole && runs_[r].count % kWidth == 0;
-        for (int64_t block = 0; block < rows_; block += kPackedRows) {
-            float* to = packed_g_ + block * kOuterDepth;
-            if constexpr (sizeof(input_t) == sizeof(float)) {
-                if (whole && block + kPackedRows <= rows_) {
-                    pack_whole_g(block, to);
+        for (int64_t r = 0; r < num_runs_; ++r) whole = whole && runs_[r].count % kVectorValues == 0;
+        for (int64_t block = 0; block < Ops::packed_rows(rows_); block += kWidth) {
+            if constexpr (std::is_same_v<input_t, Value>) {
+                if (whole && block + kWidth <= rows_) {
+                    pack_whole_g(block);
                     continue;
                 }
             }
-            for (int64_t i = 0; i < kPackedRows; ++i) {
-                float* strip = strips_ + i * kStripFloats;
-                if (block + i >= rows_) {
-                    for (int64_t k = 0; k < depth_; ++k) strip[k] = 0.0f;
-                    continue;
-                }
-                for (int64_t r = 0; r < num_runs_; ++r) {
+            for (int64_t i = 0; i < kWidth; ++i) {
+                Value* strip = strips_ + i * kStripValues;
+                Value* end = strip + Ops::padded(depth_);
+                for (int64_t r = 0; r < num_runs_ && block + i < rows_; ++r) {
                     copy_entries(g_of(runs_[r], block + i), g_limit_, runs_[r].count, strip);
                     strip += runs_[r].count;
                 }
+                while (strip < end) *strip++ = Value{};
             }
-            for (int64_t k = 0; k < depth_; k += kWidth)
-                transpose16([&](int i) { return strips_ + i * kStripFloats + k; }, to + k * kPackedRows, kPackedRows);
+            for (int64_t k = 0; k < depth_; k += kVectorValues)
+                Ops::put_rows([&](int i) { return strips_ + i * kStripValues + k; }, block, k, packed_g_);
         }
     }
 
-    void pack_whole_g(int64_t block, float* to) {
+    void pack_whole_g(int64_t block) {
+        int64_t position = 0;
         for (int64_t r = 0; r < num_runs_; ++r)
-            for (int64_t k = 0; k < runs_[r].count; k += kWidth, to += kWidth * kPackedRows)
-                transpose16([&](int i) { return g_of(runs_[r], block + i) + k; }, to, kPackedRows);
+            for (int64_t k = 0; k < runs_[r].count; k += kVectorValues, position += kVectorValues)
+                Ops::put_rows([&](int i) { return g_of(runs_[r], block + i) + k; }, block, position, packed_g_);
     }
 
     const input_t* g_of(const Run& run, int64_t row) const {
         return g_ + (run.row * args_.c_out + run_.row_begin + row) * positions_ + run.position;
     }
 
-    void pack_panel(const Window<input_t>& window, int64_t chunk) {
+    void pack_panel(const Window<input_t, Value>& window, int64_t chunk) {
         const int64_t num_columns = smaller(kLanes, cols_ - chunk * kLanes);
-        const float* columns[kLanes];
+        const Value* columns[kLanes];
         window.find_columns(chunk, cols_, columns);
         if (whole_vectors_ && num_columns == kLanes) {
-            float* to = panel_;
+            Value* to = panel_;
             for (int64_t p = 0; p < num_pieces_; ++p)
-                for (int64_t k = 0; k < pieces_[p].count; k += kWidth, to += kWidth * kLanes)
-                    for (int half = 0; half < kLanes; half += kWidth)
-                        transpose16(
-                            [&](int i) { return columns[half + i] + pieces_[p].offset + k; }, to + half, kLanes);
+                for (int64_t k = 0; k < pieces_[p].count; k += kVectorValues, to += kVectorValues * kLanes)
+                    transpose_chunk([&](int64_t lane) { return columns[lane] + pieces_[p].offset + k; }, to);
             return;
         }
         for (int64_t lane = 0; lane < kLanes; ++lane) {
-            float* to = strips_ + lane * kStripFloats;
-            if (lane >= num_columns) {
-                for (int64_t k = 0; k < depth_; ++k) to[k] = 0.0f;
-                continue;
-            }
-            for (int64_t p = 0; p < num_pieces_; ++p) {
-                const float* from = columns[lane] + pieces_[p].offset;
-                for (int64_t k = 0; k < pieces_[p].count; k += kWidth) store16(to + k, load16(from + k));
+            Value* to = strips_ + lane * kStripValues;
+            Value* end = to + Ops::padded(depth_);
+            for (int64_t p = 0; p < num_pieces_ && lane < num_columns; ++p) {
+                const Value* from = columns[lane] + pieces_[p].offset;
+                for (int64_t k = 0; k < pieces_[p].count; k += kVectorValues)
+                    store16(as_words(to + k), load16(as_words(from + k)));
                 to += pieces_[p].count;
             }
+            while (to < end) *to++ = Value{};
         }
-        for (int64_t k = 0; k < depth_; k += kWidth)
-            for (int half = 0; half < kLanes; half += kWidth)
-                transpose16(
-                    [&](int i) { return strips_ + (half + i) * kStripFloats + k; }, panel_ + k * kLanes + half, kLanes);
+        for (int64_t k = 0; k < depth_; k += kVectorValues)
+            transpose_chunk([&](int64_t lane) { return strips_ + lane * kStripValues + k; }, panel_ + k * kLanes);
     }
 
-    // Position by position, so that memory is read in its order: successive positions are pages apart.
-    void pack_linear_g(int64_t position) {
-        for (int64_t k = 0; k < depth_; ++k) {
-            const input_t* from = g_ + (position + k) * args_.c_out + run_.row_begin;
-            float* to = packed_g_ + k * kPackedRows;
-            for (int64_t block = 0; block < rows_; block += kPackedRows, to += kPackedRows * kOuterDepth) {
-                const int64_t count = smaller(kPackedRows, rows_ - block);
-                copy_entries(from + block, g_limit_, count, to);
-                for (int64_t i = count; i < kPackedRows; ++i) to[i] = 0.0f;
-            }
-        }
+    // A vector of each of the 32 columns, to 16 words of all columns.
+    template <typename from_t>
+    static void transpose_chunk(from_t from, Value* to) {
+        for (int half = 0; half < kLanes; half += kWidth)
+            transpose16([&](int i) { return as_words(from(half + i)); }, as_words(to) + half, kLanes);
     }
 
-    void pack_linear_panel(int64_t position, int64_t chunk) {
-        const input_t* a = static_cast<const input_t*>(args_.a);
-        const input_t* limit = a + args_.num_groups * args_.rows_per_group * positions_ * args_.c_in;
-        const int64_t count = smaller(kLanes, cols_ - chunk * kLanes);
-        const input_t* from = a + position * args_.c_in + chunk * kLanes;
-        for (int64_t k = 0; k < depth_; ++k, from += args_.c_in) {
-            // The next chunk of the same position, which no hardware prefetcher would expect.
-            __builtin_prefetch(from + kLanes);
-            __builtin_prefetch(from + kLanes + kWidth);
-            copy_entries(from, limit, count, panel_ + k * kLanes);
-            for (int64_t i = count; i < kLanes; ++i) panel_[k * kLanes + i] = 0.0f;
-        }
-    }
+    static const float* as_words(const Value* values) { return reinterpret_cast<const float*>(values); }
+    static float* as_words(Value* values) { return reinterpret_cast<float*>(values); }
 
     // Multiplies the packed block of g with the packed chunk, and sketches the products.
     void add_column(int64_t chunk) {
-        float product[kTileRows * kLanes];
+        alignas(64) float product[Ops::kTileRows * kLanes];
+        float* sums = run_.sums + (chunk - run_.chunk_begin) / run_.chunks_of_part * args_.proj_dim;
         int64_t tile_row = 0, row_in_tile = run_.row_begin % bucket_rows_;
-        for (int64_t first = 0; first < rows_; first += kTileRows) {
-            const float* g = packed_g_ + first / kPackedRows * kPackedRows * kOuterDepth + first % kPackedRows;
-            multiply(g, product);
-            const int64_t count = smaller(kTileRows, rows_ - first);
-            for (int64_t i = 0; i < count; ++i) {
-                const uint32_t* signs = run_.signs + (first + i) * chunks_ + chunk;
-                const Tile* tiles = run_.tiles + tile_row * chunks_ + chunk;
+        for (int64_t first = 0; first < rows_; first += Ops::kTileRows) {
+            Ops::multiply(packed_g_, first, rows_, panel_, depth_, product);
+            const int64_t end = smaller(first + Ops::kTileRows, rows_);
+            for (int64_t row = first; row < end;) {
+                const int64_t count = smaller(end - row, bucket_rows_ - row_in_tile);  // of one tile of the map
+                const float* products = product + (row - first) * kLanes;
+                const uint32_t* signs = run_.signs + chunk * rows_ + row;
+                const Tile* tile = run_.tiles + tile_row * chunks_ + chunk;
                 for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
-                    int64_t bucket_row = row_in_tile + tiles->rotation;
-                    if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
-                    add_chunk(product + i * kLanes, *signs, tiles->lane_mask, run_.sums + bucket_row * kLanes);
-                    signs += rows_ * chunks_;
-                    tiles += run_.tile_rows * chunks_;
+                    add_tile(products, count, signs, *tile, row_in_tile, sums);
+                    signs += chunks_ * rows_;
+                    tile += run_.tile_rows * chunks_;
                 }
-                if (++row_in_tile == bucket_rows_) row_in_tile = 0, ++tile_row;
+                row += count;
+                row_in_tile += count;
+                if (row_in_tile == bucket_rows_) row_in_tile = 0, ++tile_row;
             }
         }
     }
 
-#if defined(__AVX512F__)
-    static constexpr int kMicroRows = 8, kMicroVectors = 2;  // 16 accumulators of 32 registers
-#else
-    static constexpr int kMicroRows = 4, kMicroVectors = 1;  // 8 of 16 registers, two to a vector
-#endif
-
-    // product[i][lane] = sum over positions of g[position][i] * panel[position][lane]
-    void multiply(const float* g, float* product) const {
-        for (int row = 0; row < kTileRows; row += kMicroRows)
-            for (int lane = 0; lane < kLanes; lane += kMicroVectors * kWidth) {
-                Vec16 sum[kMicroRows][kMicroVectors];
-                for (int i = 0; i < kMicroRows; ++i)
-                    for (int v = 0; v < kMicroVectors; ++v) sum[i][v] = zero16();
-                const float *g_k = g + row, *a_k = panel_ + lane;
-                for (int64_t k = 0; k < depth_; ++k, g_k += kPackedRows, a_k += kLanes) {
-                    Vec16 a[kMicroVectors];
-                    for (int v = 0; v < kMicroVectors; ++v) a[v] = load16(a_k + v * kWidth);
-                    for (int i = 0; i < kMicroRows; ++i) {
-                        const Vec16 wide = fill16(g_k[i]);
-                        for (int v = 0; v < kMicroVectors; ++v) sum[i][v] = fma16(wide, a[v], sum[i][v]);
-                    }
-                }
-                for (int i = 0; i < kMicroRows; ++i)
-                    for (int v = 0; v < kMicroVectors; ++v)
-                        store16(product + (row + i) * kLanes + lane + v * kWidth, sum[i][v]);
-            }
+    // Rows of one tile of the sketch's map: bucket rows one after the other, and round to the first.
+    void add_tile(
+        const float* products, int64_t count, const uint32_t* signs, Tile tile, int64_t row_in_tile, float* sums) {
+        int64_t bucket_row = row_in_tile + tile.rotation;
+        if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
+        const int64_t before = smaller(count, bucket_rows_ - bucket_row);
+        add_rows(products, before, signs, tile.lane_mask, sums + bucket_row * kLanes);
+        add_rows(products + before * kLanes, count - before, signs + before, tile.lane_mask, sums);
     }
 
     const OuterRun& run_;
     const OuterArgs& args_;
     const int64_t rows_, cols_, chunks_, bucket_rows_, positions_;
     const input_t *g_, *g_limit_;
-    float *packed_g_, *panel_, *strips_, *copied_;
+    Value *packed_g_, *panel_, *strips_, *copied_;
+    Ops ops_;
 
     // The block at hand.
     int64_t depth_ = 0, num_pieces_ = 0, num_runs_ = 0;
-    bool whole_vectors_ = false;  // every piece is a multiple of 16 long
-    Piece pieces_[kOuterDepth];
-    Run runs_[kOuterDepth];
+    bool whole_vectors_ = false;  // every piece is whole vectors
+    Piece pieces_[Ops::kDepth];
+    Run runs_[Ops::kDepth];
 };
 
-template <typename input_t>
+#ifdef __AMX_BF16__
+using BFloatOps = Amx;
+#else
+using BFloatOps = Fma<BFloat>;
+#endif
+
+template <typename input_t, typename Ops>
 void run_typed(const OuterRun& run) {
-    Outer<input_t> outer(run);
+    Outer<input_t, Ops> outer(run);
     return run.args->channels_last ? outer.run_linear() : outer.run_convolution();
 }
 
 }  // namespace
 
 int64_t outer_scratch_floats(const OuterArgs& args, int64_t rows, int64_t chunks) {
-    const int64_t channels = smaller(args.c_in / args.conv_groups, chunks * kLanes / kernel_positions(args) + 2);
-    return round_up(rows, kPackedRows) * kOuterDepth + kOuterDepth * kLanes + kLanes * kStripFloats +
-           (args.channels_last ? 0 : window_floats(args, channels));
+    if (args.dtype == DType::kBFloat16) return Outer<BFloat, BFloatOps>::scratch_floats(args, rows, chunks);
+    return Outer<float, Fma<float>>::scratch_floats(args, rows, chunks);
 }
 
 void outer_run(const OuterRun& run) {
     switch (run.args->dtype) {
         case DType::kFloat32:
-            return run_typed<float>(run);
+            return run_typed<float, Fma<float>>(run);
         case DType::kFloat16:
-            return run_typed<Half>(run);
+            return run_typed<Half, Fma<Half>>(run);
         case DType::kBFloat16:
-            return run_typed<BFloat>(run);
+            return run_typed<BFloat, BFloatOps>(run);
     }
 }
 

@@ -9,17 +9,25 @@ namespace journey::cpu::JOURNEY_ISA {
 constexpr int kHalf = 16;
 constexpr int64_t kSignGroup = 64;  // chunks whose sign words one Philox16 gives
 
-// Adds 32 columns to a row of buckets: flip signs by mask, permute lanes by XOR.
+// Adds rows of 32 columns to as many rows of buckets: flip signs by mask, permute lanes by XOR.
 template <typename input_t>
-inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
+inline void add_rows(
+    const input_t* entries, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* bucket_row) {
     const Permutation permutation = lane_xor(lane_mask & 15u);
     // Bit 4 of the mask swaps the two halves of the bucket row.
     float* first = bucket_row + (lane_mask & 16u);
     float* second = bucket_row + (16u - (lane_mask & 16u));
-    const Vec16 a = permute16(negate16(load_input16(entries), signs & 0xFFFFu), permutation);
-    const Vec16 b = permute16(negate16(load_input16(entries + kHalf), signs >> kHalf), permutation);
-    store16(first, add16(load16(first), a));
-    store16(second, add16(load16(second), b));
+    for (int64_t i = 0; i < count; ++i, entries += kLanes, first += kLanes, second += kLanes) {
+        const Vec16 a = permute16(negate16(load_input16(entries), signs[i] & 0xFFFFu), permutation);
+        const Vec16 b = permute16(negate16(load_input16(entries + kHalf), signs[i] >> kHalf), permutation);
+        store16(first, add16(load16(first), a));
+        store16(second, add16(load16(second), b));
+    }
+}
+
+template <typename input_t>
+inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask, float* bucket_row) {
+    add_rows(entries, 1, &signs, lane_mask, bucket_row);
 }
 
 inline void fill_tiles(const SketchTable& table, int64_t bucket_rows, Tile* tiles) {

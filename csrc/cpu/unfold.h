@@ -14,7 +14,7 @@ constexpr int kWidth = 16;  // of a vector
 inline int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
 inline int64_t larger(int64_t x, int64_t y) { return x > y ? x : y; }
 
-// Copies entries as floats. May write up to the next multiple of 16; never reads from `limit` on.
+// Copies entries, as floats or as they are. May write up to the next multiple of 16; never reads from `limit` on.
 template <typename input_t>
 inline void copy_entries(const input_t* from, const input_t* limit, int64_t count, float* to) {
     int64_t i = 0;
@@ -27,14 +27,20 @@ inline void copy_entries(const input_t* from, const input_t* limit, int64_t coun
     for (int64_t j = i; j < count; ++j) to[j] = tail[j - i];
 }
 
+inline void copy_entries(const BFloat* from, const BFloat* limit, int64_t count, BFloat* to) {
+    int64_t i = 0;
+    for (; i < count && limit - (from + i) >= kWidth; i += kWidth) __builtin_memcpy(to + i, from + i, kWidth * 2);
+    for (; i < count; ++i) to[i] = from[i];
+}
+
 // Sizes of a window, fixed by the layer.
 struct WindowPlan {
     int64_t lines;        // output lines of a segment, at most: a whole plane if it is small
     int64_t segments;     // at most
     int64_t input_lines;  // of a segment and kernel plane
     int64_t positions;    // of one phase of a line
-    int64_t line;         // floats of all phases
-    int64_t segment;      // floats
+    int64_t line;         // values of all phases
+    int64_t segment;      // values
 };
 
 inline WindowPlan plan_window(const OuterArgs& args) {
@@ -52,9 +58,9 @@ inline WindowPlan plan_window(const OuterArgs& args) {
     return plan;
 }
 
-inline int64_t window_floats(const OuterArgs& args, int64_t channels) {
+inline int64_t window_values(const OuterArgs& args, int64_t channels) {
     const WindowPlan plan = plan_window(args);
-    return channels * plan.segments * plan.segment + kWidth;  // room for a whole last vector
+    return channels * plan.segments * plan.segment + 2 * kWidth;  // room for a whole last vector of either type
 }
 
 // Consecutive output lines of one plane of one row of the batch.
@@ -65,7 +71,8 @@ struct Segment {
     int64_t lines;
 };
 
-template <typename input_t>
+// Copies the input as `value_t`: floats, or what it is.
+template <typename input_t, typename value_t>
 class Window {
 public:
     // Channels [first_channel, end_channel) of the input's `group_channel` on, of the rows of one group.
@@ -75,7 +82,7 @@ public:
         int64_t group_channel,
         int64_t first_channel,
         int64_t end_channel,
-        float* copied)
+        value_t* copied)
         : args_(args),
           plan_(plan_window(args)),
           group_(group),
@@ -105,13 +112,13 @@ public:
     }
 
     // The value of each column of a chunk at the window's first position; columns beyond `cols` are left out.
-    void find_columns(int64_t chunk, int64_t cols, const float** columns) const {
+    void find_columns(int64_t chunk, int64_t cols, const value_t** columns) const {
         const int64_t stride = args_.stride[2], channel_floats = plan_.segments * plan_.segment;
         const int64_t kernel_positions = args_.kernel[0] * args_.kernel[1] * args_.kernel[2];
         int64_t at = chunk * kLanes % kernel_positions;
         int64_t x = at % args_.kernel[2], y = at / args_.kernel[2] % args_.kernel[1];
         int64_t z = at / args_.kernel[2] / args_.kernel[1];
-        const float* channel = copied_ + (chunk * kLanes / kernel_positions - first_channel_) * channel_floats;
+        const value_t* channel = copied_ + (chunk * kLanes / kernel_positions - first_channel_) * channel_floats;
         for (int64_t lane = 0; lane < kLanes && chunk * kLanes + lane < cols; ++lane) {
             const int64_t shift = x * args_.dilation[2], line = z * plan_.input_lines + y * args_.dilation[1];
             const int64_t position = stride == 1 ? shift : shift % stride * plan_.positions + shift / stride;
@@ -131,7 +138,7 @@ private:
         const int64_t depth = args_.in_size[0], height = args_.in_size[1], width = args_.in_size[2];
         const input_t* limit = a + args_.num_groups * args_.rows_per_group * args_.c_in * depth * height * width;
         for (int64_t channel = first_channel_; channel < end_channel_; ++channel) {
-            float* to = copied_ + (channel - first_channel_) * plan_.segments * plan_.segment;
+            value_t* to = copied_ + (channel - first_channel_) * plan_.segments * plan_.segment;
             for (int64_t s = 0; s < num_segments; ++s) {
                 const Segment& segment = segments[s];
                 const int64_t image = (segment.row * args_.c_in + group_channel_ + channel) * depth;
@@ -148,10 +155,10 @@ private:
     }
 
     // to[phase][q] = input at q * stride + phase - padding; zero outside and where there is no line.
-    void copy_line(const input_t* line, const input_t* limit, float* to) const {
+    void copy_line(const input_t* line, const input_t* limit, value_t* to) const {
         if (args_.stride[2] == 1) return copy_padded(line, limit, -args_.padding[2], plan_.line, to);
         constexpr int64_t kPiece = 128;
-        float piece[kPiece + kWidth];
+        value_t piece[kPiece + kWidth];
         int64_t phase = 0, q = 0;
         for (int64_t done = 0; done < plan_.line; done += kPiece) {
             const int64_t count = smaller(kPiece, plan_.line - done);
@@ -163,19 +170,19 @@ private:
         }
     }
 
-    void copy_padded(const input_t* line, const input_t* limit, int64_t begin, int64_t count, float* to) const {
+    void copy_padded(const input_t* line, const input_t* limit, int64_t begin, int64_t count, value_t* to) const {
         const int64_t width = line ? args_.in_size[2] : 0;
         const int64_t low = smaller(larger(0, -begin), count);
         const int64_t high = larger(low, smaller(count, width - begin));
-        for (int64_t i = 0; i < low; ++i) to[i] = 0.0f;
+        for (int64_t i = 0; i < low; ++i) to[i] = value_t{};
         if (high > low) copy_entries(line + begin + low, limit, high - low, to + low);
-        for (int64_t i = high; i < count; ++i) to[i] = 0.0f;
+        for (int64_t i = high; i < count; ++i) to[i] = value_t{};
     }
 
     const OuterArgs& args_;
     const WindowPlan plan_;
     const int64_t group_, group_channel_, first_channel_, end_channel_;
-    float* copied_;
+    value_t* copied_;
     int64_t plane_ = 0, y_ = 0;
 };
 

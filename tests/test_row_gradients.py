@@ -1,0 +1,127 @@
+"""Gradients and norms of single rows are those of autograd, in whichever form they are computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CONVS, layer_tensors, randn
+from models import SmallDenoiser, make_images, make_scheduler, make_unet, one_at_a_time, split
+from torch import Tensor, nn
+
+from journey.denoiser import Denoiser
+from journey.draws import StratifiedDraws
+from journey.featurizer import Featurizer
+from journey.geometry import ConvGeometry
+from journey.gradients import GradientEngine, Values
+from journey.layer_rules import Outer
+from journey.measurements import TrainingLoss
+from journey.projectors import Identity, ParameterSlot
+from journey.row_gradients import _is_short, row_gradients, squared_norms
+from journey.weight_grad import as_positions, weight_grad_tiles
+
+ROWS = 3
+
+
+def formed(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> Tensor:
+    """Weight gradients of every row. [ROWS, rows, cols]."""
+    tiles = list(weight_grad_tiles(a, g, ROWS, conv))
+    rows = max(tile.row_begin + tile.grads.shape[1] for tile in tiles)
+    grads = torch.zeros(ROWS, rows, tiles[0].grads.shape[2])
+    for tile, row, begin in tiles:
+        grads[row : row + len(tile), begin : begin + tile.shape[1]] += tile
+    return grads
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_a_convolution_position_by_position_is_a_linear_layer(name: str) -> None:
+    conv = CONVS[name]
+    a, g = layer_tensors(conv, ROWS)
+    pair = as_positions(a, g, conv.geometry)
+    if pair is None:
+        assert conv.groups > 1 or len(conv.size) == 3
+        return
+    expected = formed(a, g, conv.geometry)
+    assert torch.allclose(pair[1].transpose(1, 2) @ pair[0], expected, atol=1e-5 * expected.norm().item())
+
+
+@pytest.mark.parametrize(("positions", "short"), [(2, True), (30, False)])
+def test_both_forms_of_a_norm_agree(positions: int, short: bool) -> None:
+    a, g = randn(ROWS, positions, 11), randn(ROWS, positions, 13, seed=1)
+    slot = ParameterSlot("w", 13, 11, 0)
+    assert _is_short(slot, g, None) == short
+    # Sums of at most 30 products each: a few roundings of 6e-8.
+    expected = formed(a, g, None).double().square().sum((1, 2))
+    assert torch.allclose(squared_norms(slot, [Outer("w", a, g, None)], ROWS).double(), expected, rtol=1e-5)
+
+
+class Shared(nn.Module):
+    """A layer that is called twice, one that is not called, and a parameter that only autograd covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.twice = nn.Linear(6, 6)
+        self.unused = nn.Linear(2, 2)
+        self.gain = nn.Parameter(torch.ones(3, 2))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(torch.tanh(self.twice(x))) * self.gain.flatten()
+
+
+def test_a_layer_that_is_called_twice_has_the_norm_of_the_sum() -> None:
+    model, x = Shared(), randn(ROWS, 6)
+
+    def values(rows: slice) -> Tensor:
+        return model(x[rows]).square().sum(1)
+
+    expected = dict(split(model, one_at_a_time(model, values, ROWS, 1)))
+    engine = GradientEngine(model, uncovered="autograd")
+    collected = engine.collect(values, num_rows=ROWS)
+    assert set(engine.slots) - set(collected) == {"unused.weight", "unused.bias"}
+    for name, contributions in collected.items():
+        slot = engine.slots[name]
+        grads = row_gradients(slot, contributions, ROWS)
+        assert torch.allclose(grads.flatten(1), expected[name], atol=1e-6 * expected[name].norm().item()), name
+        norms = squared_norms(slot, contributions, ROWS)
+        assert torch.allclose(norms, expected[name].square().sum(1), rtol=1e-5), name
+
+
+def test_norms_of_every_parameter_of_a_unet_are_those_of_autograd() -> None:
+    model = make_unet(num_class_embeds=3)
+    x, times, labels = randn(ROWS, 1, 8, 8), torch.arange(ROWS) * 30 + 3, torch.arange(ROWS)
+
+    def values(rows: slice) -> Tensor:
+        return model(x[rows], times[rows], class_labels=labels[rows]).sample.square().flatten(1).mean(1)
+
+    assert_norms(model, values)
+
+
+def assert_norms(model: nn.Module, values: Values) -> None:
+    """To 1e-5 of each norm, or 1e-6 of the whole gradient's: key biases of attention have a gradient of zero."""
+    expected = one_at_a_time(model, values, ROWS, 1)
+    engine = GradientEngine(model)
+    collected = engine.collect(values, num_rows=ROWS)
+    forms = set()
+    for name, wanted in split(model, expected):
+        (first, *_), slot = collected[name], engine.slots[name]
+        forms.add(isinstance(first, Outer) and _is_short(slot, first.g, first.conv))
+        found = squared_norms(slot, collected[name], ROWS).sqrt()
+        bound = torch.maximum(1e-5 * wanted.norm(dim=1), 1e-6 * expected.norm(dim=1))
+        assert ((found - wanted.norm(dim=1)).abs() <= bound).all(), name
+    assert forms == {True, False}, "one of the two forms was not tried"
+
+
+def test_a_featurizer_gives_the_norms_of_every_draw() -> None:
+    model = Denoiser(SmallDenoiser(), make_scheduler())
+    images, ids, draws = make_images(2), [0, 1], StratifiedDraws(num_draws=4, bins=2)
+    times, noise = draws.timesteps(ids, 100), draws.noise(ids, (1, 8, 8), torch.device("cpu"))
+    featurizer = Featurizer(model, measurement=TrainingLoss(), projector=Identity())
+    found = featurizer.norms(images, times, noise)
+    assert found.shape == (2, 2, 4, len(featurizer.engine.slots))
+    x_t = model.scheduler.add_noise(images[1:], noise[1:, 1, 2], times[1:, 1, 2])
+    loss = F.mse_loss(model.network(x_t, times[1:, 1, 2]), noise[1:, 1, 2])
+    expected = torch.stack([grad.norm() for grad in torch.autograd.grad(loss, list(model.network.parameters()))])
+    assert torch.allclose(found[1, 1, 2], expected, rtol=1e-5)
+    assert list(featurizer.engine.slots) == [name for name, _ in model.network.named_parameters()]
