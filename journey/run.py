@@ -59,6 +59,7 @@ class Run:
         transitions: By (query, name of the feature).
         notes: Short remarks.
         title: Heading of the page and the picture.
+        credit: Written below the picture and the animation.
         top: Ranks whose training images are there; None is all.
     """
 
@@ -71,6 +72,7 @@ class Run:
     transitions: Transitions = field(default_factory=dict)
     notes: Sequence[str] = ()
     title: str = TITLE
+    credit: str = ""
     top: int | None = None
 
     def write_report(self, path: str | Path, *, top: int = 8) -> Path:
@@ -104,6 +106,7 @@ class Run:
             title=self.title,
             labels=self.labels,
             query_captions=self.query_captions,
+            credit=self.credit,
         )
 
     def write_gif(self, path: str | Path, *, query: int = 0, top: int = 5) -> Path:
@@ -117,6 +120,7 @@ class Run:
             top=self._check(top),
             labels=self.labels,
             query_captions=self.query_captions,
+            credit=self.credit,
         )
 
     def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
@@ -195,6 +199,7 @@ class Run:
             "transitions": transitions,
             "notes": list(self.notes),
             "title": self.title,
+            "credit": self.credit,
         }
         (root / "run.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
@@ -228,7 +233,8 @@ class Run:
                 for found in described["transitions"]
             },
             notes=described["notes"],
-            title=described.get("title", TITLE),  # runs of earlier versions have none
+            title=described.get("title", TITLE),  # runs of earlier versions have neither
+            credit=described.get("credit", ""),
             top=described["top"],
         )
 

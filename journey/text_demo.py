@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusers import DDIMScheduler
-from PIL import Image, ImageDraw, ImageFont
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.draws import StratifiedDraws
@@ -31,7 +30,6 @@ from journey.trajectory import Trajectory, record
 
 # Above 2 the colours of a model this small leave the range and the shapes go with them.
 _GUIDANCE = 1.5
-_FOOTER = 24  # height in pixels of the letters below the picture
 
 
 @dataclass(frozen=True)
@@ -171,22 +169,10 @@ def _write_pages(
         f"{CREDIT} Reduced to {size}x{size} pixels on white. {CREDIT_URL}",
     ]
     title = f'Which training images steered "{text}"?'
-    run = Run(trajectory, scores, dataset, labels=dataset.captions, notes=notes, title=title)
+    run = Run(trajectory, scores, dataset, labels=dataset.captions, notes=notes, title=title, credit=CREDIT)
     run.save(out)
     run.write_report(out / "report.html")
     run.write_png(out / "report.png")
-    _add_footer(out / "report.png", CREDIT)
-
-
-def _add_footer(path: Path, text: str) -> None:
-    """Write a line of text below a picture."""
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    canvas = Image.new("RGB", (picture.width, picture.height + 2 * _FOOTER), "white")
-    canvas.paste(picture)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((_FOOTER, picture.height), text, fill="black", font=ImageFont.load_default(_FOOTER))
-    canvas.save(path)
 
 
 def format_text_result(result: TextDemoResult) -> str:

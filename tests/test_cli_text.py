@@ -12,12 +12,14 @@ import pytest
 import torch
 from families import PROMPTS, SIZE, Captioned, make_family
 from PIL import Image
+from report_cases import make_transition
 from test_lora import add_adapter, save_adapter
 from torch import Tensor
 
 import journey
 from journey import Run, Scores, Trajectory
 from journey.cli import _COMMANDS, _parser, main
+from journey.commands.transitions import describe, load_transitions, save_transition
 from journey.report_view import to_picture
 
 NAME = "Stable Diffusion"
@@ -144,6 +146,24 @@ def test_a_class_is_recorded_by_its_label(tmp_path: Path) -> None:
     arguments = ["record", "--model", str(tmp_path / "model"), "--class-label", "7", "3", *FEW, "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     assert Trajectory.load(tmp_path / "out" / "trajectory.safetensors").prompts == ("class 7", "class 3")
+
+
+def test_a_found_transition_is_told_with_its_bounds_and_the_command_that_attributes_it(tmp_path: Path) -> None:
+    found = make_transition()
+    lines = describe("is round", found).splitlines()
+    assert lines[0] == '"is round" among 40 completions from each step:'
+    assert lines[2].split() == ["900", "10%", *f"{found.band[0][0]:.0%} to {found.band[1][0]:.0%}".split()]
+    assert lines[-2] == (
+        "Decided in timesteps 301 to 700 (bounds 301 to 301 and 700 to 700), half of it at 475 (500 to 500)."
+    )
+    assert "--interval 301 701" in lines[-1]
+    for name in ("is round", "is red", "is round"):
+        save_transition(tmp_path, 0, name, found)
+    assert sorted(load_transitions(tmp_path)) == [(0, "is red"), (0, "is round")]
+    index = tmp_path / "transitions.json"
+    index.write_text(index.read_text().replace("feature-1", "../feature-1"))
+    with pytest.raises(ValueError, match="must name files of the same folder"):
+        load_transitions(tmp_path)
 
 
 @pytest.mark.parametrize(
