@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class LayerHealth:
     Attributes:
         name: The layer, a module with measured parameters of its own.
         share: Its part of the squared norms of all layers, bins weighted as in the whole range.
-        norms: Median norm in each bin, over the finite rows; NaN where there is none.
+        norms: Median norm in each bin, over the finite rows; None where there is none.
         nan_rows: Images in each bin whose gradient has a NaN.
         inf_rows: Images whose gradient is infinite, without a NaN.
         zero_rows: Images whose gradient is zero in every entry.
@@ -32,7 +33,7 @@ class LayerHealth:
 
     name: str
     share: float
-    norms: list[float]
+    norms: list[float | None]
     nan_rows: list[int]
     inf_rows: list[int]
     zero_rows: list[int]
@@ -68,7 +69,8 @@ class LayersHealth:
         for layer in shown:
             faults = (layer.nan_rows, layer.inf_rows, layer.zero_rows, layer.subnormal_rows)
             nan, inf, zero, subnormal = map(sum, faults)
-            norm = torch.tensor(layer.norms).nanmedian().item()
+            norms = sorted(norm for norm in layer.norms if norm is not None)
+            norm = norms[len(norms) // 2] if norms else math.nan
             lines.append(
                 f"  {layer.name:<{width}} {layer.share:>7.1%} {norm:>12.3g} {nan:>6} {inf:>6} {zero:>6} {subnormal:>10}"
             )
@@ -130,7 +132,10 @@ def inspect_layers(store: FeatureStore, checkpoint: str, weights: Tensor) -> Lay
     finite = largest.isfinite()
     squares = torch.where(finite, norms.double() * weights[:, None], 0.0).square().sum((0, 1))
     shares = (squares / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)).tolist()
-    medians = torch.where(finite, norms, torch.nan).nanmedian(0).values.T.tolist()
+    medians = [
+        [None if math.isnan(norm) else norm for norm in row]
+        for row in torch.where(finite, norms, torch.nan).nanmedian(0).values.T.tolist()
+    ]
     faults = (
         largest.isnan(),
         largest.isinf(),

@@ -180,7 +180,7 @@ def with_sizes(folder: Path, norms: Tensor, largest: Tensor) -> FeatureStore:
 def test_inspecting_counts_each_fault_of_each_layer_and_bin(tmp_path: Path) -> None:
     norms = torch.rand(3, 2, 5) + 1
     largest = norms / 2
-    largest[0, 1, 0], norms[0, 1, 0] = float("nan"), float("nan")
+    largest[:, 1, 0] = norms[:, 1, 0] = float("nan")
     largest[1, 0, 1], norms[1, 0, 1] = float("inf"), float("inf")
     largest[:, :, 2] = norms[:, :, 2] = 0
     largest[2, 1, 3] = 1e-40
@@ -190,7 +190,7 @@ def test_inspecting_counts_each_fault_of_each_layer_and_bin(tmp_path: Path) -> N
     counts = [(x.nan_rows, x.inf_rows, x.zero_rows, x.subnormal_rows) for x in layers.layers]
     none = [0, 0]
     assert counts == [
-        ([0, 1], none, none, none),
+        ([0, 3], none, none, none),
         (none, [1, 0], none, none),
         (none, none, [3, 3], none),
         (none, none, none, [0, 1]),
@@ -201,13 +201,15 @@ def test_inspecting_counts_each_fault_of_each_layer_and_bin(tmp_path: Path) -> N
     assert layers.layers[4].norms == pytest.approx(norms[:, :, 4].median(0).values.tolist())
     text = str(health)
     for told in (
-        "layer layer0: the gradient is NaN for 1 of 6 rows",
+        "layer layer0: the gradient is NaN for 3 of 6 rows",
         "layer layer1: the gradient is infinite for 1 of 6 rows",
         "layers layer2: the gradient is zero for every image",
         "layer layer3: the gradient is too small for float32 for 1 of 6 rows",
     ):
         assert f"warning: checkpoint 0, {told}" in text
-    assert json.loads(health.to_json())["checkpoints"][0]["layers"]["layers"][2]["zero_rows"] == [3, 3]
+    written = json.loads(health.to_json(), parse_constant=pytest.fail)["checkpoints"][0]["layers"]["layers"]
+    assert written[2]["zero_rows"] == [3, 3]
+    assert written[0]["norms"] == [pytest.approx(norms[:, 0, 0].median().item()), None]
 
 
 def test_a_layer_that_drowns_the_others_is_named(tmp_path: Path) -> None:
