@@ -1,4 +1,4 @@
-"""The command line: ``journey info | featurize | score | report | inspect | demo``."""
+"""The command line: ``journey info | demo | featurize | record | score | transitions | ...``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 
 from journey import __version__
-from journey.commands import demo, featurize, inspect, report, score
+from journey.commands import demo, featurize, influence, inspect, record, report, score, transitions
 from journey.commands.common import add_command
 from journey.info import describe_installation
 
-_EXAMPLES = "journey info\n" + "".join(
-    command.EXAMPLES.lstrip() for command in (demo, featurize, score, report, inspect)
-)
+_COMMANDS = (demo, featurize, record, score, transitions, influence, report, inspect)
+_EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"journey {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="{info,featurize,score,report,inspect,demo}")
+    names = ",".join(command.__name__.rpartition(".")[2] for command in _COMMANDS)
+    commands = parser.add_subparsers(required=True, metavar=f"{{info,{names}}}")
     add_command(commands, "info", "print versions, build options, architectures and devices", "journey info", _info)
-    for command in (demo, featurize, score, report, inspect):
+    for command in _COMMANDS:
         command.add(commands)
     return parser
 

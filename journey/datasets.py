@@ -54,6 +54,7 @@ class ImageFolder:
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
+        self.root = root
         self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.paths:
             raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
@@ -70,6 +71,19 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Image.Image | dict[str, Any]:
         image = self._image(self.paths[index])
         return image if self._told is None else {**self._told.get(self.paths[index], {}), "image": image}
+
+    @property
+    def labels(self) -> list[str]:
+        """What each image is called on a page: its first caption, else its class and path, else its path."""
+        return [self._label(path) for path in self.paths]
+
+    def _label(self, path: Path) -> str:
+        told, name = (self._told or {}).get(path, {}), path.relative_to(self.root).as_posix()
+        if any(key in told for key in CAPTION_KEYS):
+            return captions_of(told, name)[0]
+        if any(key in told for key in LABEL_KEYS):
+            return f"class {label_of(told, name)}, {name}"
+        return name
 
     def _image(self, path: Path) -> Image.Image:
         with Image.open(path) as opened:

@@ -17,51 +17,60 @@ from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
+from journey.models.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["Denoiser", "as_denoiser"]
+__all__ = ["Denoiser", "as_denoiser", "load_pipeline"]
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
-_ADAPTERS: dict[str, Callable[[Any], Denoiser]] = {
+_ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
     "DiTPipeline": DiT,
 }
 
 
-def as_denoiser(model: Any) -> Denoiser:
+def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser:
     """Return the denoiser of a model in any of the accepted forms.
 
     Args:
         model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
-            ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair ``(network, scheduler)``; or the
-            path or repo id of a saved pipeline, which is read from the local cache where there is no network.
+            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair
+            ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
+            where there is no network.
+        latents: Of models with a VAE: the ``"mean"`` of its posterior, or one ``"sample"``, keyed by seed and sample.
+        seed: Names the samples.
 
     Returns:
         The denoiser, sharing the network with ``model``.
 
     Raises:
         TypeError: If ``model`` is none of these.
-        ValueError: As ``Denoiser``.
+        ValueError: As ``Denoiser``, or if ``latents`` is ``"sample"`` for anything but a pipeline with a VAE.
         OSError: If a saved pipeline is neither at the path, nor in the cache, nor to be had.
     """
+    if isinstance(model, str | os.PathLike):
+        model = load_pipeline(model)
+    if isinstance(model, DiffusionPipeline):
+        for name in (kind.__name__ for kind in type(model).__mro__):
+            if name in _ADAPTERS:
+                return _ADAPTERS[name](model, latents=latents, seed=seed)
+    if latents != "mean":
+        raise ValueError(f'latents must be "mean" but for a pipeline with a VAE, got {latents!r}')
     if isinstance(model, Denoiser):
         return model
-    if isinstance(model, str | os.PathLike):
-        model = _load(model)
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
         return _bare(*model)
     if isinstance(model, DiffusionPipeline):
-        names = [kind.__name__ for kind in type(model).__mro__]
-        for name in names:
-            if name in _ADAPTERS:
-                return _ADAPTERS[name](model)
         components = [name for name in ("vae", "text_encoder") if getattr(model, name, None) is not None]
         if hasattr(model, "unet") and hasattr(model, "scheduler") and not components:
             return _bare(model.unet, model.scheduler)
         raise TypeError(
-            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got {names[0]}"
+            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got "
+            f"{type(model).__name__}; other pipelines, such as those for inpainting, refining or latent consistency "
+            "models, are not covered"
         )
     raise TypeError(
         "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "
@@ -72,6 +81,12 @@ def as_denoiser(model: Any) -> Denoiser:
 def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     """The denoiser of a network alone: conditional if it cannot run without being told something."""
     config = getattr(network, "config", None)
+    more = [name for name in ("addition_embed_type", "time_cond_proj_dim") if getattr(config, name, None) is not None]
+    if more:
+        raise TypeError(
+            f"network must take an image, a time and one condition, got {type(network).__name__} with "
+            f"{' and '.join(more)}; give the pipeline of Stable Diffusion XL, others are not covered"
+        )
     states = signature(network.forward).parameters.get("encoder_hidden_states")
     required = [] if states is None or states.default is not states.empty else ["encoder_hidden_states"]
     if any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type")):
@@ -85,8 +100,18 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     return ConditionalDenoiser(network, scheduler, name=required[0])
 
 
-def _load(path: str | os.PathLike[str]) -> DiffusionPipeline:
-    """Load a saved pipeline; diffusers itself falls back to its cache when there is no network."""
+def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
+    """Load a saved pipeline; diffusers itself falls back to its cache when there is no network.
+
+    Args:
+        path: Path or repo id.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        OSError: If it is neither at the path, nor in the cache, nor to be had.
+    """
     where = Path(path) if Path(path).exists() else os.fspath(path)
     try:
         pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where)

@@ -22,6 +22,8 @@ from journey.encoding import EncodedDataset, choose_captions
 from journey.features import Features, fingerprints
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import TensorFingerprint, fingerprint_json
+from journey.layer_gauge import LayerSizes
+from journey.layer_sample import sampled_ids, write_sizes
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, is_out_of_memory, largest_batch
@@ -92,7 +94,7 @@ def featurize(
             mode, or an argument is out of range.
         TypeError: If the model or an image has an unknown form.
         CoverageError: If a parameter has no gradient rule; names it.
-        NonFiniteGradientError: If a gradient is NaN or infinite; names the images.
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the images, a timestep and a layer.
         StoreMismatchError: If ``out`` holds the features of a different run; names what differs.
         OSError: If ``out`` cannot be written to.
 
@@ -210,6 +212,7 @@ def _fill(
     todo = {name: [i for i in store.missing(name) if i % world_size == rank] for name in names}
     num_images = sum(end - begin for name in names for begin, end in map(store.shard_range, todo[name]))
     zeros: list[int] = []
+    gauged = sampled_ids(store.manifest.num_samples)
     with tqdm(total=num_images, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
         for name, checkpoint in zip(names, features.checkpoints, strict=True):
             if not todo[name]:
@@ -218,11 +221,12 @@ def _fill(
                 for index in todo[name]:
                     begin, end = store.shard_range(index)
                     read, first = encoded.reader(index, begin, end), begin
-                    rows, values = [], []
+                    rows, values, sizes = [], [], dict[int, LayerSizes]()
                     while first < end:
                         ids = list(range(first, min(first + batch_size, end)))
                         try:
-                            batch, measured = _measure(features.featurizer, features.draws, read(ids), ids, check=check)
+                            samples = read(ids)
+                            batch, measured = _measure(features.featurizer, features.draws, samples, ids, check=check)
                         except Exception as error:
                             if not (adaptive and len(ids) > 1 and is_out_of_memory(error)):
                                 raise
@@ -235,9 +239,14 @@ def _fill(
                         check = False
                         rows.append(batch.cpu())
                         values.append(measured.cpu())
+                        for i in gauged.intersection(ids):
+                            sample = samples.select(i - first, i - first + 1)
+                            drawn = _drawn(features.featurizer, features.draws, sample, [i])
+                            sizes[i] = features.featurizer.layer_sizes(sample.x0, **drawn)
                         zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
                         bar.update(len(ids))
                         first = ids[-1] + 1
+                    write_sizes(store, name, index, sizes)
                     store.write_shard(
                         name, index, features=torch.cat(rows), values=torch.cat(values), ids=torch.arange(begin, end)
                     )
@@ -249,11 +258,16 @@ def _fill(
 def _measure(
     featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool
 ) -> tuple[Tensor, Tensor]:
+    drawn = _drawn(featurizer, draws, samples, ids)
+    return featurizer.features(samples.x0, **drawn, ids=ids, check=check)
+
+
+def _drawn(featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int]) -> dict[str, Any]:
+    """Timesteps, noise, conditions and weights of every draw of some samples, as the featurizer takes them."""
     denoiser = featurizer.denoiser
     timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
     noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
     # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
     choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
-    condition = samples.conditions(choice)
     weights = draws.row_weights(timesteps, denoiser.num_train_timesteps)
-    return featurizer.features(samples.x0, timesteps, noise, condition=condition, weights=weights, ids=ids, check=check)
+    return {"timesteps": timesteps, "noise": noise, "condition": samples.conditions(choice), "weights": weights}

@@ -15,6 +15,7 @@ from torch import Tensor
 from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
 from journey.gradients import GradientEngine, Values
+from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
 from journey.projectors import Projector
@@ -92,7 +93,8 @@ class Featurizer:
 
         Raises:
             ValueError: If ``condition`` has another number of rows.
-            NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images.
+            NonFiniteGradientError: If a gradient or a value is NaN or infinite; names the images, and the timestep and
+                the layer in which it begins.
             GradientCheckError: If the check fails.
 
         Reference:
@@ -110,14 +112,45 @@ class Featurizer:
         if not finite.all():
             where = (~finite.all(-1)).nonzero().flatten().tolist()
             names = [str(ids[i] if ids is not None else i) for i in where]
+            rows = range(where[0] * bins * num_draws, (where[0] + 1) * bins * num_draws)
+            fault = find_fault(self.engine, values, rows)
+            begun = ""
+            if fault is not None:
+                at = f"sample {names[0]} at timestep {int(timesteps.flatten()[fault.row])}"
+                begun = f". It begins in {at}: the {fault.part} of layer {fault.layer!r}"
             raise NonFiniteGradientError(
                 f"gradients are NaN or infinite for sample{'s' if len(names) > 1 else ''} {', '.join(names[:16])}; "
-                "nothing of them was kept. Check the model's weights and the images; a float16 model may need bfloat16 "
-                "or float32"
+                f"nothing of them was kept{begun}. Check the model's weights and the images; a float16 model may need "
+                "bfloat16 or float32"
             )
         if check:
             self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
         return features, averages
+
+    def layer_sizes(
+        self,
+        images: Tensor,  # [num_samples, C, H, W]
+        timesteps: Tensor,  # [num_samples, bins, num_draws]
+        noise: Tensor,  # [num_samples, bins, num_draws, C, H, W]
+        *,
+        condition: Condition | None = None,
+        weights: Tensor | None = None,  # [num_samples, bins, num_draws]
+    ) -> LayerSizes:
+        """Measure how large the gradients of each layer are that ``features`` would project.
+
+        Args:
+            images: As for ``features``. [num_samples, C, H, W]
+            timesteps: Likewise. [num_samples, bins, num_draws]
+            noise: Likewise. [num_samples, bins, num_draws, C, H, W]
+            condition: Likewise.
+            weights: Likewise.
+
+        Returns:
+            Norms and largest entries, one group for each image and bin, bins fastest.
+        """
+        values = self._values(images, timesteps, noise, condition, None, weights)
+        num_groups = timesteps.shape[0] * timesteps.shape[1]
+        return gauge_layers(self.engine, values, num_rows=timesteps.numel(), num_groups=num_groups)
 
     def norms(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from journey.features import Features
+from journey.layer_health import LayersHealth, inspect_layers
 from journey.score_noise import ScoreNoise, measure_score_noise
 from journey.solve import Spectrum, check_damping, decompose
 from journey.store import FeatureStore
@@ -58,6 +59,7 @@ class CheckpointHealth:
     Attributes:
         name: The checkpoint.
         bins: Each range of timesteps.
+        layers: Each layer in a sample of the images; None if the features were written without one.
         damping: Relative damping of the scores, chosen by cross-validation unless it was given.
         effective_rank: Directions that are in use under this damping.
         rank_bound: The most that there could be, min(num_samples, proj_dim).
@@ -68,6 +70,7 @@ class CheckpointHealth:
 
     name: str
     bins: list[BinHealth]
+    layers: LayersHealth | None = None
     damping: float | None = None
     effective_rank: float | None = None
     rank_bound: int | None = None
@@ -108,7 +111,6 @@ class Health:
         lines += ["", *(f"warning: {text}" for text in self.warnings or [])]
         if not self.warnings:
             lines.append("nothing to warn of")
-        lines.append("Features are sums over layers: which layer a number comes from is not in the store.")
         return "\n".join(lines)
 
 
@@ -128,7 +130,7 @@ def _table(health: CheckpointHealth) -> list[str]:
             f"  effective rank {health.effective_rank:.1f} of {health.rank_bound}, damping {health.damping:.3g} of the "
             f"mean eigenvalue, condition number {health.condition:.2g}, damped {health.damped_condition:.2g}"
         )
-    return lines
+    return lines if health.layers is None else [*lines, *health.layers.lines()]
 
 
 def inspect(
@@ -195,8 +197,9 @@ def _inspect_checkpoint(
         norms.append(shard.features.double().norm(dim=-1))
         faults.append(_faults(shard.features))
     bins = _inspect_bins(torch.cat(norms), torch.cat(faults), weights)
+    layers = inspect_layers(store, name, weights)
     if any(part.nan_rows or part.inf_rows for part in bins) or not any(part.norms for part in bins):
-        return CheckpointHealth(name, bins)  # nothing that could be decomposed
+        return CheckpointHealth(name, bins, layers)  # nothing that could be decomposed
     spectrum = decompose(
         lambda: (torch.einsum("nbk,b->nk", shard.features, weights.float()) for shard in store.iter_shards(name)),
         store.manifest.num_samples,
@@ -204,7 +207,7 @@ def _inspect_checkpoint(
     )
     if damping == "auto":
         damping = spectrum.choose_damping(torch.cat([s.values.double() @ weights for s in store.iter_shards(name)]))
-    return CheckpointHealth(name, bins, *_inspect_spectrum(spectrum, float(damping)))
+    return CheckpointHealth(name, bins, layers, *_inspect_spectrum(spectrum, float(damping)))
 
 
 def _faults(features: Tensor) -> Tensor:
@@ -266,6 +269,8 @@ def _warnings(health: CheckpointHealth, proj_dim: int) -> list[str]:
                 f"{bin_name}: holds {part.share:.0%} of the squared gradient; whole-range scores are about these "
                 "timesteps, use train_interval for the others"
             )
+    if health.layers is not None:
+        found += health.layers.warnings(health.name)
     if health.effective_rank is None or health.rank_bound is None or health.largest_share is None:
         return found
     rank = health.effective_rank

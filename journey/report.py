@@ -17,7 +17,7 @@ from journey.report_gif import write_gif
 from journey.report_payload import clean, make_payload, to_script_json
 from journey.report_png import write_png
 from journey.report_story import Transitions
-from journey.report_view import Captions, View, make_view
+from journey.report_view import TITLE, Captions, View, make_view
 
 if TYPE_CHECKING:
     from journey.scoring import Scores
@@ -33,7 +33,7 @@ def write_report(
     dataset: Dataset,
     *,
     top: int = 8,
-    title: str = "Which training images steered the generation?",
+    title: str = TITLE,
     notes: Sequence[str] = (),
     labels: Captions | None = None,
     query_captions: Sequence[object] | None = None,

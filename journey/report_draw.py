@@ -79,6 +79,24 @@ class Sheet:
         return x + font.getlength(words)
 
 
+def with_credit(picture: Image.Image, credit: str) -> Image.Image:
+    """Write a text below a picture, in as many lines as it needs; an empty one changes nothing."""
+    if not credit:
+        return picture
+    font, lines = ImageFont.load_default(SMALL_SIZE), [""]
+    for word in credit.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > picture.width - 2 * LINE:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    sheet = Sheet(picture.width, picture.height + (len(lines) + 1) * LINE)
+    sheet.image.paste(picture, (0, 0))
+    for i, line in enumerate(lines):
+        sheet.text(LINE, picture.height + i * LINE, line, SMALL_SIZE, INK)
+    return sheet.image
+
+
 def fit(width: int, height: int, side: int) -> tuple[int, int]:
     """Size at which a picture is drawn: enlarged by a whole factor up to ``side``, or reduced to it."""
     longest = max(width, height)

@@ -9,7 +9,22 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from journey.datasets import Dataset, get_image
-from journey.report_draw import BAR, FRAME, GREEN, INK, LINE, RED, RULE, SMALL_SIZE, SOFT, TEXT_SIZE, TILE, Sheet, fit
+from journey.report_draw import (
+    BAR,
+    FRAME,
+    GREEN,
+    INK,
+    LINE,
+    RED,
+    RULE,
+    SMALL_SIZE,
+    SOFT,
+    TEXT_SIZE,
+    TILE,
+    Sheet,
+    fit,
+    with_credit,
+)
 from journey.report_view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
@@ -34,6 +49,7 @@ def write_gif(
     milliseconds: int = 700,
     labels: Captions | None = None,
     query_captions: Sequence[object] | None = None,
+    credit: str = "",
 ) -> Path:
     """Write an animated GIF that goes through the scored steps of one generated image, again and again.
 
@@ -50,6 +66,7 @@ def write_gif(
         milliseconds: How long a step is shown.
         labels: Captions of the training images, looked up by dataset index.
         query_captions: One caption per generated image.
+        credit: Written below, such as the credit that a licence of the images asks for.
 
     Returns:
         The path of the file.
@@ -67,7 +84,7 @@ def write_gif(
     if milliseconds < 1:
         raise ValueError(f"milliseconds must be at least 1, got {milliseconds}")
     words = caption(query_captions, query, "query_captions") or f"image {query + 1}"
-    frames = [_frame(view, dataset, query, step, labels, words) for step in range(view.num_steps)]
+    frames = [with_credit(_frame(view, dataset, query, s, labels, words), credit) for s in range(view.num_steps)]
     # One palette for all frames, so that what stands still does not flicker.
     strip = Image.new("RGB", (frames[0].width, sum(frame.height for frame in frames)))
     for i, frame in enumerate(frames):

@@ -24,8 +24,9 @@ from journey.report_draw import (
     TITLE_SIZE,
     Sheet,
     fit,
+    with_credit,
 )
-from journey.report_view import Captions, View, caption, make_view, to_picture
+from journey.report_view import TITLE, Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
     from journey.scoring import Scores
@@ -47,9 +48,10 @@ def write_png(
     query: int | Sequence[int] | None = None,
     timesteps: Sequence[int] | None = None,
     top: int = 6,
-    title: str = "Which training images steered the generation?",
+    title: str = TITLE,
     labels: Captions | None = None,
     query_captions: Sequence[object] | None = None,
+    credit: str = "",
 ) -> Path:
     """Draw generated images, their noisy and predicted images along the steps, and the strongest training images.
 
@@ -67,6 +69,7 @@ def write_png(
         title: First line of the picture.
         labels: Captions of the training images, looked up by dataset index.
         query_captions: One caption per generated image.
+        credit: Written below, such as the credit that a licence of the images asks for.
 
     Returns:
         The path of the file.
@@ -100,7 +103,7 @@ def write_png(
                     canvas.training(left, y, picture, canvas.size, color, entry, words, ranking.strongest(q, s))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    canvas.image.save(target, format="PNG")
+    with_credit(canvas.image, credit).save(target, format="PNG")
     return target
 
 

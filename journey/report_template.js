@@ -5,6 +5,7 @@
   const find = (id) => document.getElementById(id);
   const SLOTS = 6; // images pinned at most: as many line styles as can be told apart
   const PERIOD = 700; // milliseconds per step while playing
+  const FRAME = 52; // pixels of a picture of the film at most
   const last = data.timesteps.length - 1;
   const state = { query: 0, step: Math.floor((last + 1) / 2), scope: 0, pins: [] }; // pins: an id or null per line style
   let sources = {};
@@ -143,6 +144,8 @@
     const film = find("film");
     const { width, height } = data.sheets.predicted;
     const noisy = data.sheets.noisy;
+    // Few steps do not fill the page: the film stays on top of it when the rest is scrolled.
+    film.style.maxWidth = `${FRAME * (last + 1)}px`;
     const steps = filmSteps();
     const side = Math.max(16, Math.round((film.clientWidth / steps.length) * Math.min(devicePixelRatio, 2)));
     const tall = Math.round((side * height) / width);

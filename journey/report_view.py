@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Captions = Sequence[object] | Mapping[int, object]
 
+TITLE = "Which training images steered the generation?"
+
 
 @dataclass(frozen=True)
 class Entry:

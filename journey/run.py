@@ -16,7 +16,7 @@ from torch import Tensor
 from journey.datasets import Dataset, get_image
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
-from journey.report_view import Captions, caption, make_view, to_picture
+from journey.report_view import TITLE, Captions, caption, make_view, to_picture
 from journey.scoring import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
@@ -58,6 +58,8 @@ class Run:
         regions: Scores of parts of the images by name.
         transitions: By (query, name of the feature).
         notes: Short remarks.
+        title: Heading of the page and the picture.
+        credit: Written below the picture and the animation.
         top: Ranks whose training images are there; None is all.
     """
 
@@ -69,6 +71,8 @@ class Run:
     regions: Mapping[str, Scores] = field(default_factory=dict)
     transitions: Transitions = field(default_factory=dict)
     notes: Sequence[str] = ()
+    title: str = TITLE
+    credit: str = ""
     top: int | None = None
 
     def write_report(self, path: str | Path, *, top: int = 8) -> Path:
@@ -79,6 +83,7 @@ class Run:
             self.scores,
             self.dataset,
             top=self._check(top),
+            title=self.title,
             notes=self.notes,
             labels=self.labels,
             query_captions=self.query_captions,
@@ -98,8 +103,10 @@ class Run:
             query=query,
             timesteps=timesteps,
             top=self._check(top),
+            title=self.title,
             labels=self.labels,
             query_captions=self.query_captions,
+            credit=self.credit,
         )
 
     def write_gif(self, path: str | Path, *, query: int = 0, top: int = 5) -> Path:
@@ -113,6 +120,7 @@ class Run:
             top=self._check(top),
             labels=self.labels,
             query_captions=self.query_captions,
+            credit=self.credit,
         )
 
     def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
@@ -190,6 +198,8 @@ class Run:
             "regions": regions,
             "transitions": transitions,
             "notes": list(self.notes),
+            "title": self.title,
+            "credit": self.credit,
         }
         (root / "run.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
@@ -223,6 +233,8 @@ class Run:
                 for found in described["transitions"]
             },
             notes=described["notes"],
+            title=described.get("title", TITLE),  # runs of earlier versions have neither
+            credit=described.get("credit", ""),
             top=described["top"],
         )
 

@@ -11,10 +11,8 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from diffusers import DDIMScheduler
-from PIL import Image, ImageDraw, ImageFont
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.draws import StratifiedDraws
@@ -23,7 +21,7 @@ from journey.featurize import featurize
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch
-from journey.report import write_png, write_report
+from journey.run import Run
 from journey.scoring import Scores, score
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
@@ -32,7 +30,6 @@ from journey.trajectory import Trajectory, record
 
 # Above 2 the colours of a model this small leave the range and the shapes go with them.
 _GUIDANCE = 1.5
-_FOOTER = 24  # height in pixels of the letters below the picture
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,6 @@ def run_text_demo(
         num_inference_steps=SAMPLER_STEPS,
         progress=progress,
     )
-    trajectory.save(out / "trajectory.safetensors")
     clock.lap("record")
 
     features = featurize(
@@ -137,7 +133,6 @@ def run_text_demo(
 
     steps = [int(trajectory.timesteps[int(fraction * SAMPLER_STEPS)]) for fraction in SHOWN]
     scores = score(features, trajectory, steps=steps, seed=seed, progress=progress)
-    scores.save(out / "scores.safetensors")
     clock.lap("score")
 
     category = dataset.categories[like]
@@ -174,21 +169,10 @@ def _write_pages(
         f"{CREDIT} Reduced to {size}x{size} pixels on white. {CREDIT_URL}",
     ]
     title = f'Which training images steered "{text}"?'
-    shared: dict[str, Any] = {"labels": dataset.captions, "query_captions": trajectory.prompts}
-    write_report(out / "report.html", trajectory, scores, dataset, title=title, notes=notes, **shared)
-    write_png(out / "report.png", trajectory, scores, dataset, query=0, title=title, **shared)
-    _add_footer(out / "report.png", CREDIT)
-
-
-def _add_footer(path: Path, text: str) -> None:
-    """Write a line of text below a picture."""
-    with Image.open(path) as opened:
-        picture = opened.convert("RGB")
-    canvas = Image.new("RGB", (picture.width, picture.height + 2 * _FOOTER), "white")
-    canvas.paste(picture)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((_FOOTER, picture.height), text, fill="black", font=ImageFont.load_default(_FOOTER))
-    canvas.save(path)
+    run = Run(trajectory, scores, dataset, labels=dataset.captions, notes=notes, title=title, credit=CREDIT)
+    run.save(out)
+    run.write_report(out / "report.html")
+    run.write_png(out / "report.png")
 
 
 def format_text_result(result: TextDemoResult) -> str:

@@ -69,7 +69,7 @@ def make_vae(channels: int = 4, shift_factor: float | None = None) -> nn.Module:
     ).eval()
 
 
-def make_conditional_unet(channels: int = 4, width: int = 16, sample_size: int = LATENT) -> nn.Module:
+def make_conditional_unet(channels: int = 4, width: int = 16, sample_size: int = LATENT, **changes: Any) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -84,6 +84,7 @@ def make_conditional_unet(channels: int = 4, width: int = 16, sample_size: int =
         down_block_types=("CrossAttnDownBlock2D",),
         mid_block_type=None,
         up_block_types=("CrossAttnUpBlock2D",),
+        **changes,
     ).eval()
 
 
@@ -108,6 +109,34 @@ def stable_diffusion(prediction_type: str = "epsilon") -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(prediction_type: str = "epsilon", *, zeros: bool = True) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    tokenizer = make_tokenizer()
+    return StableDiffusionXLPipeline(
+        vae=make_vae(),
+        text_encoder=make_clip(),
+        tokenizer=tokenizer,
+        text_encoder_2=make_clip("CLIPTextModelWithProjection"),
+        tokenizer_2=tokenizer,
+        unet=make_conditional_unet(
+            width=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=16 + 6 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )
 
 
@@ -192,6 +221,7 @@ def flux(guidance_embeds: bool = True) -> Any:
 FAMILIES: dict[str, Any] = {
     "Stable Diffusion": stable_diffusion,
     "Stable Diffusion v_prediction": lambda: stable_diffusion("v_prediction"),
+    "Stable Diffusion XL": stable_diffusion_xl,
     "DiT": dit,
     "Stable Diffusion 3": stable_diffusion_3,
     "Flux": flux,

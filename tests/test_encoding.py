@@ -50,7 +50,7 @@ class Counter:
         pipeline.vae.encode, pipeline.text_encoder.forward = counted_encode, counted_forward
 
 
-@pytest.mark.parametrize("name", ["Stable Diffusion", "Stable Diffusion 3", "Flux"])
+@pytest.mark.parametrize("name", ["Stable Diffusion", "Stable Diffusion XL", "Stable Diffusion 3", "Flux"])
 def test_encoders_run_once_per_sample_whatever_is_measured(name: str, tmp_path: Path) -> None:
     pipeline, dataset = make_family(name), Captioned(NUM_SAMPLES)
     counter = Counter(pipeline)

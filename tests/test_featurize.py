@@ -297,7 +297,7 @@ def test_an_image_that_does_not_fit_is_an_error_and_loses_nothing(
         monkeypatch.setattr(module, "_FINGERPRINTED_IMAGES", 2)
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "f", dataset=spoiled(6, image))
-    shards = sorted(path.name for path in (tmp_path / "f").glob("*.safetensors"))
+    shards = sorted(path.name for path in (tmp_path / "f").glob("checkpoint-*.safetensors"))
     assert shards == ([] if sampled else ["checkpoint-000-shard-000000.safetensors"])
     if not sampled:
         run(tmp_path / "f")  # the image is repaired; its pixels are not among the two that identify the dataset
@@ -395,7 +395,7 @@ def test_a_layer_that_is_used_past_the_hooks_is_found_before_anything_is_stored(
     model = (PlusFunctional(), make_scheduler())
     with pytest.raises(GradientCheckError, match=r"inward\.weight"):
         run(tmp_path / "f", model)
-    assert not list((tmp_path / "f").glob("*.safetensors"))
+    assert not list((tmp_path / "f").glob("checkpoint-*.safetensors"))
     run(tmp_path / "g", model, check=False)  # the caller may know better
 
 

@@ -77,6 +77,27 @@ def test_an_adapter_loaded_from_a_file_is_measured_like_the_one_that_was_saved(t
     assert journey.score(found, trajectory, num_draws=2, progress=False).values.shape == (1, 3, 2)
 
 
+@pytest.mark.parametrize("name", ["Stable Diffusion XL", "Stable Diffusion 3", "Flux"])
+def test_an_adapter_of_every_text_family_is_loaded_from_its_file_and_alone_is_measured(
+    name: str, tmp_path: Path
+) -> None:
+    trained, fresh, dataset = make_family(name), make_family(name), Captioned(2)
+    part = "unet" if hasattr(trained, "unet") else "transformer"
+    add_adapter(getattr(trained, part))
+    weights = peft.get_peft_model_state_dict(getattr(trained, part))
+    type(trained).save_lora_weights(tmp_path / "lora", **{f"{part}_lora_layers": weights})
+    fresh.load_lora_weights(tmp_path / "lora")
+    # The first batch is compared with autograd.
+    options: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
+    found = journey.featurize(fresh, dataset, tmp_path / "f", **options)
+    assert [slot.name.replace("default_0", "default") for slot in found.featurizer.engine.slots.values()] == lora_names(
+        getattr(trained, part)
+    )
+    wanted = journey.featurize(trained, dataset, tmp_path / "g", **options)
+    torch.testing.assert_close(found.matrix(), wanted.matrix(), rtol=1e-4, atol=1e-6)
+    assert wanted.matrix().any(1).all()
+
+
 def test_files_of_an_adapter_are_checkpoints(tmp_path: Path) -> None:
     dataset, options = Captioned(2), {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
     alone = []

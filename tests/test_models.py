@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import randn
-from families import FAMILIES, LATENT, SIZE, Captioned, make_conditional_unet, make_family
+from families import FAMILIES, LATENT, SIZE, Captioned, make_conditional_unet, make_family, stable_diffusion_xl
 from models import assert_same_gradients, make_scheduler, make_unet, one_at_a_time
 from torch import Tensor, nn
 
@@ -37,8 +40,13 @@ def trainers_loss(name: str, pipeline: Any, x0: Tensor, noise: Tensor, timesteps
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     network = network_of(pipeline)
     if name.startswith("Stable Diffusion") and "3" not in name:
-        noisy = scheduler.add_noise(x0, noise, timesteps)
-        prediction = network(noisy, timesteps, told["encoder_hidden_states"], return_dict=False)[0]
+        alphas = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        noisy = alphas.sqrt() * x0 + (1 - alphas).sqrt() * noise
+        extra = {}
+        if "XL" in name:
+            ids = torch.tensor([[*SIZE, 0, 0, *SIZE]] * len(x0))
+            extra["added_cond_kwargs"] = {"text_embeds": told["text_embeds"], "time_ids": ids}
+        prediction = network(noisy, timesteps, told["encoder_hidden_states"], **extra, return_dict=False)[0]
         velocity = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(x0, noise, timesteps) if velocity else noise
     elif name == "DiT":
@@ -86,6 +94,9 @@ def encode_by_hand(name: str, pipeline: Any, dataset: Captioned) -> tuple[Tensor
         states, _, pooled, _ = pipeline.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
     elif name == "Flux":
         states, pooled, _ = pipeline.encode_prompt(texts, None)
+    elif "XL" in name:
+        states, _, pooled, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        return x0, Condition({"encoder_hidden_states": states, "text_embeds": pooled})
     else:
         return x0, Condition({"encoder_hidden_states": pipeline.encode_prompt(texts, "cpu", 1, False)[0]})
     return x0, Condition({"encoder_hidden_states": states, "pooled_projections": pooled})
@@ -173,6 +184,42 @@ def check_against_pipeline(name: str, pipeline: Any, **options: Any) -> None:
     torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-4)
     assert found.prompts == ("a red apple", "two")
     assert (found.images[0] - found.images[1]).abs().max() > 1e-3, "the prompt made no difference"
+
+
+def test_an_xl_model_without_zeros_is_guided_by_the_empty_prompt_at_any_size() -> None:
+    torch.manual_seed(0)
+    pipeline = stable_diffusion_xl("v_prediction", zeros=False)
+    pipeline.set_progress_bar_config(disable=True)
+    check_against_pipeline("Stable Diffusion XL", pipeline, guidance_scale=3.0)
+    denoiser = as_denoiser(pipeline)
+    told, x_t = denoiser.encode_prompt(["two"]), randn(1, 4, 4, 6, seed=1)
+    time_ids = torch.tensor([[8, 12, 0, 0, 8, 12]])
+    added = {"text_embeds": told["text_embeds"], "time_ids": time_ids}
+    expected = pipeline.unet(x_t, 7, told["encoder_hidden_states"], added_cond_kwargs=added).sample
+    torch.testing.assert_close(denoiser.predict_at(x_t, torch.tensor([7]), told), expected)
+
+
+def test_networks_that_take_more_are_refused() -> None:
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipeline = make_family("Stable Diffusion")
+    told = "the UNet must take the VAE's 4 channels and no guidance embedding, got "
+    for unet, found in (
+        (make_conditional_unet(channels=9), "9 channels and time_cond_proj_dim=None"),
+        (make_conditional_unet(time_cond_proj_dim=8), "4 channels and time_cond_proj_dim=8"),
+    ):
+        pipeline.unet = unet
+        with pytest.raises(ValueError, match=told + found):
+            as_denoiser(pipeline)
+    with pytest.raises(TypeError, match="got UNet2DConditionModel with time_cond_proj_dim"):
+        as_denoiser((make_conditional_unet(time_cond_proj_dim=8), pipeline.scheduler))
+    inpainting = StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
+    with pytest.raises(TypeError, match=r"got StableDiffusionInpaintPipeline; other pipelines, such as .* not covered"):
+        as_denoiser(inpainting)
+    pipeline = make_family("Stable Diffusion XL")
+    pipeline.unet = make_conditional_unet()
+    with pytest.raises(ValueError, match=r"must take text embeddings and time ids, .* got None"):
+        as_denoiser(pipeline)
 
 
 def test_dit_is_sampled_as_by_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +370,43 @@ def test_a_saved_pipeline_is_loaded_by_its_path(tmp_path: Path) -> None:
     assert torch.equal(found.images, wanted.images)
 
 
+def test_a_text_pipeline_is_loaded_by_its_path_with_its_encoders(tmp_path: Path) -> None:
+    pipeline = make_family("Stable Diffusion XL")
+    pipeline.save_pretrained(tmp_path)
+    options: dict[str, Any] = {**PROMPT, "num_inference_steps": 2, "progress": False}
+    found, wanted = journey.record(tmp_path, **options), journey.record(pipeline, **options)
+    assert torch.equal(found.images, wanted.images)
+
+
+def test_a_repo_id_is_loaded_from_the_cache_without_a_network(tmp_path: Path) -> None:
+    """In a process of its own: where the cache is, and whether there is a network, is read once."""
+    pipeline = make_family("DiT")
+    commit, cached = "0" * 40, tmp_path / "hub" / "models--somebody--tiny"
+    pipeline.save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    wanted = journey.record(pipeline, class_labels=3, num_inference_steps=1, progress=False)
+    wanted.save(tmp_path / "wanted")
+    asked = [
+        "--model",
+        "somebody/tiny",
+        "--class-label",
+        "3",
+        "--num-inference-steps",
+        "1",
+        "--out",
+        "found",
+        "--quiet",
+    ]
+    package = str(Path(journey.__file__).parents[1])
+    nowhere = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": package}
+    command = [sys.executable, "-m", "journey", "record", *asked]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **nowhere}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = journey.Trajectory.load(tmp_path / "found" / "trajectory.safetensors")
+    torch.testing.assert_close(found.images, wanted.images)
+
+
 def test_a_pipeline_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(where: Any) -> Any:
         raise OSError("no network, and nothing in the cache")
@@ -341,6 +425,11 @@ def test_a_pipeline_of_an_unknown_family_is_refused() -> None:
         as_denoiser(pipeline)
 
 
+def test_a_model_without_a_vae_has_no_posterior_to_sample() -> None:
+    with pytest.raises(ValueError, match="latents must be \"mean\" but for a pipeline with a VAE, got 'sample'"):
+        as_denoiser((make_unet(), make_scheduler()), latents="sample")
+
+
 def test_an_encoder_in_train_mode_is_refused() -> None:
     pipeline = make_family("Stable Diffusion")
     pipeline.text_encoder.train()
@@ -353,7 +442,7 @@ def test_a_sampled_posterior_is_a_function_of_the_sample_and_the_seed() -> None:
 
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(3)
     mean = StableDiffusion(pipeline).encode_images(dataset.images, [0, 1, 2])
-    sampled = StableDiffusion(pipeline, latents="sample").encode_images(dataset.images, [0, 1, 2])
+    sampled = as_denoiser(pipeline, latents="sample").encode_images(dataset.images, [0, 1, 2])
     alone = StableDiffusion(pipeline, latents="sample").encode_images(dataset.images[1:2], [1])
     other = StableDiffusion(pipeline, latents="sample", seed=1).encode_images(dataset.images, [0, 1, 2])
     torch.testing.assert_close(alone, sampled[1:2], rtol=1e-5, atol=1e-5)

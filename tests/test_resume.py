@@ -53,7 +53,7 @@ class SlowImages(Images):
 
 def shards(path: Path) -> set[str]:
     """Names of the finished shards."""
-    return {entry.name for entry in path.glob("*.safetensors")} if path.exists() else set()
+    return {entry.name for entry in path.glob("checkpoint-*.safetensors")} if path.exists() else set()
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -81,9 +81,14 @@ def test_the_demo_writes_a_page_with_the_credit_and_a_second_prompt_uses_what_wa
     page = (tmp_path / "first" / "report.html").read_text()
     for text in (CREDIT, CREDIT_URL, "octopus number 5", "apple number 3"):
         assert text in page, text
-    with Image.open(tmp_path / "first" / "report.png") as picture:
-        left = picture.convert("L").crop((0, picture.height - 48, 400, picture.height))
-        assert left.getextrema() == (0, 255), "the credit is written below the picture"
+    drawn = (tmp_path / "first" / "report.png").read_bytes()
+    assert main(["report", str(tmp_path / "first"), "--png", "--gif"]) == 0
+    assert (tmp_path / "first" / "report.html").read_text() == page
+    assert (tmp_path / "first" / "report.png").read_bytes() == drawn
+    for name in ("report.png", "report.gif"):
+        with Image.open(tmp_path / "first" / name) as picture:
+            darkest, _ = picture.convert("L").crop((0, picture.height - 54, 400, picture.height)).getextrema()
+        assert darkest < 64, "the credit is written below the picture"
     trajectory = Trajectory.load(tmp_path / "first" / "trajectory.safetensors")
     assert (trajectory.prompts, trajectory.guidance_scale) == (("apple number 3",) * 2, 1.5)
     scores = Scores.load(tmp_path / "first" / "scores.safetensors")

@@ -7,19 +7,32 @@ from os import environ
 from pathlib import Path
 from typing import Literal
 
-from journey.commands.common import Commands, add_command, add_model, add_running
-from journey.denoiser import as_denoiser
+from journey.commands.common import (
+    Commands,
+    add_command,
+    add_data,
+    add_measured,
+    add_model,
+    add_running,
+    load_data,
+    load_denoiser,
+)
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
-from journey.measurements import Measurement, SquaredNorm, TrainingLoss
+from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
 
 EXAMPLES = """
 journey featurize --model ./ddpm-cifar10 --data ./images --out features
-journey featurize --model ./ddpm-cifar10 --data ./images --out features-by-time --bins 10
+journey featurize --model ./ddpm-cifar10 --data ./images --out by-time --bins 10
+journey featurize --model ./stable-diffusion --lora ./lora --data ./captioned --out lora-features --batch-size auto
 """
 
-_MEASUREMENTS: dict[str, type[Measurement]] = {"loss": TrainingLoss, "squared-norm": SquaredNorm}
+_MEASUREMENTS: dict[str, type[Measurement]] = {
+    "loss": TrainingLoss,
+    "squared-norm": SquaredNorm,
+    "mean-output": MeanOutput,
+}
 _DRAWS: dict[str, type[StratifiedDraws] | type[UniformDraws] | type[GridDraws]] = {
     "stratified": StratifiedDraws,
     "uniform": UniformDraws,
@@ -37,6 +50,8 @@ def add(commands: Commands) -> None:
     text = "measure every image of a folder and store its projected gradient"
     parser = add_command(commands, "featurize", text, EXAMPLES, _run)
     add_model(parser)
+    add_data(parser)
+    add_measured(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
     parser.add_argument(
         "--batch-size", type=_batch_size, help="images per batch (default: 64 rows with their draws), or auto"
@@ -62,18 +77,19 @@ def _batch_size(text: str) -> int | Literal["auto"]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    denoiser = as_denoiser(options.model)
-    denoiser.network.to(options.device)
+    denoiser = load_denoiser(options)
     num_draws = options.num_draws if options.num_draws is not None else 8 if options.bins == 1 else 2
     draws: Draws = _DRAWS[options.draws](num_draws=num_draws, bins=options.bins, seed=options.seed)
     projector: Projector = _PROJECTORS[options.projector](options.proj_dim, seed=options.seed)
     featurize(
         denoiser,
-        options.data,
+        load_data(options, denoiser),
         options.out,
         measurement=_MEASUREMENTS[options.measurement](),
         draws=draws,
         projector=projector,
+        checkpoints=options.checkpoints,
+        select=options.select,
         batch_size=options.batch_size,
         memory=None if options.memory is None else int(options.memory * 2**30),
         shard_size=options.shard_size,

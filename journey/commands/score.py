@@ -5,31 +5,47 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import Commands, add_command, add_model, add_running, parse_damping
-from journey.datasets import ImageFolder
-from journey.denoiser import as_denoiser
-from journey.features import open_features
-from journey.regions import Region
+from journey.commands.common import (
+    Commands,
+    add_command,
+    add_data,
+    add_features,
+    add_model,
+    add_recording,
+    add_running,
+    add_trajectory,
+    load_data,
+    load_denoiser,
+    load_features,
+    load_trajectory,
+    parse_damping,
+    parse_region,
+    record_images,
+)
+from journey.commands.transitions import load_transitions
 from journey.run import Run
 from journey.scoring import score
-from journey.trajectory import Trajectory, record
+from journey.trajectory import Trajectory
 
 EXAMPLES = """
 journey score --model ./ddpm-cifar10 --data ./images --features features --out attribution --num-images 4
 journey score --model ./ddpm-cifar10 --data ./images --features features --out early --interval 600 1000
 journey score --model ./ddpm-cifar10 --data ./images --features features --out corner --region 0 0 16 16
+journey score --model ./stable-diffusion --data ./captioned --features features --prompt "a red apple" --out apple
+journey score --model ./ddpm-cifar10 --data ./images --features features --trajectory generated --out attribution
 """
 
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    text = "generate images and rank the training images for each of their steps"
+    text = "generate images, or take recorded ones, and rank the training images for each of their steps"
     parser = add_command(commands, "score", text, EXAMPLES, _run)
     add_model(parser)
-    parser.add_argument("--features", type=Path, required=True, help="folder that featurize wrote")
+    add_data(parser)
+    add_features(parser)
+    add_trajectory(parser, required=False)
+    add_recording(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the run, report.html and report.png")
-    parser.add_argument("--num-images", type=int, default=1, help="images to generate (default 1)")
-    parser.add_argument("--num-inference-steps", type=int, default=50, help="steps of the sampler (default 50)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--num-scored", type=int, default=8, help="steps to score, evenly spread (default 8)")
     which.add_argument("--steps", type=int, nargs="+", metavar="T", help="timesteps to score, among the sampler's")
@@ -62,19 +78,11 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    damping = parse_damping(options.damping)
-    region = None if options.region is None else _region(options.region)
-    denoiser = as_denoiser(options.model)
-    denoiser.network.to(options.device)
-    features = open_features(options.features, denoiser)
-    progress = not options.quiet
-    trajectory = record(
-        denoiser,
-        seed=options.seed,
-        num_images=options.num_images,
-        num_inference_steps=options.num_inference_steps,
-        progress=progress,
-    )
+    damping, region = parse_damping(options.damping), parse_region(options.region)
+    denoiser = load_denoiser(options)
+    features, dataset = load_features(options, denoiser), load_data(options, denoiser)
+    recorded = options.trajectory is not None
+    trajectory = load_trajectory(options) if recorded else record_images(options, denoiser)
     scores = score(
         features,
         trajectory,
@@ -86,12 +94,11 @@ def _run(options: argparse.Namespace) -> None:
         damping=damping,
         num_draws=options.query_draws,
         seed=options.seed,
-        progress=progress,
+        progress=not options.quiet,
     )
-    dataset = ImageFolder(options.data, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
-    labels = [path.relative_to(options.data).as_posix() for path in dataset.paths]
     top = min(options.top, len(dataset))
-    run = Run(trajectory, scores, dataset, labels=labels)
+    transitions = load_transitions(options.trajectory) if recorded else {}
+    run = Run(trajectory, scores, dataset, labels=dataset.labels, transitions=transitions)
     run.save(options.out, top=max(top, 16))
     run.write_report(options.out / "report.html", top=top)
     run.write_png(options.out / "report.png", top=min(top, 6))
@@ -108,16 +115,3 @@ def _spread(trajectory: Trajectory, count: int) -> list[int]:
 
 def _pair(numbers: list[int] | None) -> tuple[int, int] | None:
     return None if numbers is None else (numbers[0], numbers[1])
-
-
-def _region(words: list[str]) -> Region:
-    """Four numbers are a box, one word is the path of a mask."""
-    if len(words) == 1:
-        return words[0]
-    try:
-        top, left, bottom, right = map(int, words)
-    except ValueError:
-        raise ValueError(
-            f"region must be a box TOP LEFT BOTTOM RIGHT or the path of a mask image, got {' '.join(words)}"
-        ) from None
-    return top, left, bottom, right
