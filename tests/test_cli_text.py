@@ -91,6 +91,7 @@ def test_a_prompt_goes_from_recording_to_a_page_with_its_features(
     printed = capsys.readouterr().out
     assert '"is bright" among 8 completions from each step' in printed
     assert "No transition" in printed
+    assert f"Kept in {out}" in printed
     assert len(json.loads((out / "transitions.json").read_text())) == 1
 
     common = ["--model", model, "--features", features, "--select", "*attn*", "conv_*", "--quiet"]
@@ -131,6 +132,15 @@ def test_an_adapter_is_loaded_and_alone_is_measured(model: str, data: str, tmp_p
     asked = ["--prompt", "two", *FEW, "--num-scored", "1", "--query-draws", "2", "--features", str(tmp_path / "f")]
     assert main(["score", *common, *asked, "--out", str(tmp_path / "run")]) == 0
     assert Scores.load(tmp_path / "run" / "scores.safetensors").values.shape == (1, 1, 3)
+
+
+def test_an_adapter_for_a_model_that_takes_none_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_family("DiT").save_pretrained(tmp_path / "model")
+    arguments = ["record", "--model", str(tmp_path / "model"), "--lora", "nowhere", "--class-label", "1", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert "lora needs a pipeline that takes such weights, got DiTPipeline" in capsys.readouterr().err
 
 
 def test_labels_are_captions_else_classes_else_paths(tmp_path: Path) -> None:

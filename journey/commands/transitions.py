@@ -71,6 +71,7 @@ def _run(options: argparse.Namespace) -> None:
     folder = options.trajectory if options.trajectory.is_dir() else options.trajectory.parent
     save_transition(folder, options.query, name, found)
     print(describe(name, found))
+    print(f"Kept in {folder}: journey score --trajectory {folder} ... shows it on the page.")
 
 
 def save_transition(folder: Path, query: int, name: str, found: Transition) -> None:
