@@ -111,22 +111,20 @@ def plot(document: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
     kind = QUERY_KINDS[1]
     shown = sorted(
         (row[kind]["lds"], max(row["seconds"], 0.1), name) for name, row in document["rows"].items() if "seconds" in row
     )
-    label_y = -1.0
     for index, ((value, low, high), seconds, name) in enumerate(shown):
         color = f"C{index % 10}"
         axes.errorbar(seconds, value, [[value - low], [high - value]], fmt="o", capsize=2, markersize=4, color=color)
         # Names stand in a column on the right, in the order of their values, so that they never overlap.
-        label_y = max(value, label_y + 0.04)
         axes.annotate(
             name,
             (seconds, value),
-            xytext=(1.03, label_y),
-            textcoords=axes.get_yaxis_transform(),
+            xytext=(1.08, (index + 0.5) / len(shown)),
+            textcoords="axes fraction",
             fontsize=8,
             color=color,
             va="center",
