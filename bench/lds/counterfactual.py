@@ -41,7 +41,7 @@ from journey.evaluate.removal import remove
 from journey.evaluate.training import RemovalTraining
 from journey.features import Features
 
-STEPS = (800, 500, 200)
+STEPS = (500,)  # in the middle of the way, where digits are decided
 WIDTH = 100  # of the interval in which a retrained model replaces the attributed one: a step and the next two
 NUM_REMOVED = 48  # of 16 and 48, in a pilot with four queries, the one that is clear of both controls
 NUM_CONTROLS = 4
