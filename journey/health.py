@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from journey.bin_gram import decompose_bins
 from journey.features import Features
 from journey.score_noise import ScoreNoise, measure_score_noise
-from journey.solve import Spectrum, check_damping, decompose
+from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory
 
@@ -58,9 +59,9 @@ class CheckpointHealth:
     Attributes:
         name: The checkpoint.
         bins: Each range of timesteps.
-        damping: Relative damping of the scores, chosen by cross-validation unless it was given.
+        damping: Relative damping of the scores, as given.
         effective_rank: Directions that are in use under this damping.
-        rank_bound: The most that there could be, min(num_samples, proj_dim).
+        rank_bound: The most that there could be, min(num_samples * bins, proj_dim).
         condition: Condition number of the Gram matrix, without the directions that are rounding.
         damped_condition: Condition number of what is inverted.
         largest_share: Part of the largest eigenvalue in the trace.
@@ -136,7 +137,7 @@ def inspect(
     trajectory: Trajectory | None = None,
     *,
     steps: Sequence[int] | None = None,
-    damping: float | Literal["auto"] = "auto",
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -197,14 +198,8 @@ def _inspect_checkpoint(
     bins = _inspect_bins(torch.cat(norms), torch.cat(faults), weights)
     if any(part.nan_rows or part.inf_rows for part in bins) or not any(part.norms for part in bins):
         return CheckpointHealth(name, bins)  # nothing that could be decomposed
-    spectrum = decompose(
-        lambda: (torch.einsum("nbk,b->nk", shard.features, weights.float()) for shard in store.iter_shards(name)),
-        store.manifest.num_samples,
-        store.manifest.proj_dim,
-    )
-    if damping == "auto":
-        damping = spectrum.choose_damping(torch.cat([s.values.double() @ weights for s in store.iter_shards(name)]))
-    return CheckpointHealth(name, bins, *_inspect_spectrum(spectrum, float(damping)))
+    spectrum, used = decompose_bins(store, name, weights, damping, torch.device("cpu"))
+    return CheckpointHealth(name, bins, *_inspect_spectrum(spectrum, used))
 
 
 def _faults(features: Tensor) -> Tensor:

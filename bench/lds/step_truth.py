@@ -1,11 +1,7 @@
 """What really happens at single steps: how every query's steps fare under the models retrained on random halves.
 
-Two responses at step t, lower where the step is as under the attributed model:
-
-- ``loss``: the image x0_hat(t) that the attributed model predicts from the latent, noised again to t, and the loss of the
-  retrained model on it, mean over noises that all models share. It is what a step's query measures.
-- ``change``: how far the image that the retrained model predicts from the recorded latent lies from x0_hat(t), mean
-  square over pixels. It is what the counterfactual of a single step asks.
+The response at step t is what a step's query measures: the image x0_hat(t) that the attributed model predicts from the
+latent is noised again to t, and the retrained model's loss on it is taken, mean over noises that all models share.
 """
 
 from __future__ import annotations
@@ -29,7 +25,6 @@ from journey.values import measure_values
 
 STEPS = (950, 800, 650, 500, 350, 200, 50)
 STEP_KINDS = ("held-out", "generated")
-RESPONSES = ("loss", "change")
 _NOISES = 32
 # Other noises than those that methods measure queries with: a method must not know what it is held against.
 _NOISE_SEED, _LATENT_SEED = 7, 1
@@ -43,8 +38,8 @@ class StepTruth:
         trajectory: The queries' steps, kind after kind.
         subsets: The reported halves, then those for tuning.
         num_reported: How many are reported.
-        responses: NaN where a half was not trained with that seed.
-            [num_subsets, num_seeds, num_queries, num_steps, num_responses]
+        responses: Losses; NaN where a half was not trained with that seed.
+            [num_subsets, num_seeds, num_queries, num_steps]
     """
 
     trajectory: Trajectory
@@ -52,15 +47,13 @@ class StepTruth:
     num_reported: int
     responses: Tensor
 
-    def reported(self, response: str) -> tuple[Subsets, Tensor]:
+    def reported(self) -> tuple[Subsets, Tensor]:
         """Return halves that are reported. [num_reported, num_seeds, num_queries, num_steps]"""
-        chosen = self.responses[: self.num_reported, ..., RESPONSES.index(response)]
-        return self.subsets.select(slice(0, self.num_reported)), chosen
+        return self.subsets.select(slice(0, self.num_reported)), self.responses[: self.num_reported]
 
-    def tuning(self, response: str) -> tuple[Subsets, Tensor]:
+    def tuning(self) -> tuple[Subsets, Tensor]:
         """Return halves that choices are made on, one seed each. [num_tuning, 1, num_queries, num_steps]"""
-        chosen = self.responses[self.num_reported :, :1, ..., RESPONSES.index(response)]
-        return self.subsets.select(slice(self.num_reported, None)), chosen
+        return self.subsets.select(slice(self.num_reported, None)), self.responses[self.num_reported :, :1]
 
     def of_kind(self, kind: str) -> slice:
         """Return which queries are of a kind."""
@@ -98,8 +91,7 @@ def make_step_truth(setting: Setting, path: Path, processes: int) -> StepTruth:
     write_table(
         path,
         {
-            "what": "responses of every query's steps to random halves: [subset][seed][query][step][response]",
-            "responses_are": RESPONSES,
+            "what": "loss of every query's steps under models retrained on random halves: [subset][seed][query][step]",
             "training": tier.training(setting.train).fingerprint(),
             "noises": _NOISES,
             "steps": STEPS,
@@ -121,7 +113,6 @@ def read_step_truth(path: Path) -> StepTruth:
     return StepTruth(trajectory, Subsets.from_json(document["subsets"]), document["num_reported"], responses)
 
 
-@torch.no_grad()
 def step_responses(denoiser: Denoiser, trajectory: Trajectory, noise: Tensor) -> Tensor:
     """Measure every step of every query under the denoiser's current weights.
 
@@ -131,14 +122,11 @@ def step_responses(denoiser: Denoiser, trajectory: Trajectory, noise: Tensor) ->
         noise: What the predicted images are noised with. [num_queries, num_steps, num_noises, C, H, W]
 
     Returns:
-        float32. [num_queries, num_steps, num_responses]
+        float32. [num_queries, num_steps]
     """
     found = []
     for index, t in enumerate(trajectory.timesteps.tolist()):
-        predicted, latents = trajectory.x0_hat[:, index], trajectory.x_t[:, index]
-        now = torch.full((len(latents),), t)
-        changed = denoiser.schedule.x0_from(denoiser.predict(latents, now), latents, now)
         draws = ExplicitDraws(torch.full(noise.shape[:1] + noise.shape[2:3], t), noise[:, index])
-        losses = measure_values(denoiser, predicted, draws=draws, measurement=TrainingLoss())[:, 0]
-        found.append(torch.stack([losses, (changed - predicted).square().flatten(1).mean(1)], -1))
+        measured = measure_values(denoiser, trajectory.x0_hat[:, index], draws=draws, measurement=TrainingLoss())
+        found.append(measured[:, 0])
     return torch.stack(found, 1)

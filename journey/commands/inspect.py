@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--trajectory", type=Path, help="file that score wrote: the noise of its scores is measured")
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--damping", default="auto", help='fraction of the mean eigenvalue, or "auto" (default)')
+    parser.add_argument("--damping", default="1", help='fraction of the mean eigenvalue (default 1), or "auto"')
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="names the noises (default 0)")
     add_running(parser)
