@@ -78,7 +78,7 @@ class Spectrum:
     def precondition(self, query: Tensor, damping: float) -> Tensor:
         """Return ``query (gram + damping * mean_eigenvalue * I)^-1``, to be multiplied with any features.
 
-        Features that are not rows of Phi, such as those of one bin of timesteps, also have a part outside the span of
+        Features that are not rows of Phi, nor sums of rows, may have a part outside the span of
         Phi; there the damped Gram matrix is the ridge alone.
 
         Args:

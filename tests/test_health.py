@@ -105,7 +105,7 @@ def planted(kind: str) -> Tensor:
     elif kind == "outlier":
         features[6, 1] *= 1e4
     elif kind == "direction":
-        features = torch.ones(64) + 0.01 * features
+        features = torch.ones(128) + 0.01 * features
     elif kind == "crowded":
         features = randn(200, 2, 8, seed=3)
     return features
