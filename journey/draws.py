@@ -134,10 +134,10 @@ class _KeyedDraws(Draws):
 
 @dataclass(frozen=True)
 class StratifiedDraws(_KeyedDraws):
-    """One uniform timestep in each of as many strata as there are independent draws: the default.
+    """One uniform timestep in each of as many strata as there are independent draws.
 
-    Features of bins are what scores of single steps need: ``StratifiedDraws(num_draws=2, bins=10)``, one antithetic pair
-    in each tenth of the range, is what ``journey.featurize`` takes by default. One bin takes a tenth of the storage.
+    Features of bins are what scores of single steps need: ``StratifiedDraws(num_draws=2, bins=10)``, one antithetic
+    pair in each tenth of the range, is what ``journey.featurize`` takes. One bin takes a tenth of the storage.
 
     Args:
         num_draws: Draws per sample and bin.

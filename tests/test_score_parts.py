@@ -56,7 +56,7 @@ def explicit_parts(features: journey.Features, bins: list[float], query: np.ndar
     return query @ inverse @ np.einsum("nbk,b->nk", stored, bins).T
 
 
-# 0.1 of the trace over five samples in three bins is far above rounding, so every formula below holds to float32 features.
+# 0.1 of the mean eigenvalue is far above rounding, so every formula below holds to float32 features.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is compared: every preset, the published measurement with our draws, our recommendation, and baselines without gradients."""
+"""What is compared: every preset, the loss with our draws, our recommendation, and baselines without gradients."""
 
 from __future__ import annotations
 

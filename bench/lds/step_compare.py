@@ -29,10 +29,10 @@ def compare_steps(setting: Setting, truth: StepTruth) -> dict[str, Any]:
     scores, rows = {}, {}
     for contender in step_contenders():
         print(f"{contender.name} ...", flush=True)
-        scores[contender.name], seconds = measured_scores(setting, truth.trajectory, contender)
+        scores[contender.name] = measured_scores(setting, truth.trajectory, contender)
         rows[contender.name] = {
-            "seconds": seconds,
-            "bytes": _BYTES * contender.num_bins,
+            "draws": 0 if contender.draws is None else contender.draws.bins * contender.draws.num_draws,
+            "bytes": _BYTES * contender.stored_bins,
             "tuning": _tuning(truth, scores[contender.name]),
         }
     document: dict[str, Any] = {"steps": truth.trajectory.timesteps.tolist(), "rows": rows, "ceiling": {}}
@@ -84,13 +84,13 @@ def step_table(document: dict[str, Any]) -> str:
     """Render the generated queries' LDS of each step as Markdown, best mean first, ceiling last."""
     other, key = STEP_KINDS
     names = sorted(document["rows"], key=lambda name: -document["rows"][name][key]["mean"][0])
-    head = ["method", *map(str, document["steps"]), "mean", "mean, held-out", "seconds", "kB per image"]
+    head = ["method", *map(str, document["steps"]), "mean", "mean, held-out", "draws per image", "kB per image"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name in names:
         row = document["rows"][name]
         cells = [name, *(f"{step[0]:.2f}" for step in row[key]["steps"])]
         cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*row[k]["mean"]) for k in (key, other)]
-        cells += [f"{row['seconds']:.0f}", f"{row['bytes'] / 1000:.0f}"] if "seconds" in row else ["", ""]
+        cells += [str(row["draws"]), f"{row['bytes'] / 1000:.0f}"] if "draws" in row else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     ceilings = [document["ceiling"][k] for k in (key, other)]
     if None not in ceilings[0]:

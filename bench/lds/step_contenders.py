@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +20,7 @@ from journey.trajectory import Trajectory
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 _WINDOW = 200  # timesteps on either side of a step
+_OURS = recommended()
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,14 @@ class StepContender:
     Args:
         name: Its row.
         scores: Returns scores [num_queries, num_steps, num_train] for a setting and its queries' steps.
-        draws: Draws of the features that are stored, None where there are none.
+        draws: Draws of the training images, None where there are no features.
+        stored_bins: Features that are kept of each image.
     """
 
     name: str
     scores: Callable[[Setting, Trajectory], Tensor]
     draws: Draws | None = None
-
-    @property
-    def num_bins(self) -> int:
-        """Features that are stored for each image."""
-        return 0 if self.draws is None else self.draws.bins
+    stored_bins: int = 0
 
 
 def step_contenders() -> list[StepContender]:
@@ -61,26 +57,18 @@ def step_contenders() -> list[StepContender]:
         StepContender("optimal denoiser at the latent", _at_steps(_optimal_at_latent)),
         StepContender("optimal denoiser at x0_hat", _at_steps(_optimal_at_prediction)),
         StepContender("pixels of x0_hat, cosine", _at_steps(_pixels)),
-        StepContender(WHOLE_IMAGE, _whole_image),
+        StepContender(WHOLE_IMAGE, _whole_image, _OURS.draws, 1),
     ]
 
 
-def measured_scores(setting: Setting, trajectory: Trajectory, contender: StepContender) -> tuple[Tensor, float]:
-    """Score, or read what an earlier run scored.
-
-    Returns:
-        The scores, float32 [num_queries, num_steps, num_train], and the CPU seconds that they took.
-    """
-    folder = setting.work / "steps" / contender.name.replace(" ", "-").replace(",", "")
-    path, note = folder / "scores.safetensors", folder / "seconds.json"
-    if not note.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        begin = time.process_time()
+def measured_scores(setting: Setting, trajectory: Trajectory, contender: StepContender) -> Tensor:
+    """Score, or read what an earlier run scored. float32 [num_queries, num_steps, num_train]"""
+    path = setting.work / "steps" / contender.name.replace(" ", "-").replace(",", "") / "scores.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         values = contender.scores(setting, trajectory).float()
-        seconds = time.process_time() - begin
         Scores(values, trajectory.timesteps, list(range(len(setting.train))), 0.0).save(path)
-        note.write_text(json.dumps(seconds))
-    return Scores.load(path).values, json.loads(note.read_text())
+    return Scores.load(path).values
 
 
 def _library(
@@ -112,7 +100,7 @@ def _library(
         values = journey.score(features, trajectory, damping=damping, progress=False).values
         return values if adjust is None else adjust(values)
 
-    return StepContender(name, scores, draws)
+    return StepContender(name, scores, draws, draws.bins)
 
 
 def _kind(draws: Draws) -> str:
@@ -141,5 +129,5 @@ def _pixels(setting: Setting, trajectory: Trajectory, index: int) -> Tensor:
 
 
 def _whole_image(setting: Setting, trajectory: Trajectory) -> Tensor:
-    scores = recommended().run(setting.models[0], list(setting.train), trajectory.images, progress=False).values
+    scores = _OURS.run(setting.models[0], list(setting.train), trajectory.images, progress=False).values
     return scores.expand(-1, len(trajectory.timesteps), -1)
