@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.lds.compare import compare, plot, table
-from bench.lds.step_compare import compare_steps, plot_steps, step_table
+from bench.lds.step_compare import SHOWN, compare_steps, plot_steps, step_table
 from bench.lds.step_truth import make_step_truth, read_step_truth
 from bench.lds.tiers import TIERS
 from bench.lds.truth import make_truth, open_setting, read_truth
@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         document = compare(setting, read_truth(losses))
         stem = options.out / f"lds-{tier.name}-table"
         plot(document, stem.with_suffix(".png"))
-        _write(document, table(document), stem, options.into, "lds")
+        _write(document, table(document), stem)
+        if options.into is not None:
+            options.into.write_text(insert(options.into.read_text(), table(document), "lds"))
     if options.only != "images":
         responses = options.out / f"lds-{tier.name}-steps.json"
         if options.retrain or not responses.exists():
@@ -65,17 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
         document = compare_steps(setting, read_step_truth(responses))
         stem = options.out / f"lds-{tier.name}-steps-table"
         plot_steps(document, stem.with_suffix(".png"))
-        _write(document, step_table(document), stem, options.into, "lds-steps")
+        _write(document, step_table(document), stem)
+        if options.into is not None:
+            options.into.write_text(insert(options.into.read_text(), step_table(document, SHOWN), "lds-steps"))
     return 0
 
 
-def _write(document: dict[str, Any], text: str, stem: Path, into: Path | None, marker: str) -> None:
-    """Write a comparison as JSON and Markdown, and into a file between markers."""
+def _write(document: dict[str, Any], text: str, stem: Path) -> None:
+    """Write a comparison as JSON and Markdown."""
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
     print(text)
-    if into is not None:
-        into.write_text(insert(into.read_text(), text, marker))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
 from journey.evaluate.subsets import Subsets
 
 _BYTES = 4 * 4096
-_PLOTTED = (
+# Rows of the short table and curves of the plot.
+SHOWN = (
     DEFAULT,
     "1 bin of 8 draws, cross-validated",
     "optimal denoiser at the latent",
@@ -80,10 +82,18 @@ def _interval(value: float, resampled: Tensor) -> list[float]:
     return [value, value + low, value + high]
 
 
-def step_table(document: dict[str, Any]) -> str:
-    """Render the generated queries' LDS of each step as Markdown, best mean first, ceiling last."""
+def step_table(document: dict[str, Any], shown: Sequence[str] | None = None) -> str:
+    """Render the generated queries' LDS of each step as Markdown, best mean first, ceiling last.
+
+    Args:
+        document: From ``compare_steps``.
+        shown: Rows; all by default.
+
+    Returns:
+        The table.
+    """
     other, key = STEP_KINDS
-    names = sorted(document["rows"], key=lambda name: -document["rows"][name][key]["mean"][0])
+    names = sorted(shown or document["rows"], key=lambda name: -document["rows"][name][key]["mean"][0])
     head = ["method", *map(str, document["steps"]), "mean", "mean, held-out", "draws per image", "kB per image"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name in names:
@@ -112,7 +122,7 @@ def plot_steps(document: dict[str, Any], path: Path) -> None:
     if None not in document["ceiling"][key]:
         _, low, high = zip(*document["ceiling"][key], strict=True)
         axes.fill_between(steps, low, high, color="0.85", label="ceiling: retraining itself", linewidth=0)
-    for index, name in enumerate(_PLOTTED):
+    for index, name in enumerate(SHOWN):
         value, low, high = zip(*document["rows"][name][key]["steps"], strict=True)
         axes.plot(steps, value, marker="o", markersize=4, color=f"C{index}", label=name)
         if name == DEFAULT:
