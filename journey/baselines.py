@@ -87,20 +87,45 @@ def optimal_denoiser(
     Reference:
         Published as "NDA" (ICML 2026), there with the strongest hundred patches.
     """
-    if patch is not None and (patch < 1 or patch % 2 == 0):
-        raise ValueError(f"patch must be odd and positive, or None, got {patch}")
     num = denoiser.num_train_timesteps
     chosen = [num * tenth // 10 for tenth in range(1, 6)] if timesteps is None else list(timesteps)
     total = torch.zeros(len(queries), len(images), dtype=torch.float64)
     for t in chosen:
         signal, sigma = (float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([t])))
         noise = query_noise(seed, range(len(queries)), t, num_draws, tuple(queries.shape[1:]), torch.device("cpu"))
-        for q, query in enumerate(queries.cpu()):
-            x_t = signal * query + sigma * noise[q]  # [num_draws, C, H, W]
-            distances = (x_t[:, None] - signal * images.cpu()).square().sum(2)  # [num_draws, num_train, H, W]
-            if patch is None:
-                distances = distances.sum((2, 3), keepdim=True)
-            else:
-                distances = F.avg_pool2d(distances, patch, 1, patch // 2, divisor_override=1)
-            total[q] += (-distances.double() / (2 * sigma**2)).softmax(1).mean((0, 2, 3))
-    return total / len(chosen)
+        for draw in range(num_draws):
+            x_t = signal * queries.cpu() + sigma * noise[:, draw]
+            total += optimal_denoiser_at(denoiser, images, x_t, t, patch=patch)
+    return total / (len(chosen) * num_draws)
+
+
+def optimal_denoiser_at(
+    denoiser: Denoiser, images: Tensor, latents: Tensor, timestep: int, *, patch: int | None = 3
+) -> Tensor:
+    """Score by the weights with which the optimal denoiser averages the training images at latents as they are.
+
+    Args:
+        denoiser: Gives the schedule.
+        images: Training images. [num_train, C, H, W]
+        latents: Noised images, such as one step of ``Trajectory.x_t``. [num_queries, C, H, W]
+        timestep: Where they are.
+        patch: As for ``optimal_denoiser``.
+
+    Returns:
+        Scores, weights that sum to one for every query. [num_queries, num_train]
+
+    Raises:
+        ValueError: If ``patch`` is even or not positive.
+    """
+    if patch is not None and (patch < 1 or patch % 2 == 0):
+        raise ValueError(f"patch must be odd and positive, or None, got {patch}")
+    signal, sigma = (float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([timestep])))
+    scaled, rows = signal * images.cpu(), []
+    for x_t in latents.cpu():
+        distances = (x_t - scaled).square().sum(1)  # [num_train, H, W]
+        if patch is None:
+            distances = distances.sum((1, 2), keepdim=True)
+        else:
+            distances = F.avg_pool2d(distances, patch, 1, patch // 2, divisor_override=1)
+        rows.append((-distances.double() / (2 * sigma**2)).softmax(0).mean((1, 2)))
+    return torch.stack(rows)

@@ -140,11 +140,10 @@ class _KeyedDraws(Draws):
 
 @dataclass(frozen=True)
 class StratifiedDraws(_KeyedDraws):
-    """One uniform timestep in each of as many strata as there are independent draws: the default.
+    """One uniform timestep in each of as many strata as there are independent draws.
 
-    The default is one bin of 8 draws: what whole-range scores need. To restrict scores to a train interval, or to see
-    which timesteps of training matter, use ``StratifiedDraws(num_draws=2, bins=10)``: one antithetic pair in each
-    tenth of the range, 2.5 times the computation and 10 times the storage.
+    Features of bins are what scores of single steps need: ``StratifiedDraws(num_draws=2, bins=10)``, one antithetic
+    pair in each tenth of the range, is what ``journey.featurize`` takes. One bin takes a tenth of the storage.
 
     Args:
         num_draws: Draws per sample and bin.

@@ -32,6 +32,8 @@ from journey.store import FeatureStore, StoreMismatchError
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
+# One feature for each tenth of the range, of an antithetic pair: what scores of single steps need.
+_DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
 # Images whose pixels enter the dataset's fingerprint, evenly spread.
 _FINGERPRINTED_IMAGES = 64
 
@@ -70,7 +72,8 @@ def featurize(
             ``journey.datasets.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
         measurement: What is differentiated, ``TrainingLoss()`` by default.
-        draws: Timesteps and noise, ``StratifiedDraws()`` by default.
+        draws: Timesteps and noise; ``StratifiedDraws(num_draws=2, bins=10)`` by default. One bin takes a tenth
+            of the storage and gives scores that agree less with retraining (docs/evaluation.md).
         projector: Maps gradients to features, ``CountSketch(4096)`` by default.
         checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
@@ -108,7 +111,7 @@ def featurize(
         raise ValueError("dataset must hold at least one image, got an empty one")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    draws = StratifiedDraws() if draws is None else draws
+    draws = _DEFAULT_DRAWS if draws is None else draws
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')

@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from journey.bin_gram import decompose_bins
 from journey.features import Features
 from journey.layer_health import LayersHealth, inspect_layers
 from journey.score_noise import ScoreNoise, measure_score_noise
-from journey.solve import Spectrum, check_damping, decompose
+from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory
 
@@ -60,9 +61,9 @@ class CheckpointHealth:
         name: The checkpoint.
         bins: Each range of timesteps.
         layers: Each layer in a sample of the images; None if the features were written without one.
-        damping: Relative damping of the scores, chosen by cross-validation unless it was given.
+        damping: Relative damping of the scores, as given or chosen.
         effective_rank: Directions that are in use under this damping.
-        rank_bound: The most that there could be, min(num_samples, proj_dim).
+        rank_bound: The most that there could be, min(num_samples * bins, proj_dim).
         condition: Condition number of the Gram matrix, without the directions that are rounding.
         damped_condition: Condition number of what is inverted.
         largest_share: Part of the largest eigenvalue in the trace.
@@ -138,7 +139,7 @@ def inspect(
     trajectory: Trajectory | None = None,
     *,
     steps: Sequence[int] | None = None,
-    damping: float | Literal["auto"] = "auto",
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -200,14 +201,8 @@ def _inspect_checkpoint(
     layers = inspect_layers(store, name, weights)
     if any(part.nan_rows or part.inf_rows for part in bins) or not any(part.norms for part in bins):
         return CheckpointHealth(name, bins, layers)  # nothing that could be decomposed
-    spectrum = decompose(
-        lambda: (torch.einsum("nbk,b->nk", shard.features, weights.float()) for shard in store.iter_shards(name)),
-        store.manifest.num_samples,
-        store.manifest.proj_dim,
-    )
-    if damping == "auto":
-        damping = spectrum.choose_damping(torch.cat([s.values.double() @ weights for s in store.iter_shards(name)]))
-    return CheckpointHealth(name, bins, layers, *_inspect_spectrum(spectrum, float(damping)))
+    spectrum, used = decompose_bins(store, name, weights, damping, torch.device("cpu"))
+    return CheckpointHealth(name, bins, layers, *_inspect_spectrum(spectrum, used))
 
 
 def _faults(features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from journey.features import Features
 from journey.queries import plan_queries
 from journey.regions import Region
 from journey.scoring import solved
-from journey.solve import check_damping
+from journey.solve import DEFAULT_DAMPING, check_damping
 from journey.trajectory import Trajectory
 
 _TENSORS = ("values", "edges", "timesteps", "train_ids")
@@ -75,7 +75,7 @@ def influence_matrix(
     query: int = 0,
     steps: Sequence[int] | None = None,
     region: Region | None = None,
-    damping: float | Literal["auto"] = "auto",
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,

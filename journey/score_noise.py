@@ -22,6 +22,7 @@ from torch import Tensor
 from journey.features import Features
 from journey.queries import plan_queries
 from journey.scoring import solved, weighted_rows
+from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory
 
 _MIN_BINS = 4  # fewer bins differ by their timesteps above all
@@ -80,7 +81,7 @@ def measure_score_noise(
     trajectory: Trajectory,
     *,
     steps: Sequence[int] | None = None,
-    damping: float | Literal["auto"] = "auto",
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from journey.bin_gram import decompose_bins
 from journey.features import Features
 from journey.integrations.tables import one_step
 from journey.intervals import Interval, check_interval
 from journey.queries import plan_queries
 from journey.regions import Region
-from journey.solve import Spectrum, check_damping, decompose
+from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.trajectory import Trajectory
 
 
@@ -173,7 +174,7 @@ def score(
     region: Region | list[Region] | None = None,
     completions: int = 0,
     num_inference_steps: int | None = None,
-    damping: float | Literal["auto"] = "auto",
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
@@ -184,7 +185,8 @@ def score(
     ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (gram + damping I)^-1 features[i]``
 
     The query at step t is the image predicted there, noised again to t, measured as the training images were, and
-    averaged over ``num_draws`` noises. The Gram matrix is always that of the whole range of timesteps.
+    averaged over ``num_draws`` noises. The Gram matrix is always that of the whole range of timesteps: the sum, over
+    images and bins, of the outer products of the bins' features, weighted by their share of the timesteps.
 
     Args:
         features: The training images, from ``journey.featurize`` with the same model.
@@ -203,8 +205,9 @@ def score(
             of what completions show one by one. Each costs as much as the prediction, and sampling it.
         num_inference_steps: Steps of the completions' sampler, the trajectory's by default; fewer are faster, and must
             visit the scored steps too.
-        damping: Ridge as a fraction of the mean eigenvalue of the Gram matrix; ``"auto"`` chooses it for each
-            checkpoint by generalised cross-validation on the training images.
+        damping: Ridge as a fraction of the mean eigenvalue of the Gram matrix, 1 by default; ``"auto"`` chooses it for
+            each checkpoint by generalised cross-validation on the training images, which is too little damping on
+            models that were retrained.
         num_draws: Noises per query and step, in antithetic pairs.
         seed: Names the noises.
         noise: The caller's own noises instead, as when comparing with another implementation; completions share them.
@@ -250,7 +253,7 @@ def score(
         spectrum, used = solved(features, name, damping)
         query = queries.measure(features, checkpoint, progress)
         rows = query.flatten(0, 1)
-        if train_interval is None:
+        if features.draws.bins == 1:
             scores = spectrum.scores(rows, used)
         else:
             solution = spectrum.precondition(rows, used)
@@ -291,19 +294,13 @@ def weighted_rows(features: Features, name: str, weights: Tensor) -> Iterator[Te
 
 
 def solved(features: Features, name: str, damping: float | Literal["auto"]) -> tuple[Spectrum, float]:
-    """Decompose a checkpoint's whole-range features and settle the damping, with its warnings.
+    """Decompose a checkpoint's Gram matrix and settle the damping, with its warnings.
 
     Returns:
         The spectrum and the relative damping.
     """
-    weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
-    size = (features.num_samples, features.featurizer.features_dim)
-    spectrum = decompose(lambda: weighted_rows(features, name, weights), *size)
-    used = float(damping) if damping != "auto" else _choose_damping(features, name, spectrum, weights)
+    denoiser = features.featurizer.denoiser
+    weights = features.draws.weights(denoiser.num_train_timesteps)
+    spectrum, used = decompose_bins(features.store, name, weights, damping, denoiser.device)
     spectrum.check(used)
     return spectrum, used
-
-
-def _choose_damping(features: Features, name: str, spectrum: Spectrum, weights: Tensor) -> float:
-    values = torch.cat([shard.values.double() @ weights for shard in features.store.iter_shards(name)])
-    return spectrum.choose_damping(values)

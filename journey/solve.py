@@ -20,6 +20,8 @@ from torch import Tensor
 
 from journey import ops
 
+# Relative damping of scores: what agrees best with retraining (docs/evaluation.md); cross-validation chooses less.
+DEFAULT_DAMPING = 1.0
 # Grid of the automatic choice: from far below to far above the mean eigenvalue.
 _DAMPING_GRID = torch.logspace(-6, 1, 71, dtype=torch.float64)
 
@@ -32,14 +34,16 @@ class Spectrum:
 
     Attributes:
         eigenvalues: Of the smaller of the two Gram matrices, ascending, float64, none negative. [rank_bound]
-        left: Features in the eigenbasis, ``Phi V``, float64. [num_samples, rank_bound]
+        left: Features in the eigenbasis, ``Phi V``, float64; None where it was not kept. [num_samples, rank_bound]
         right: Eigenvectors of ``Phi^T Phi``, or in the dual form ``Phi^T U / sqrt(eigenvalues)``, float64.
             [proj_dim, rank_bound]
+        num_samples: Rows of Phi.
     """
 
     eigenvalues: Tensor
-    left: Tensor
+    left: Tensor | None
     right: Tensor
+    num_samples: int
 
     @property
     def mean_eigenvalue(self) -> float:
@@ -49,7 +53,7 @@ class Spectrum:
     @property
     def noise_floor(self) -> float:
         """Eigenvalues below this are rounding: features are float32, their Gram matrix float64."""
-        size = max(len(self.left), len(self.right))
+        size = max(self.num_samples, len(self.right))
         return torch.finfo(torch.float64).eps * size * self.eigenvalues[-1].item()
 
     def scores(self, query: Tensor, damping: float) -> Tensor:
@@ -62,16 +66,19 @@ class Spectrum:
         Returns:
             Scores, float64. [num_queries, num_samples]
 
+        Raises:
+            ValueError: If ``left`` was not kept.
+
         Reference:
             Park et al., "TRAK", ICML 2023, section 3; the ridge is theirs in the code and explicit here.
         """
         coefficients = query.to(self.right) @ self.right
-        return (coefficients * self._inverse(damping)) @ self.left.T
+        return (coefficients * self._inverse(damping)) @ self._left().T
 
     def precondition(self, query: Tensor, damping: float) -> Tensor:
         """Return ``query (gram + damping * mean_eigenvalue * I)^-1``, to be multiplied with any features.
 
-        Features that are not rows of Phi, such as those of one bin of timesteps, also have a part outside the span of
+        Features that are not rows of Phi, nor sums of rows, may have a part outside the span of
         Phi; there the damped Gram matrix is the ridge alone.
 
         Args:
@@ -112,13 +119,13 @@ class Spectrum:
 
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
-        return self.left.square() @ self._inverse(damping)
+        return self._left().square() @ self._inverse(damping)
 
     def effective_rank(self, damping: float) -> float:
         """Return ``sum_j eigenvalue_j / (eigenvalue_j + damping)``, the number of directions that are in use."""
         return (self.eigenvalues * self._inverse(damping)).sum().item()
 
-    def choose_damping(self, values: Tensor) -> float:
+    def choose_damping(self, values: Tensor, moment: Tensor | None = None) -> float:
         """Return the relative damping of least generalised cross-validation error.
 
         The features' linear model of the measured values is ridge regression; GCV estimates its error on held-out
@@ -128,20 +135,25 @@ class Spectrum:
 
         Args:
             values: What was measured for each sample; centred here. [num_samples]
+            moment: ``Phi^T (values - mean)``, which stands in for ``left`` where that was not kept. [proj_dim]
 
         Returns:
             The best of 71 values between 1e-6 and 10.
+
+        Raises:
+            ValueError: If neither ``left`` was kept nor ``moment`` is given.
 
         Reference:
             Golub, Heath and Wahba, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter",
             Technometrics 1979, Eq. 1.4.
         """
-        y = values.to(self.left).flatten()
+        y = values.to(self.right).flatten()
         y = y - y.mean()
         n = len(y)
         # Coordinates of y in the features' left singular vectors; the rest of y is fitted by no damping.
         present = self.eigenvalues > self.noise_floor
-        z = (self.left[:, present].T @ y) / self.eigenvalues[present].sqrt()
+        inner = self._left().T @ y if moment is None else self.right.T @ moment.to(self.right)
+        z = inner[present] / self.eigenvalues[present].sqrt()
         rest = (y @ y - z @ z).clamp(min=0)
         shrink = self.eigenvalues[present] / (
             self.eigenvalues[present] + self.mean_eigenvalue * _DAMPING_GRID.to(z)[:, None]
@@ -179,6 +191,11 @@ class Spectrum:
                 stacklevel=4,
             )
 
+    def _left(self) -> Tensor:
+        if self.left is None:
+            raise ValueError("the features in the eigenbasis were not kept: decompose with keep_left=True")
+        return self.left
+
     def _inverse(self, damping: float) -> Tensor:
         ridge = damping * self.mean_eigenvalue
         floor = self.noise_floor
@@ -186,20 +203,21 @@ class Spectrum:
         return torch.where(keep, 1 / torch.where(keep, self.eigenvalues + ridge, 1.0), 0.0)
 
 
-def decompose(blocks: Blocks, num_samples: int, proj_dim: int) -> Spectrum:
+def decompose(blocks: Blocks, num_samples: int, proj_dim: int, *, keep_left: bool = True) -> Spectrum:
     """Decompose the Gram matrix of features that come in blocks.
 
     Args:
         blocks: Iterates over all features, in order; called up to two times. Each [num_rows, proj_dim]
         num_samples: Rows of all blocks together.
         proj_dim: Their columns.
+        keep_left: Keep the features in the eigenbasis, which scores of their own rows and leverages need.
 
     Returns:
         The spectrum, on the device of the blocks.
 
     Note:
         Dual form when ``num_samples <= proj_dim``: memory 3 * num_samples * proj_dim float64. Otherwise primal: blocks
-        are streamed, memory 2 * proj_dim**2 + num_samples * proj_dim float64.
+        are streamed, memory 2 * proj_dim**2 float64, and num_samples * proj_dim with ``keep_left``.
     """
     if num_samples <= proj_dim:
         phi = torch.cat([block.double() for block in blocks()])
@@ -207,7 +225,7 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int) -> Spectrum:
         eigenvalues = eigenvalues.clamp(min=0)
         root = eigenvalues.sqrt()
         safe = torch.where(root > 0, root, 1.0)
-        return Spectrum(eigenvalues, u * root, (phi.T @ u) / safe)
+        return Spectrum(eigenvalues, u * root if keep_left else None, (phi.T @ u) / safe, num_samples)
     gram = None
     for block in blocks():
         if gram is None:
@@ -215,8 +233,8 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int) -> Spectrum:
         ops.accumulate_gram_(gram, block)
     assert gram is not None
     eigenvalues, v = torch.linalg.eigh(gram, UPLO="U")
-    left = torch.cat([block.double() @ v for block in blocks()])
-    return Spectrum(eigenvalues.clamp(min=0), left, v)
+    left = torch.cat([block.double() @ v for block in blocks()]) if keep_left else None
+    return Spectrum(eigenvalues.clamp(min=0), left, v, num_samples)
 
 
 def check_damping(damping: float | Literal["auto"]) -> None:

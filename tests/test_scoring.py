@@ -179,12 +179,13 @@ def test_scores_under_several_checkpoints_are_averaged(tmp_path: Path) -> None:
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_bins_enter_with_their_weights(tmp_path: Path) -> None:
+def test_bins_enter_the_sum_and_the_gram_matrix_with_their_weights(tmp_path: Path) -> None:
     features = featurize(tmp_path / "f", draws=StratifiedDraws(num_draws=2, bins=3))
     bins = features.store.features("0").double()
-    phi = (0.33 * bins[:, 0] + 0.33 * bins[:, 1] + 0.34 * bins[:, 2]).numpy()
-    gram = phi.T @ phi
-    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / NUM_TRAIN * np.eye(len(gram)))
+    weights = torch.tensor([0.33, 0.33, 0.34], dtype=torch.float64)
+    phi = torch.einsum("nbk,b->nk", bins, weights).numpy()
+    gram = torch.einsum("nbk,b,nbl->kl", bins, weights, bins).numpy()
+    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / (3 * NUM_TRAIN) * np.eye(len(gram)))
     query = np.stack([np.stack([row.numpy() for row in rows]) for rows in queries(SmallDenoiser())])
     assert_near(score(features).values, query @ inverse @ phi.T)
 

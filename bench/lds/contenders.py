@@ -1,4 +1,4 @@
-"""What is compared: every preset, the library's default, our recommendation, and baselines without gradients."""
+"""What is compared: every preset, the loss with our draws, our recommendation, and baselines without gradients."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def contenders() -> list[Contender]:
     found = [Contender(name, _affordable(preset())) for name, preset in PRESETS.items()]
     found.append(Contender("journey_trak, as published", _affordable(journey_trak()), tune=False))
     default = Method("default", "this library", projector=_SKETCH, at_steps=True, query_draws=16)
-    found.append(Contender("library default", default, tune=False))
+    found.append(Contender("loss, 8 draws, asked at steps", default, tune=False))
     found += [
         Contender("ours", recommended()),
         Contender("loss, 32 draws", LOSS),

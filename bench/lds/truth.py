@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,48 +104,84 @@ def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
 def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
     """Retrain what is not there yet, measure all queries, and write the table."""
     tier = setting.tier
+    subsets, runs, paths = retrained(setting, processes)
+    queries = setting.queries
+    measured = measure_responses(setting.models[0], paths, queries, draws=_DRAWS)
+    responses = by_subset(subsets, runs, measured)
+    write_table(
+        path,
+        {
+            "what": "loss of every query under models retrained on random halves: [subset][seed][query][quarter of t]",
+            "training": tier.training(setting.train).fingerprint(),
+            "draws": _DRAWS.fingerprint(),
+            "queries": {"kinds": QUERY_KINDS, "of_each": tier.num_queries},
+            "subsets": subsets.to_json(),
+            "num_reported": tier.num_subsets,
+        },
+        responses,
+        digits=6,
+    )
+    return Truth(subsets, tier.num_subsets, responses)
+
+
+def retrained(setting: Setting, processes: int) -> tuple[Subsets, list[tuple[int, int]], list[Path]]:
+    """Retrain what is not there yet.
+
+    Returns:
+        The halves, reported ones first; the half and the seed of every model; and the file of its weights.
+    """
+    tier = setting.tier
     subsets = random_subsets(tier.num_train, tier.num_subsets + tier.num_tuning)
     # The most useful first, should somebody stop it: one seed of everything, then the other seeds.
     runs = [(j, 0) for j in range(len(subsets))]
     runs += [(j, seed) for seed in range(1, tier.num_seeds) for j in range(tier.num_subsets)]
-    training, models = tier.training(setting.train), setting.models
-    paths = retrain(
-        training, [Run(subsets.indices(j), seed) for j, seed in runs], setting.work / "models", processes=processes
-    )
-    queries = setting.queries
-    measured = measure_responses(models[0], paths, queries, draws=_DRAWS)
-    responses = torch.full((len(subsets), tier.num_seeds, len(queries), BINS), float("nan"))
+    wanted = [Run(subsets.indices(j), seed) for j, seed in runs]
+    paths = retrain(tier.training(setting.train), wanted, setting.work / "models", processes=processes)
+    return subsets, runs, paths
+
+
+def by_subset(subsets: Subsets, runs: Sequence[tuple[int, int]], measured: Tensor) -> Tensor:
+    """Put what was measured of each model in the place of its half and seed, NaN where there is none.
+
+    Args:
+        subsets: The halves.
+        runs: The half and the seed of every model.
+        measured: [num_models, ...]
+
+    Returns:
+        float32. [num_subsets, num_seeds, ...]
+    """
+    num_seeds = 1 + max(seed for _, seed in runs)
+    responses = torch.full((len(subsets), num_seeds, *measured.shape[1:]), float("nan"))
     for (j, seed), values in zip(runs, measured, strict=True):
         responses[j, seed] = values
-    truth = Truth(subsets, tier.num_subsets, responses)
-    document: dict[str, Any] = {
-        "what": "loss of every query under models retrained on random halves: [subset][seed][query][quarter of t]",
-        "training": training.fingerprint(),
-        "draws": _DRAWS.fingerprint(),
-        "queries": {"kinds": QUERY_KINDS, "of_each": tier.num_queries},
-        "subsets": subsets.to_json(),
-        "num_reported": tier.num_subsets,
-        "responses": [
-            [[[_digits(value) for value in query] for query in seed] for seed in subset]
-            for subset in responses.tolist()
-        ],
-    }
-    document["checksum"] = fingerprint_json(document["responses"])
+    return responses
+
+
+def write_table(path: Path, document: dict[str, Any], responses: Tensor, *, digits: int) -> None:
+    """Write responses as nested lists, None for what was not trained, below what they belong to."""
+    rounded = _rounded(responses.tolist(), digits)
+    document = {**document, "responses": rounded, "checksum": fingerprint_json(rounded)}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, separators=(",", ":")) + "\n")
-    return truth
+
+
+def read_table(path: Path) -> tuple[dict[str, Any], Tensor]:
+    """Read what ``write_table`` wrote: the document and the responses, NaN for what was not trained."""
+    document = json.loads(path.read_text())
+    return document, torch.tensor(_rounded(document["responses"], 17))
 
 
 def read_truth(path: Path) -> Truth:
     """Read the table that ``make_truth`` wrote."""
-    document = json.loads(path.read_text())
-    values = [
-        [[[float("nan") if value is None else value for value in query] for query in seed] for seed in subset]
-        for subset in document["responses"]
-    ]
-    return Truth(Subsets.from_json(document["subsets"]), document["num_reported"], torch.tensor(values))
+    document, responses = read_table(path)
+    return Truth(Subsets.from_json(document["subsets"]), document["num_reported"], responses)
 
 
-def _digits(value: float) -> float | None:
-    """Six digits, far below the differences between models; None for what was not trained."""
-    return None if value != value else float(f"{value:.6g}")
+def _rounded(values: Any, digits: int) -> Any:
+    """Significant digits, far below the differences between models; NaN and None stand for each other."""
+    if isinstance(values, list):
+        return [_rounded(value, digits) for value in values]
+    if values is None:
+        return float("nan")
+    return None if values != values else float(f"{values:.{digits}g}")

@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     add_measured(parser)
     add_trajectory(parser, required=False)
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
-    parser.add_argument("--damping", default="auto", help='fraction of the mean eigenvalue, or "auto" (default)')
+    parser.add_argument("--damping", default="1", help='fraction of the mean eigenvalue (default 1), or "auto"')
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
     add_running(parser)
 
