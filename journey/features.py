@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.solve import Spectrum
 from journey.store import FeatureStore
 
 
@@ -31,12 +32,16 @@ class Features:
         featurizer: The measurement, on the network whose weights ``checkpoints`` replace in turn.
         draws: Which timesteps and noise the training images were measured with.
         checkpoints: The weights, as given; None stands for the network's own.
+        solved: What ``journey.scoring`` keeps of earlier scores: decompositions by checkpoint and damping.
     """
 
     store: FeatureStore
     featurizer: Featurizer
     draws: Draws
     checkpoints: tuple[Checkpoint | None, ...]
+    solved: dict[tuple[str, float | str], tuple[Spectrum, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def num_samples(self) -> int:

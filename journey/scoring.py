@@ -21,6 +21,9 @@ from journey.regions import Region
 from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.trajectory import Trajectory
 
+# Decompositions that features keep, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
+_KEPT_SPECTRA = 2
+
 
 class Ranked(NamedTuple):
     """Training images in order of strength.
@@ -296,11 +299,18 @@ def weighted_rows(features: Features, name: str, weights: Tensor) -> Iterator[Te
 def solved(features: Features, name: str, damping: float | Literal["auto"]) -> tuple[Spectrum, float]:
     """Decompose a checkpoint's Gram matrix and settle the damping, with its warnings.
 
+    The last few decompositions are kept: a complete store does not change, and eigenvectors cost more than scores.
+
     Returns:
         The spectrum and the relative damping.
     """
-    denoiser = features.featurizer.denoiser
-    weights = features.draws.weights(denoiser.num_train_timesteps)
-    spectrum, used = decompose_bins(features.store, name, weights, damping, denoiser.device)
+    kept, denoiser = features.solved, features.featurizer.denoiser
+    if (name, damping) not in kept:
+        weights = features.draws.weights(denoiser.num_train_timesteps)
+        found = decompose_bins(features.store, name, weights, damping, denoiser.device)
+        while len(kept) >= _KEPT_SPECTRA:
+            kept.pop(next(iter(kept)))
+        kept[name, damping] = found
+    spectrum, used = kept[name, damping]
     spectrum.check(used)
     return spectrum, used

@@ -216,6 +216,16 @@ def test_more_rows_than_a_batch_holds_give_the_same_scores(tmp_path: Path, monke
     assert_near(score(features).values, expected.values.numpy(), 1e-5)
 
 
+def test_a_store_is_decomposed_once_for_each_damping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, calls = featurize(tmp_path / "f"), []
+    decompose = journey.scoring.decompose_bins
+    monkeypatch.setattr("journey.scoring.decompose_bins", lambda *args: (calls.append(args[3]), decompose(*args))[1])
+    first = {damping: score(features, damping=damping).values for damping in (0.1, 1.0)}
+    assert all(torch.equal(score(features, damping=damping).values, first[damping]) for damping in (1.0, 0.1))
+    assert calls == [0.1, 1.0]
+    assert not torch.equal(first[0.1], first[1.0])
+
+
 # The object that is returned.
 
 
