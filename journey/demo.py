@@ -84,7 +84,7 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, seed: int = 0, num_images: int = 8, train_steps: int = 1200, num_draws: int = 8, progress: bool = True
+    out: Path, *, seed: int = 0, num_images: int = 8, train_steps: int = 1200, num_draws: int = 2, progress: bool = True
 ) -> DemoResult:
     """Run the demo.
 
@@ -93,7 +93,7 @@ def run_demo(
         seed: Names everything random; the same seed repeats the run.
         num_images: Images to generate and attribute.
         train_steps: Optimiser steps of the DDPM.
-        num_draws: Timesteps per training image.
+        num_draws: Timesteps per training image and bin, of ten bins.
         progress: Show progress bars.
 
     Returns:
@@ -117,7 +117,7 @@ def run_demo(
         denoiser,
         dataset,
         out / "features",
-        draws=StratifiedDraws(num_draws=num_draws, seed=seed),
+        draws=StratifiedDraws(num_draws=num_draws, bins=10, seed=seed),
         projector=CountSketch(4096, seed=seed),
         progress=progress,
     )

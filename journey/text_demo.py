@@ -70,7 +70,7 @@ def run_text_demo(
     seed: int = 0,
     num_images: int = 4,
     train_steps: int = 3000,
-    num_draws: int = 8,
+    num_draws: int = 2,
     progress: bool = True,
 ) -> TextDemoResult:
     """Run the demo on one prompt.
@@ -84,7 +84,7 @@ def run_text_demo(
             it, so that all seeds share them.
         num_images: Images to make of the prompt.
         train_steps: Optimiser steps of the model.
-        num_draws: Timesteps per training image.
+        num_draws: Timesteps per training image and bin, of ten bins.
         progress: Show progress bars.
 
     Returns:
@@ -124,8 +124,8 @@ def run_text_demo(
     features = featurize(
         denoiser,
         dataset,
-        folder / f"features-{num_draws}",
-        draws=StratifiedDraws(num_draws=num_draws),
+        folder / f"features-10x{num_draws}",
+        draws=StratifiedDraws(num_draws=num_draws, bins=10),
         projector=CountSketch(4096),
         progress=progress,
     )
