@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from journey.draws import StratifiedDraws
-from journey.measurements import MeanOutput
 from journey.method import Measured, Method
 from journey.models.base import Denoiser
-from journey.preconditioners import Gram
-from journey.projectors import CountSketch
+from journey.presets import kfac_influence
 
 
-def recommended(*, num_draws: int = 32, proj_dim: int = 4096, seed: int = 0) -> Method:
-    """Return the method with the highest LDS on digits among those that only need gradients.
+def recommended(*, num_draws: int = 32, proj_dim: int = 16384, seed: int = 0) -> Method:
+    """Return influence functions with EK-FAC curvature, and what is strong in them emphasised.
 
-    ``score(q, i) = (query^T (gram + damping I)^-1 features[i])^2``
+    ``score(q, i) = s |s|`` with ``s = g_q^T (G + damping I)^-1 g_i``
 
-    The measurement is the mean of the network's output; every draw's gradient is divided by its norm before they are
-    averaged; draws are stratified over timesteps in antithetic pairs, each image's own. The square keeps what is
-    strongest and has no sign: there are no opponents. It answers for the whole generation, not for one step, for which
-    there is ``journey.score``.
+    The square keeps what is strongest and the sign tells proponents from opponents. It answers for the whole
+    generation, not for one step, for which there is ``journey.score``.
 
     Args:
         num_draws: Draws per image; more are worth more than any other choice.
-        proj_dim: Features.
-        seed: Names draws and projection.
+        proj_dim: Features; 4096 cost about 0.02 of LDS on digits.
+        seed: Names draws, directions and projection.
 
     Returns:
         The method.
 
     Reference:
-        Lin et al., "Diffusion Attribution Score", ICLR 2025, for the output as measurement and the square.
+        Mlodozeniec et al., "Influence Functions for Scalable Data Attribution in Diffusion Models", ICLR 2025, for the
+        curvature; Lin et al., "Diffusion Attribution Score", ICLR 2025, for the square, there without the sign.
     """
-    return Method(
-        "ours",
-        "this library",
-        measurement=MeanOutput(),
-        draws=StratifiedDraws(num_draws, seed=seed),
-        projector=CountSketch(proj_dim, seed=seed),
-        per_draw="normalized",
-        preconditioner=Gram(0.01),
-        adjust=_square,
-    )
+    base = kfac_influence(num_draws=num_draws, proj_dim=proj_dim, seed=seed)
+    return base.change(name="ours", reference="this library", adjust=_signed_square)
 
 
-def _square(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
-    return scores.square()
+def _signed_square(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+    return scores * scores.abs()

@@ -17,6 +17,7 @@ from journey import baselines
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.fingerprint import fingerprint_tensors
+from journey.measurements import MeanOutput
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
 from journey.presets import PRESETS, grass, journey_trak, kfac_influence
@@ -63,11 +64,11 @@ def contenders() -> list[Contender]:
     found.append(Contender("loss, 8 draws, asked at steps", default, tune=False))
     found += [
         Contender("ours", recommended()),
+        Contender("mean output, squared", MEAN_OUTPUT),
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
         Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
         Contender("grass, selective mask", grass(mask="selective")),
-        Contender("EK-FAC, signed squares", kfac_influence().change(adjust=_signed_squares)),
         Contender("EK-FAC and Gram", kfac_influence().change(preconditioner=Gram(3.0))),
     ]
     found += [
@@ -84,8 +85,8 @@ def _square_proponents(
     return scores.clamp(min=0).square()
 
 
-def _signed_squares(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
-    return scores * scores.abs()
+def _squared(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+    return scores.square()
 
 
 # The loss with many draws, each normalised; and with its strong proponents emphasised.
@@ -97,6 +98,8 @@ LOSS = Method(
     per_draw="normalized",
     preconditioner=Gram(0.3),
 )
+# DAS with our draws, without its weights of images; its scores have no sign.
+MEAN_OUTPUT = LOSS.change(name="mean-output", measurement=MeanOutput(), preconditioner=Gram(0.01), adjust=_squared)
 
 
 def measure(setting: Setting, contender: Contender) -> tuple[list[Measured], float]:

@@ -46,13 +46,13 @@ WIDTH = 100  # of the interval in which a retrained model replaces the attribute
 NUM_REMOVED = 48  # of 16 and 48, in a pilot with four queries, the one that is clear of both controls
 NUM_CONTROLS = 4
 OURS, DEFAULT, OPTIMAL, PIXELS = "ours", "library default", "optimal denoiser", "pixels, cosine"
-SQUARED, EKFAC = "loss, 32 draws, proponents squared", "EK-FAC, signed squares"
+SQUARED, MEAN_OUTPUT = "loss, 32 draws, proponents squared", "mean output, squared"
 
 # What a method says of the whole generation, and what it says of one step. [num_queries, num_train]
 WHOLE: dict[str, Callable[[Setting], Tensor]] = {
     OURS: lambda setting: _method(setting, OURS),
     SQUARED: lambda setting: _method(setting, SQUARED),
-    EKFAC: lambda setting: _method(setting, EKFAC),
+    MEAN_OUTPUT: lambda setting: _method(setting, MEAN_OUTPUT),
     OPTIMAL: lambda setting: baselines.optimal_denoiser(setting.models[0], setting.train, setting.trajectory.images),
     DEFAULT: lambda setting: journey.score(
         _features(setting), setting.trajectory, interval=(0, 1000), progress=False
