@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from journey import ops
 from journey.condition import Condition
 from journey.curvature import Block, Curvature
-from journey.denoiser import Denoiser
+from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, StratifiedDraws, keyed_noise
 from journey.errors import NonFiniteGradientError
 from journey.featurizer import Selection, selector
@@ -41,7 +41,7 @@ _LARGEST_EXACT = 1 << 13  # entries of a parameter whose whole block is formed
 
 
 def fit_ekfac(
-    denoiser: Denoiser,
+    model: Any,
     images: Tensor,
     *,
     draws: Draws = StratifiedDraws(),  # noqa: B008 - frozen
@@ -63,7 +63,7 @@ def fit_ekfac(
     memory: the layers' inputs and output gradients, and the gradients of one parameter, of up to 128 draws.
 
     Args:
-        denoiser: The model.
+        model: In any form that ``journey.featurize`` takes.
         images: Images in the space that the network denoises (latents for a model of latents), float32; image i has the
             draws of sample i. [num_samples, C, H, W]
         draws: Timesteps and noise; bins count alike.
@@ -92,6 +92,7 @@ def fit_ekfac(
         raise ValueError("images must not be empty")
     if condition is not None and len(condition) != len(images):
         raise ValueError(f"condition must have a row for each of the {len(images)} images, got {len(condition)}")
+    denoiser = as_denoiser(model)
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
     num_rows = len(images) * draws.bins * draws.num_draws
     bar = tqdm(total=2 * num_rows, unit="draw", desc="curvature", disable=not progress)

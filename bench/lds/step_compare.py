@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lds.step_contenders import DEFAULT, WHOLE_IMAGE, measured_scores, step_contenders
+from bench.lds.step_contenders import DEFAULT, WHITENED, WHOLE_IMAGE, measured_scores, step_contenders
 from bench.lds.step_truth import STEP_KINDS, StepTruth
 from bench.lds.truth import Setting
 from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
 from journey.evaluate.subsets import Subsets
 
-_BYTES = 4 * 4096
 # Rows of the short table and curves of the plot.
 SHOWN = (
+    WHITENED,
     DEFAULT,
     "1 bin of 8 draws, cross-validated",
     "optimal denoiser at the latent",
@@ -34,7 +34,7 @@ def compare_steps(setting: Setting, truth: StepTruth) -> dict[str, Any]:
         scores[contender.name] = measured_scores(setting, truth.trajectory, contender)
         rows[contender.name] = {
             "draws": 0 if contender.draws is None else contender.draws.bins * contender.draws.num_draws,
-            "bytes": _BYTES * contender.stored_bins,
+            "bytes": 4 * contender.stored,
             "tuning": _tuning(truth, scores[contender.name]),
         }
     document: dict[str, Any] = {"steps": truth.trajectory.timesteps.tolist(), "rows": rows, "ceiling": {}}

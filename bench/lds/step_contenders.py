@@ -19,8 +19,10 @@ from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
+WHITENED = "whitened by EK-FAC, damping 10"
 _WINDOW = 200  # timesteps on either side of a step
 _OURS = recommended()
+_WHITENED_DIM = 16384
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,13 @@ class StepContender:
         name: Its row.
         scores: Returns scores [num_queries, num_steps, num_train] for a setting and its queries' steps.
         draws: Draws of the training images, None where there are no features.
-        stored_bins: Features that are kept of each image.
+        stored: Numbers that are kept of each image.
     """
 
     name: str
     scores: Callable[[Setting, Trajectory], Tensor]
     draws: Draws | None = None
-    stored_bins: int = 0
+    stored: int = 0
 
 
 def step_contenders() -> list[StepContender]:
@@ -48,6 +50,9 @@ def step_contenders() -> list[StepContender]:
         _library("default, training draws near the step", default, window=True),
         _library("default, signed squares", default, adjust=lambda scores: scores * scores.abs()),
         _library("default, damping cross-validated", default, damping="auto"),
+        _library("whitened by EK-FAC, damping 1", default, whitened=True),
+        _library(WHITENED, default, whitened=True, damping=10.0),
+        _library("whitened by EK-FAC, damping 1000", default, whitened=True, damping=1000.0),
         _library("default, independent draws", StratifiedDraws(2, bins=10, antithetic=False)),
         _library("16 bins of 2 independent draws", StratifiedDraws(2, bins=16, antithetic=False)),
         _library("32 bins of 1 draw", StratifiedDraws(1, bins=32)),
@@ -57,7 +62,7 @@ def step_contenders() -> list[StepContender]:
         StepContender("optimal denoiser at the latent", _at_steps(_optimal_at_latent)),
         StepContender("optimal denoiser at x0_hat", _at_steps(_optimal_at_prediction)),
         StepContender("pixels of x0_hat, cosine", _at_steps(_pixels)),
-        StepContender(WHOLE_IMAGE, _whole_image, _OURS.draws, 1),
+        StepContender(WHOLE_IMAGE, _whole_image, _OURS.draws, 16384),
     ]
 
 
@@ -78,12 +83,19 @@ def _library(
     window: bool = False,
     damping: float | Literal["auto"] = DEFAULT_DAMPING,
     adjust: Callable[[Tensor], Tensor] | None = None,
+    whitened: bool = False,
 ) -> StepContender:
     """``journey.featurize`` and ``journey.score`` as they are."""
 
     def scores(setting: Setting, trajectory: Trajectory) -> Tensor:
-        model, out = setting.models[0], setting.work / "steps" / f"features-{draws.bins}x{_kind(draws)}"
-        features = journey.featurize(model, list(setting.train), out, draws=draws, progress=False)
+        model, projector = setting.models[0], journey.CountSketch()
+        if whitened:
+            # As in presets.kfac_influence.
+            fitted = StratifiedDraws(2, antithetic=False)
+            curvature = journey.fit_ekfac(model, setting.train, draws=fitted, progress=False)
+            projector = journey.Whitened(journey.CountSketch(_WHITENED_DIM), curvature, 1e-3)
+        out = setting.work / "steps" / f"features-{draws.bins}x{_kind(draws)}{'-whitened' * whitened}"
+        features = journey.featurize(model, list(setting.train), out, draws=draws, projector=projector, progress=False)
         if window:
             last = model.num_train_timesteps
             parts = [
@@ -100,7 +112,7 @@ def _library(
         values = journey.score(features, trajectory, damping=damping, progress=False).values
         return values if adjust is None else adjust(values)
 
-    return StepContender(name, scores, draws, draws.bins)
+    return StepContender(name, scores, draws, draws.bins * (_WHITENED_DIM if whitened else 4096))
 
 
 def _kind(draws: Draws) -> str:
