@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
-
-sys.path.append(str(Path(__file__).parents[1]))  # bench is not installed
 
 from bench.layers import CIFAR10, DIT, LORA, SD1, SMALL
 from bench.workload import NETWORKS
