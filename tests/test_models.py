@@ -257,8 +257,10 @@ def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> Non
     scores = journey.score(features, trajectory, steps=steps, damping=0.1, num_draws=2, progress=False)
 
     phi = features.matrix().double()
-    gram = phi @ phi.T  # three images: the dual
-    ridge = 0.1 * gram.trace() / len(phi)
+    # The Gram matrix is that of the bins, each half of the timesteps. Six rows: the dual.
+    rows = features.store.features("0").double().flatten(0, 1) * 0.5**0.5
+    gram = rows @ rows.T
+    ridge = 0.1 * gram.trace() / len(rows)
     network = as_denoiser(pipeline).network
     told = trajectory.condition
     assert told is not None
@@ -278,8 +280,9 @@ def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> Non
             return trainers_loss(name, pipeline, chosen, noise.flatten(0, 1)[rows], times, c.select(rows))
 
         query = one_at_a_time(network, losses, 2, 2).double()
-        # phi^T (phi phi^T + ridge)^-1 = (phi^T phi + ridge)^-1 phi^T
-        expected = torch.linalg.solve(gram + ridge * torch.eye(len(phi)), phi @ query.T).T
+        # (rows^T rows + ridge)^-1 = (1 - rows^T (rows rows^T + ridge)^-1 rows) / ridge
+        inner = torch.linalg.solve(gram + ridge * torch.eye(len(rows)), rows @ query.T)
+        expected = ((query - inner.T @ rows) @ phi.T) / ridge
         torch.testing.assert_close(scores.values[:, s].double(), expected, rtol=1e-3, atol=1e-5 * expected.abs().max())
 
 

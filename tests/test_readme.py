@@ -13,14 +13,16 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, whitened = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert "steps=300" in example
     whole = digits.load_digits_dataset()
     monkeypatch.setattr(
         digits, "load_digits_dataset", lambda: digits.DigitsDataset(whole.images[:12], whole.labels[:12])
     )
     monkeypatch.chdir(tmp_path)
-    exec(example.replace("steps=300", "steps=2"), {})
+    names: dict[str, object] = {}
+    exec(example.replace("steps=300", "steps=2"), names)
+    exec(whitened, names)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert all(re.fullmatch(r"\d+ \[(\(\d+, \d\)(, )?){5}\]", line) for line in lines), lines
