@@ -65,14 +65,17 @@ def _add(document: dict[str, Any], key: str, scores: dict[str, Tensor], response
     for row, name in enumerate(tables[0].rows):
         # One seed: every step resamples the same queries, subsets and seeds, so means over steps are resampled too.
         resampled = torch.stack([table.resampled for table in tables]).mean(0)
-        lead = resampled[list(tables[0].rows).index(DEFAULT)] - resampled[row]
-        means = [sum(table.rows[n].lds.value for table in tables) / steps for n in (name, DEFAULT)]
+        mean = sum(table.rows[name].lds.value for table in tables) / steps
         entry = document["rows"].setdefault(name, {})
         entry[key] = {
             "steps": [list(table.rows[name].lds) for table in tables],
-            "mean": _interval(means[0], resampled[row]),
-            "behind": _interval(means[1] - means[0], lead),
+            "mean": _interval(mean, resampled[row]),
         }
+        # By how much the two that are written about exceed it, on the same resamples.
+        for ahead, lead_name in ((DEFAULT, "behind"), (WHITENED, "behind_whitened")):
+            leader = sum(table.rows[ahead].lds.value for table in tables) / steps
+            lead = resampled[list(tables[0].rows).index(ahead)] - resampled[row]
+            entry[key][lead_name] = _interval(leader - mean, lead)
     ceilings = [table.ceiling for table in tables]
     document["ceiling"][key] = [None if ceiling is None else list(ceiling) for ceiling in ceilings]
 
