@@ -31,7 +31,7 @@ from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, is_out_of_memory, largest_batch
 from journey.projectors import Projector
 from journey.store import FeatureStore, StoreMismatchError
-from journey.store_curvature import fit_store_curvature
+from journey.store_curvature import fit_store_curvature, fitted_ids, read_samples
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
@@ -166,7 +166,7 @@ def featurize(
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
     if not use_store_curvature(featurizer, features.store.path):
-        _fit_curvature(features, encoded, size, progress)
+        _fit_curvature(features, encoded, size, adaptive, progress)
     _fill(features, encoded, size, adaptive, rank, world_size, check, progress)
     return features
 
@@ -212,15 +212,19 @@ def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]
     return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}
 
 
-def _fit_curvature(features: Features, encoded: EncodedDataset, batch_size: int, progress: bool) -> None:
+def _fit_curvature(
+    features: Features, encoded: EncodedDataset, batch_size: int, adaptive: bool, progress: bool
+) -> None:
     try:
-        fit_store_curvature(features, encoded, progress=progress)
+        rows = batch_size * features.draws.bins * features.draws.num_draws
+        fit_store_curvature(features, encoded, rows, adaptive, progress=progress)
     except NonFiniteGradientError:
-        # Features of the images themselves name the image, the timestep and the layer, where theirs are not finite.
+        # Where the images' own gradients are not finite either, these name the image, the timestep and the layer.
         spec = features.featurizer.projector
         assert isinstance(spec, Whitened)
         features.featurizer.projector = spec.inner
-        _fill(replace(features), encoded, batch_size, False, 0, 1, False, progress)
+        for i in fitted_ids(features.num_samples):
+            _measure(features.featurizer, features.draws, read_samples(features, encoded, [i]), [i], check=False)
         raise
 
 

@@ -32,7 +32,7 @@ from journey.row_gradients import row_gradients, squared_norms
 from journey.second_moments import accumulate_, check_finite, eigen
 
 # Inputs and output gradients of all layers are kept for so many rows at once.
-_ROWS_PER_BATCH = 32
+ROWS_PER_BATCH = 32
 # A larger side counts as the identity: its eigenvectors would cost more than they bring.
 LARGEST_SIDE = 4096
 # Added to every scale, as a fraction of the mean over all parameters. The gradient of some is rounding alone, such as
@@ -50,6 +50,7 @@ def fit_kfac(
     select: Selection | None = None,
     uncovered: Literal["error", "autograd"] = "error",
     seed: int = 0,
+    rows_per_batch: int = ROWS_PER_BATCH,
     progress: bool = True,
 ) -> Curvature:
     """Fit Kronecker factors of the curvature of the training loss of a model under its current weights.
@@ -60,7 +61,7 @@ def fit_kfac(
 
     One pass over images and draws, each a forward and a backward pass per draw, then an eigendecomposition in float64
     of a matrix for each side of each weight. Sums are float64. Peak memory: the layers' inputs and output gradients of
-    up to 32 draws.
+    ``rows_per_batch`` draws.
 
     Args:
         model: In any form that ``journey.featurize`` takes.
@@ -71,13 +72,15 @@ def fit_kfac(
         select: Which trainable parameters, as for ``Featurizer``; all by default.
         uncovered: As for ``Featurizer``.
         seed: Names the sampled directions.
+        rows_per_batch: Draws that go through the network at once. Changes the curvature only by rounding.
         progress: Show a progress bar.
 
     Returns:
         The curvature, on the model's device; the same bits for the same arguments on one device.
 
     Raises:
-        ValueError: If there are no images, or ``condition`` has another number of rows.
+        ValueError: If ``rows_per_batch`` is not positive, there are no images, or ``condition`` has another number of
+            rows.
         CoverageError: If parameters are not covered, see ``GradientEngine``.
         NonFiniteGradientError: If a pseudo-gradient is NaN or infinite; names the parameter.
 
@@ -89,27 +92,33 @@ def fit_kfac(
     denoiser = as_denoiser(model)
     gradients = PseudoGradients(denoiser, images, draws, condition, False, seed)
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
-    return fit_factors(gradients, engine, progress=progress)
+    return fit_factors(gradients, engine, rows_per_batch, progress=progress)
 
 
-def fit_factors(gradients: PseudoGradients, engine: GradientEngine, *, progress: bool) -> Curvature:
+def fit_factors(
+    gradients: PseudoGradients, engine: GradientEngine, rows_per_batch: int, *, progress: bool
+) -> Curvature:
     """Fit Kronecker factors to pseudo-gradients, see ``fit_kfac``.
 
     Args:
         gradients: What is fitted to.
         engine: Captures the gradients of the parameters that get a block.
-        progress: Show a progress bar.
+        rows_per_batch: As for ``fit_kfac``.
+        progress: Likewise.
 
     Returns:
         The curvature.
 
     Raises:
+        ValueError: If ``rows_per_batch`` is not positive.
         NonFiniteGradientError: If a pseudo-gradient is NaN or infinite; names the parameter.
     """
+    if rows_per_batch < 1:
+        raise ValueError(f"rows_per_batch must be positive, got {rows_per_batch}")
     factors = _Factors(engine.slots, gradients.denoiser.device)
     total = gradients.num_gradients
     with tqdm(total=total, unit="draw", desc="curvature", disable=not progress, dynamic_ncols=True) as bar:
-        for contributions, count in gradients.collect(engine, _ROWS_PER_BATCH):
+        for contributions, count in gradients.collect(engine, rows_per_batch):
             factors.add(contributions, count)
             bar.update(count)
     blocks = {name: factors.pop_block(name, gradients.num_rows) for name in engine.slots}

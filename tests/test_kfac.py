@@ -27,7 +27,7 @@ from journey.kfac import fit_kfac
 from journey.measurements import TrainingLoss
 from journey.projectors import CountSketch, Identity, ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
-from journey.store_curvature import _chosen
+from journey.store_curvature import fitted_ids
 from journey.weight_grad import weight_grad_tiles
 
 IMAGES, DRAWS = make_images(5), StratifiedDraws(num_draws=2, antithetic=False)
@@ -281,6 +281,19 @@ def store(path: Path, **options: Any) -> journey.Features:
     return journey.featurize(MODEL, Images(IMAGES), path, **{"progress": False, **options})
 
 
+def test_batches_change_the_curvature_only_by_rounding() -> None:
+    _, whole = fit(SmallDenoiser())
+    _, parts = fit(SmallDenoiser(), rows_per_batch=3)
+    for name, block in whole.blocks.items():
+        other = parts.blocks[name]
+        assert isinstance(block, KroneckerBlock)
+        assert isinstance(other, KroneckerBlock)
+        rows, channels = (max(1, n) for n in block.shape)
+        assert_close(dense(other, rows, channels, DAMPING), dense(block, rows, channels, DAMPING))
+    with pytest.raises(ValueError, match="rows_per_batch must be positive, got 0"):
+        fit(SmallDenoiser(), rows_per_batch=0)
+
+
 def test_featurize_whitens_by_what_it_fits_to_its_images(tmp_path: Path) -> None:
     features = store(tmp_path / "f", draws=DRAWS)
     curvature = fit_kfac(MODEL, IMAGES, progress=False)
@@ -328,7 +341,7 @@ def test_with_checkpoints_the_last_is_fitted(tmp_path: Path) -> None:
 
 @given(st.integers(1, 100_000))
 def test_fitted_images_are_distinct_and_reach_from_the_first_to_the_last(num_samples: int) -> None:
-    ids = _chosen(num_samples)
+    ids = fitted_ids(num_samples)
     assert ids == sorted(set(ids))
     assert len(ids) == min(num_samples, 512)
     assert (ids[0], ids[-1]) == (0, num_samples - 1)

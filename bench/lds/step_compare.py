@@ -26,10 +26,21 @@ SHOWN = (
 )
 
 
-def compare_steps(setting: Setting, truth: StepTruth) -> dict[str, Any]:
-    """Return the document of the comparison: for every contender and kind of query the LDS of each step."""
+def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) -> dict[str, Any]:
+    """Return the document of the comparison: for every contender and kind of query the LDS of each step.
+
+    Args:
+        setting: The tier.
+        truth: What really happens.
+        short: Compare what the short table shows alone.
+
+    Returns:
+        The document, see ``step_table``.
+    """
     scores, rows = {}, {}
     for contender in step_contenders():
+        if short and contender.name not in SHOWN:
+            continue
         print(f"{contender.name} ...", flush=True)
         scores[contender.name] = measured_scores(setting, truth.trajectory, contender)
         rows[contender.name] = {
