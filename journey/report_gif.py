@@ -28,7 +28,7 @@ from journey.report_draw import (
 from journey.report_view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
-    from journey.scoring import Scores
+    from journey.scores import Scores
     from journey.trajectory import Trajectory
 
 _MARGIN = 28

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from journey.scoring import Ranked, Scores
+    from journey.scores import Ranked, Scores
     from journey.trajectory import Trajectory
 
 Captions = Sequence[object] | Mapping[int, object]

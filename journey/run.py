@@ -17,7 +17,7 @@ from journey.datasets import Dataset, get_image
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.scoring import Scores
+from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
 
