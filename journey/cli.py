@@ -6,13 +6,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from journey import __version__
 from journey.commands import demo, featurize, influence, inspect, record, report, score, transitions
-from journey.commands.common import add_command
+from journey.commands.common import add_command, hidden_bars
 from journey.info import describe_installation
 
 _COMMANDS = (demo, featurize, record, score, transitions, influence, report, inspect)
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     out: Path | None = getattr(options, "out", None)
     try:
-        options.run(options)
+        with hidden_bars() if getattr(options, "quiet", False) else nullcontext():
+            options.run(options)
         if out is not None:
             _echo(out, arguments)
     except KeyboardInterrupt:

@@ -94,6 +94,17 @@ def test_score_reads_the_store_and_writes_scores_and_report(
         picture.verify()
 
 
+def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = ["record", "--num-inference-steps", "2", "--out", str(tmp_path), "--model"]
+    for quiet, place, status in ((False, model, 0), (True, model, 0), (True, tmp_path / "none", 1), (False, model, 0)):
+        assert main([*recording, str(place), *["--quiet"][:quiet]]) == status
+        told = capsys.readouterr().err
+        assert ("Loading pipeline components" in told) == (not quiet)
+        assert status or quiet == (not told)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
