@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.integrations.tables import one_step
 from journey.intervals import Interval
+from journey.saved import read_tensors, write_tensors
 
 
 class Ranked(NamedTuple):
@@ -109,18 +108,17 @@ class Scores:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores as one safetensors file; equal scores give equal bytes."""
         tensors = {
-            "values": self.values.contiguous(),
+            "values": self.values,
             "timesteps": self.timesteps,
             "train_ids": torch.tensor(self.train_ids),
-            # Not metadata: safetensors writes several entries of that in an order that changes from run to run.
             "damping": torch.tensor(self.damping, dtype=torch.float64),
         }
         for name in ("interval", "train_interval"):
             if getattr(self, name) is not None:
                 tensors[name] = torch.tensor(getattr(self, name))
         if self.region is not None:
-            tensors["region"] = self.region.contiguous()
-        save_file(tensors, path, metadata={"kind": "scores"})
+            tensors["region"] = self.region
+        write_tensors(path, "scores", tensors)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Scores:
@@ -133,12 +131,10 @@ class Scores:
             The scores.
 
         Raises:
-            ValueError: If the file holds something else.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or holds something else.
         """
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("kind") != "scores":
-                raise ValueError(f"{os.fspath(path)} holds no saved scores")
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 safe_open is no mapping
+        saved = read_tensors(path, "scores")
         return Scores(
             saved["values"],
             saved["timesteps"],

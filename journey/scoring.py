@@ -53,7 +53,7 @@ def score(
             ``(0, num_train_timesteps)`` is the whole generation.
         train_interval: Count the training images' draws in timesteps (t0, t1) alone, as their part of the whole score:
             intervals that cut the range in pieces have scores that add up to it. Bins that lie in it in part enter by
-            the share of their timesteps, so featurize with bins, such as ``StratifiedDraws(num_draws=2, bins=10)``.
+            the share of their timesteps; features in one bin have no such part.
         region: Score a part of the generated images alone: a box (top, left, bottom, right) in pixels, a mask image or
             a function, for all or one for each, see ``journey.regions.pixel_masks``. The scores of a region and of its
             complement add up to those of the whole image.
@@ -90,7 +90,10 @@ def score(
     if train_interval is not None:
         check_interval("train_interval", train_interval, num_train_timesteps)
         if features.draws.bins == 1:
-            raise ValueError("train_interval needs features in several bins of timesteps, these have one")
+            raise ValueError(
+                "train_interval needs features in several bins of timesteps, such as StratifiedDraws(num_draws=2, "
+                "bins=10) gives, got one bin"
+            )
     weights = features.draws.weights(num_train_timesteps, train_interval)
     queries = plan_queries(
         features,

@@ -109,6 +109,7 @@ def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
     ("changes", "message"),
     [
         (["--damping", "much"], 'damping must be "auto" or a number'),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--features", "nowhere"], "nowhere"),
         (["--data", "nowhere"], "dataset must be a folder of images, got nowhere"),
     ],
@@ -128,6 +129,12 @@ def test_a_mistake_is_explained_in_one_line_and_exits_with_one(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("journey: ")
     assert message in error
+
+
+def test_a_batch_size_that_cannot_be_read_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["featurize", "--model", "m", "--data", "d", "--out", "o", "--batch-size", "many"])
+    assert "argument --batch-size: must be a number of images or auto, got 'many'" in capsys.readouterr().err
 
 
 def test_a_store_of_another_run_is_refused_and_kept(

@@ -152,7 +152,10 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     if options.lora is not None:
         model = load_pipeline(model)
         if not hasattr(model, "load_lora_weights"):
-            raise ValueError(f"lora needs a pipeline that takes such weights, got {type(model).__name__}")
+            raise ValueError(
+                "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got "
+                f"{type(model).__name__}"
+            )
         model.load_lora_weights(options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):
