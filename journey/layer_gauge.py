@@ -45,7 +45,6 @@ class Fault(NamedTuple):
     part: str
 
 
-@torch.no_grad()
 def gauge_layers(engine: GradientEngine, values: Values, *, num_rows: int, num_groups: int) -> LayerSizes:
     """Measure the gradient of each layer for every group of rows, exactly: nothing is projected.
 
