@@ -15,7 +15,7 @@ from bench.memory import peak_bytes
 from bench.peers import AbsentPeerError
 from bench.per_sample import DattriCapture, NaiveHooks, vmap_gradients
 from bench.workload import Sizes, Workload, projected, sketched
-from journey import CountSketch, Gaussian, Rademacher, ops
+from journey import CountSketch, Gaussian, Rademacher, Whitened, fit_kfac, ops
 
 # Float32 forward and backward through dozens of layers; a parameter that is left out or wrong is off by far more.
 # Bfloat16 keeps eight bits, of which the layers' rounding leaves fewer.
@@ -28,6 +28,7 @@ GOAL_MEMORY = 0.2
 _Run = Callable[[Row, Sizes, Context], list[Row] | None]
 
 STEP = "a training step"
+WHITENED = "featurize, whitened"
 VMAP, HOOKS, DATTRI = "vmap(grad), unprojected", "naive hooks, unprojected", "dattri-llm capture, unprojected"
 
 
@@ -82,7 +83,7 @@ def _one_draw(row: Row, sizes: Sizes, context: Context) -> list[Row]:
     timings = _interleave(calls, context, _effort(context))
     _fill(row, sizes, timings)
     row.ratios += [Ratio(name, timings.ratio(name, "featurize"), error=errors[name]) for name in errors]
-    peers = [_peer_row(row, timings, name, error) for name, error in errors.items()]
+    peers = [_beside(row, timings, name, error) for name, error in errors.items()]
     return [*peers, _breakdown(row, timings)]
 
 
@@ -93,20 +94,25 @@ def _several_draws(row: Row, sizes: Sizes, context: Context) -> list[Row]:
     expected = sketched(work.expected_gradients(0), projector)
     row.error = checked(relative_error(work.features(featurizer)[:1], expected), TOLERANCE[sizes.dtype])
     calls: dict[str, Call] = {STEP: work.training_step, "featurize": lambda: work.features(featurizer)}
-    _fill(row, sizes, _interleave(calls, context, _effort(context)))
+    if not context.quick:
+        whitened = work.featurizer(Whitened(projector, fit_kfac(work.denoiser, work.images, progress=False)))
+        calls[WHITENED] = lambda: work.features(whitened)
+    timings = _interleave(calls, context, _effort(context))
+    _fill(row, sizes, timings)
     if sizes.network == GOAL_NETWORK:
         goal = GOAL_COST[context.device.type]
         row.goal = Goal("cost in training steps", "<=", goal, row.ratios[0].value.median)
     if context.quick:
         return []
+    rows = [_beside(row, timings, WHITENED), _memory_row(row, sizes, context)]
     if sizes.dtype != torch.float32:  # the published pipeline projects float32
-        return [_memory_row(row, sizes, context)]
+        return rows
     work.network.zero_grad(set_to_none=True)
     try:
         peers = published.rows(sizes, context, work, featurizer)
     except AbsentPeerError as error:
         peers = [Row("  published pipeline", row.sizes, row.device, note=str(error))]
-    return [_memory_row(row, sizes, context), *peers]
+    return [*rows, *peers]
 
 
 def _dense(row: Row, sizes: Sizes, context: Context, projector: Rademacher | Gaussian) -> None:
@@ -151,7 +157,7 @@ def _memory_row(row: Row, sizes: Sizes, context: Context) -> Row:
     return Row("  peak memory", row.sizes, row.device, note=note, goal=goal)
 
 
-def _peer_row(row: Row, timings: Timings, name: str, error: float) -> Row:
+def _beside(row: Row, timings: Timings, name: str, error: float | None = None) -> Row:
     ratio = Ratio(STEP, timings.ratio(name, STEP), "cost")
     seconds = timings.of(name)
     return Row(f"  {name}", row.sizes, row.device, seconds, timings.repetitions, ratios=[ratio], error=error)

@@ -18,6 +18,7 @@ from journey.gradients import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
+from journey.kfac import fit_kfac
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
@@ -78,6 +79,7 @@ __all__ = [
     "decompose",
     "featurize",
     "fit_ekfac",
+    "fit_kfac",
     "influence_matrix",
     "inspect",
     "open_features",

@@ -1,7 +1,7 @@
-"""Curvature of a loss in its eigenbasis, parameter by parameter, and the projector that divides by its root.
+"""Curvature of a loss, parameter by parameter, and the projector that divides gradients by its root.
 
-The curvature of each parameter is ``G = (U ⊗ V) diag(eigenvalues) (U ⊗ V)^T`` with orthogonal ``U`` and ``V``, that of
-the model has these as blocks. It is fitted elsewhere (``journey.ekfac``); here it is applied, kept and named.
+It is fitted elsewhere, as Kronecker factors alone (``journey.kfac``) or with eigenvalues of its own in their eigenbasis
+(``journey.ekfac``); here it is applied, kept and named.
 """
 
 from __future__ import annotations
@@ -9,46 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
 from journey.fingerprint import fingerprint_tensors
-from journey.projectors import ParameterSlot, Projector
+from journey.geometry import ConvGeometry
+from journey.projectors import CountSketch, ParameterSlot, Projector
 from journey.publish import publish
 
-
-class Block(NamedTuple):
-    """The curvature of one parameter; a basis that is None is the parameter's own.
-
-    Attributes:
-        eigenvalues: Not negative, float32. [rows, cols]
-        outputs: Eigenvectors on the side of the layer's outputs, as columns. [rows, rows]
-        inputs: Eigenvectors on the side of its inputs, as columns. [cols, cols]
-    """
-
-    eigenvalues: Tensor
-    outputs: Tensor | None
-    inputs: Tensor | None
-
-    def rotate(self, grads: Tensor, row_begin: int = 0) -> tuple[Tensor, int]:
-        """Express rows of gradients in the eigenbasis: ``outputs^T grads inputs``.
-
-        Args:
-            grads: Rows ``row_begin ...`` of gradients. [num_groups, num_rows, cols]
-            row_begin: First row of the parameter that ``grads`` holds; other rows count as zero.
-
-        Returns:
-            Rows of the coefficients, float32, and which is the first of them.
-        """
-        grads = grads.float()
-        if self.inputs is not None:
-            grads = grads @ self.inputs.to(grads.device)
-        if self.outputs is None:
-            return grads, row_begin
-        return self.outputs[row_begin : row_begin + grads.shape[1]].T.to(grads.device) @ grads, 0
+# How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
+# to be encoded for it. With the model and the images that a store names this determines it.
+FITTED_TO_STORE: dict[str, Any] = {"fit": "kfac", "num_images": 512, "run": 32, "num_draws": 2}
 
 
 class Curvature:
@@ -56,81 +31,81 @@ class Curvature:
 
     Args:
         blocks: The block of each parameter, by name.
+        origin: How it follows from what is named elsewhere, as JSON values; takes the place of a hash of the tensors.
     """
 
-    def __init__(self, blocks: Mapping[str, Block]) -> None:
+    def __init__(self, blocks: Mapping[str, Block], origin: Mapping[str, Any] | None = None) -> None:
         self.blocks = dict(blocks)
+        self.origin = origin
 
-    def whiten(self, slot: ParameterSlot, grads: Tensor, row_begin: int, damping: float) -> tuple[Tensor, int]:
-        """Return gradients in the eigenbasis, divided by the root of the damped eigenvalues.
-
-        ``(U^T grads V)_jk / sqrt(eigenvalues_jk + damping * mean(eigenvalues))``
-
-        Inner products of whitened gradients are ``g (G + ridge I)^-1 g'``, with no need to rotate back. A parameter
-        without any curvature gives zero: the model's output does not depend on it.
-
-        Args:
-            slot: The parameter.
-            grads: As for ``Block.rotate``.
-            row_begin: As for ``Block.rotate``.
-            damping: Ridge as a fraction of the mean eigenvalue of this parameter.
-
-        Returns:
-            As ``Block.rotate``.
+    def block(self, slot: ParameterSlot) -> Block:
+        """Return the block of a parameter.
 
         Raises:
-            ValueError: If the parameter has no block, or one of another shape.
+            ValueError: If there is none, or one of another shape.
         """
         block = self.blocks.get(slot.name)
-        if block is None or block.eigenvalues.shape != (slot.rows, slot.cols):
-            found = "none" if block is None else f"one of shape {list(block.eigenvalues.shape)}"
+        if block is None or not block.fits(slot.rows, slot.cols):
+            found = "none" if block is None else f"one of shape {block.shape}"
             raise ValueError(
                 f"curvature must have a block for {slot.name!r} of shape {[slot.rows, slot.cols]}, got {found}; fit it "
                 "to the model that is measured, with the same select"
             )
-        rotated, row_begin = block.rotate(grads, row_begin)
-        eigenvalues = block.eigenvalues[row_begin : row_begin + rotated.shape[1]].to(rotated.device)
-        ridge = damping * block.eigenvalues.mean().to(rotated.device)
-        return rotated * torch.where(ridge > 0, torch.rsqrt(eigenvalues + ridge), 0.0), row_begin
+        return block
 
-    def save(self, path: str | Path) -> None:
-        """Write everything as one safetensors file, whole or not at all."""
-        publish(Path(path), [save({name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()})])
+    def save(self, path: str | Path, *, exclusive: bool = False) -> None:
+        """Write everything as one safetensors file, whole or not at all.
+
+        Args:
+            path: The file.
+            exclusive: Refuse to replace an existing file.
+
+        Raises:
+            FileExistsError: If ``exclusive`` and the file exists.
+        """
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
+        publish(Path(path), [save(tensors, metadata={"sha256": fingerprint_tensors(tensors)})], exclusive=exclusive)
 
     @staticmethod
-    def load(path: str | Path) -> Curvature:
+    def load(path: str | Path, origin: Mapping[str, Any] | None = None) -> Curvature:
         """Read what ``save`` wrote.
 
         Args:
             path: The file.
+            origin: See ``Curvature``.
 
         Returns:
             The curvature, on the CPU.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file holds something else, or is damaged.
         """
+        try:
+            with safe_open(path, "pt") as file:
+                sha256 = (file.metadata() or {}).get("sha256")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 safe_open is no mapping
+        except SafetensorError as error:
+            raise ValueError(f"path must be a file that Curvature.save wrote, got {path}, which is damaged") from error
+        if sha256 != fingerprint_tensors(tensors):
+            raise ValueError(f"path must be a file that Curvature.save wrote, got {path}, of another or no SHA-256")
         parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load_file(path).items():
+        for key, tensor in tensors.items():
             name, _, part = key.rpartition("/")
             parts.setdefault(name, {})[part] = tensor
-        if any("eigenvalues" not in found or not found.keys() <= set(Block._fields) for found in parts.values()):
-            raise ValueError(f"path must be a file that Curvature.save wrote, got {path}")
-        blocks = {
-            name: Block(found["eigenvalues"], found.get("outputs"), found.get("inputs"))
-            for name, found in parts.items()
-        }
-        return Curvature(blocks)
+        blocks: dict[str, Block] = {}
+        for name, found in parts.items():
+            kind = next((k for k in (EigenBlock, KroneckerBlock) if k.parts_fit(found.keys())), None)
+            if kind is None:
+                raise ValueError(f"path must be a file that Curvature.save wrote, got {path}")
+            blocks[name] = kind(**found)
+        return Curvature(blocks, origin)
 
-    def fingerprint(self) -> str:
-        """Return the hash of all tensors."""
-        return fingerprint_tensors(self._tensors())
+    def fingerprint(self) -> Any:
+        """Return the origin, or else the hash of all tensors, as JSON values."""
+        return fingerprint_tensors(self._tensors()) if self.origin is None else dict(self.origin)
 
     def _tensors(self) -> dict[str, Tensor]:
-        pairs = (
-            (name, part, tensor) for name, block in self.blocks.items() for part, tensor in block._asdict().items()
-        )
-        return {f"{name}/{part}": tensor for name, part, tensor in pairs if tensor is not None}
+        return {f"{name}/{part}": t for name, block in self.blocks.items() for part, t in block.tensors().items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,19 +113,22 @@ class Whitened(Projector):
     """Gradients times the inverse root of the damped curvature, then another projector.
 
     Inner products of the features estimate ``g (G + damping I)^-1 g'``, the influence function, if both sides go
-    through this map: the inverse is split between them.
+    through this map: the inverse is split between them. Scores follow retraining better than those of plain gradients
+    (docs/evaluation.md).
 
     Args:
         inner: What whitened gradients go to.
-        curvature: The curvature, of all parameters that are measured.
-        damping: Ridge, as a fraction of the mean eigenvalue of each parameter.
+        curvature: The curvature, of all parameters that are measured. None lets ``journey.featurize`` fit Kronecker
+            factors (``journey.fit_kfac``) to some of the images and keep them in the store; nothing else takes None.
+        damping: Ridge, as a fraction of the mean eigenvalue: of each parameter, or with Kronecker factors of each
+            factor.
 
     Raises:
         ValueError: If ``damping`` is not positive.
     """
 
-    inner: Projector
-    curvature: Curvature
+    inner: Projector = CountSketch()  # noqa: RUF009 - frozen
+    curvature: Curvature | None = None
     damping: float = 0.1
 
     def __post_init__(self) -> None:
@@ -164,14 +142,32 @@ class Whitened(Projector):
 
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add the image of whitened gradients, see ``Projector.add_``."""
-        whitened, row_begin = self.curvature.whiten(slot, grads, row_begin, self.damping)
+        whitened, row_begin = self._block(slot).whiten(grads, row_begin, self.damping)
         self.inner.add_(features, slot, whitened, row_begin)
+
+    def add_outer_(
+        self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
+    ) -> None:
+        """Add the image of whitened weight gradients, which Kronecker factors never form, see ``Projector``."""
+        block = self._block(slot)
+        if isinstance(block, KroneckerBlock):
+            self.inner.add_outer_(features, slot, *block.whiten_outer(a, g, conv, self.damping), conv)
+        else:
+            super().add_outer_(features, slot, a, g, conv)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""
         return {
             "kind": "Whitened",
             "inner": self.inner.fingerprint(),
-            "curvature": self.curvature.fingerprint(),
+            "curvature": FITTED_TO_STORE if self.curvature is None else self.curvature.fingerprint(),
             "damping": self.damping,
         }
+
+    def _block(self, slot: ParameterSlot) -> Block:
+        if self.curvature is None:
+            raise ValueError(
+                "curvature must be given, got None, which journey.featurize alone replaces by what it fits to its "
+                "images; fit it with journey.fit_kfac"
+            )
+        return self.curvature.block(slot)

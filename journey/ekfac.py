@@ -1,43 +1,41 @@
 """EK-FAC: the curvature of a model's training loss in Kronecker-factored eigenbases, fitted to training images.
 
-The loss is a mean square over the D entries of the network's output f, whose Hessian is ``2 / D I``, so its generalised
-Gauss-Newton matrix is ``G = E[J^T (2 / D) J]`` with ``J = df / dθ``: the images' targets do not enter. The gradient of
-``sqrt(2 / D) <u, f>`` with ``E[u u^T] = I`` has the second moment G; such pseudo-gradients are all that is used.
-
-For a weight with gradient ``sum_p g_p a_p^T`` over positions p the eigenbasis is taken from two small matrices,
-``E[sum_p a_p a_p^T]`` and ``E[sum_p g_p g_p^T]`` ("expand": positions count as if they were samples), and eigenvalues
-are what the pseudo-gradients really have in it: ``E[(U^T grad V)^2]``.
+For a weight with pseudo-gradient (``journey.pseudo_gradients``) ``sum_p g_p a_p^T`` over positions p the eigenbasis is
+taken from two small matrices, ``E[sum_p a_p a_p^T]`` and ``E[sum_p g_p g_p^T]`` ("expand": positions count as if they
+were samples), and eigenvalues are what the pseudo-gradients really have in it: ``E[(U^T grad V)^2]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey import ops
 from journey.condition import Condition
-from journey.curvature import Block, Curvature
-from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, StratifiedDraws, keyed_noise
-from journey.errors import NonFiniteGradientError
+from journey.curvature import Curvature
+from journey.curvature_blocks import EigenBlock
+from journey.denoiser import as_denoiser
+from journey.draws import Draws, StratifiedDraws
 from journey.featurizer import Selection, selector
-from journey.gradients import GradientEngine, Values
-from journey.keys import derive_key, to_signed
+from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
 from journey.projectors import ParameterSlot
+from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients
+from journey.second_moments import accumulate_, check_finite, eigen
 from journey.weight_grad import as_positions
 
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
 _ROWS_PER_BATCH = 128
 _GRADIENT_FLOATS = 1 << 26
 _LARGEST_EXACT = 1 << 13  # entries of a parameter whose whole block is formed
+# The gradient of some parameters is rounding alone, such as that of the key biases of attention: 1e-16 of the mean
+# square over all parameters in float32, 1e-7 in bfloat16. Whitened it would look like any other, so it counts as zero.
+_ROUNDING = 1e-6
 
 
 def fit_ekfac(
@@ -88,81 +86,32 @@ def fit_ekfac(
         matrix and the loss; Eschenhagen et al., "Kronecker-Factored Approximate Curvature for Modern Neural Network
         Architectures", NeurIPS 2023, for layers with positions.
     """
-    if not len(images):
-        raise ValueError("images must not be empty")
-    if condition is not None and len(condition) != len(images):
-        raise ValueError(f"condition must have a row for each of the {len(images)} images, got {len(condition)}")
     denoiser = as_denoiser(model)
+    gradients = PseudoGradients(denoiser, images, draws, condition, exact, seed)
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
-    num_rows = len(images) * draws.bins * draws.num_draws
-    bar = tqdm(total=2 * num_rows, unit="draw", desc="curvature", disable=not progress)
-    batches = _Batches(denoiser, images, draws, condition, exact, seed)
-
-    def collected() -> Iterator[tuple[dict[str, list[Contribution]], int]]:
-        largest = max(slot.rows * slot.cols for slot in engine.slots.values())
-        for rows in torch.arange(num_rows).split(max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))):
-            for values in batches.pseudo_losses(rows):
-                yield engine.collect(values, num_rows=len(rows)), len(rows)
-            bar.update(len(rows))
-
+    largest = max(slot.rows * slot.cols for slot in engine.slots.values())
+    rows_per_batch = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
+    num_rows = gradients.num_rows
+    bar = tqdm(total=2 * gradients.num_gradients, unit="draw", desc="curvature", disable=not progress)
     factors = _Factors(engine.slots, denoiser.device)
-    for contributions, count in collected():
+    for contributions, count in gradients.collect(engine, rows_per_batch):
         factors.add(contributions, count)
+        bar.update(count)
     blocks = {name: factors.pop_basis(name) for name in engine.slots}
-    for contributions, count in collected():
+    for contributions, count in gradients.collect(engine, rows_per_batch):
         for name in list(contributions):
             grads = row_gradients(engine.slots[name], contributions.pop(name), count)
             squares = blocks[name].rotate(grads)[0].square()
             blocks[name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / num_rows)
+        bar.update(count)
     bar.close()
     for name, block in blocks.items():
-        _check_finite(name, block.eigenvalues)
-    return Curvature({name: block._replace(eigenvalues=block.eigenvalues.float()) for name, block in blocks.items()})
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """Rows, image after image and draw after draw, with the pseudo-losses whose gradients are wanted."""
-
-    denoiser: Denoiser
-    images: Tensor
-    draws: Draws
-    condition: Condition | None
-    exact: bool
-    seed: int
-
-    def pseudo_losses(self, rows: Tensor) -> Iterator[Values]:
-        """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
-        denoiser, device, shape = self.denoiser, self.denoiser.device, tuple(self.images.shape[1:])
-        per_image = self.draws.bins * self.draws.num_draws
-        ids = list(range(int(rows[0]) // per_image, int(rows[-1]) // per_image + 1))
-        here = (rows - ids[0] * per_image).to(device)  # among all draws of these images
-        timesteps = self.draws.timesteps(ids, denoiser.num_train_timesteps)
-        times = timesteps.flatten().to(device)[here]
-        counts = self.draws.row_weights(timesteps, denoiser.num_train_timesteps)
-        noise = self.draws.noise(ids, shape, device).flatten(0, 2)[here]
-        x0 = self.images[rows // per_image].to(device)
-        x_t = denoiser.add_noise(x0, noise, times)
-        told = None if self.condition is None else self.condition.select(rows // per_image).to(device)
-        size = prod(shape)
-        scale = torch.full((len(rows),), 2 / size, device=device)
-        if counts is not None:
-            scale *= counts.flatten().to(device)[here]
-
-        def along(directions: Tensor) -> Values:
-            def values(part: slice) -> Tensor:
-                prediction = denoiser.predict(x_t[part], times[part], None if told is None else told.select(part))
-                return scale[part].sqrt() * (directions[part] * prediction.flatten(1)).sum(1)
-
-            return values
-
-        if self.exact:
-            for unit in torch.eye(size, device=device):
-                yield along(unit.expand(len(rows), size))
-        else:
-            keys = torch.tensor([to_signed(derive_key(self.seed, "pseudo-gradient", i)) for i in ids])
-            drawn = keyed_noise(keys, per_image, shape, device, antithetic=False, per=per_image)
-            yield along(drawn.flatten(0, 2).flatten(1)[here])
+        check_finite(name, block.eigenvalues)
+    mean = sum(block.eigenvalues.sum() for block in blocks.values()) / engine.num_parameters
+    for block in blocks.values():
+        if block.eigenvalues.mean() < _ROUNDING * mean:
+            block.eigenvalues.zero_()
+    return Curvature({name: replace(block, eigenvalues=block.eigenvalues.float()) for name, block in blocks.items()})
 
 
 class _Factors:
@@ -180,42 +129,22 @@ class _Factors:
         for name, contributions in collected.items():
             slot = self._slots[name]
             if slot.rows == 1 and slot.cols <= _LARGEST_EXACT:
-                _accumulate(self._inputs, name, row_gradients(slot, contributions, num_rows))
+                accumulate_(self._inputs, name, row_gradients(slot, contributions, num_rows))
                 continue
             for contribution in contributions:
                 if isinstance(contribution, Outer):
                     pair = as_positions(contribution.a, contribution.g, contribution.conv)
                     if pair is not None:
-                        _accumulate(self._inputs, name, pair[0])
-                        _accumulate(self._outputs, name, pair[1])
+                        accumulate_(self._inputs, name, pair[0])
+                        accumulate_(self._outputs, name, pair[1])
 
-    def pop_basis(self, name: str) -> Block:
+    def pop_basis(self, name: str) -> EigenBlock:
         """Return a block with the bases of a parameter and eigenvalues of zero, float64, and forget its factors."""
         slot = self._slots[name]
         outputs, inputs = (_eigenvectors(name, found.pop(name, None)) for found in (self._outputs, self._inputs))
-        return Block(torch.zeros(slot.rows, slot.cols, dtype=torch.float64, device=self._device), outputs, inputs)
-
-
-def _accumulate(grams: dict[str, Tensor], name: str, vectors: Tensor) -> None:
-    """Add the second moment of vectors [..., dim], float64, upper triangle."""
-    size = vectors.shape[-1]
-    if name not in grams:
-        grams[name] = torch.zeros(size, size, dtype=torch.float64, device=vectors.device)
-    ops.accumulate_gram_(grams[name], vectors.reshape(-1, size).contiguous())
+        return EigenBlock(torch.zeros(slot.rows, slot.cols, dtype=torch.float64, device=self._device), outputs, inputs)
 
 
 def _eigenvectors(name: str, gram: Tensor | None) -> Tensor | None:
-    """Columns, float32; of the upper triangle."""
-    if gram is None:
-        return None
-    _check_finite(name, gram)
-    basis: Tensor = torch.linalg.eigh(gram, UPLO="U").eigenvectors
-    return basis.float()
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise NonFiniteGradientError(
-            f"the curvature of {name!r} is NaN or infinite. Check the model's weights and the images; a float16 model "
-            "may need bfloat16 or float32"
-        )
+    """Columns, float32."""
+    return None if gram is None else eigen(name, gram)[1].float()

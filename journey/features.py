@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from journey.checkpoints import Checkpoint, loaded
+from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import StoreMismatchError
@@ -21,6 +23,9 @@ from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingL
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.solve import Spectrum
 from journey.store import FeatureStore
+
+# Of the curvature that a store fits to some of its own images, see ``journey.store_curvature``.
+CURVATURE_FILE = "curvature.safetensors"
 
 
 @dataclass(frozen=True)
@@ -117,19 +122,49 @@ def open_features(
     featurizer = Featurizer(
         as_denoiser(model),
         measurement=measurement or _rebuild(stored, "measurement", _MEASUREMENTS),
-        projector=projector or _rebuild(stored, "projector", _PROJECTORS),
+        projector=projector or _rebuild_projector(stored["projector"]),
         select=select,
         uncovered=uncovered,
     )
+    if not use_store_curvature(featurizer, store.path):
+        raise FileNotFoundError(
+            f"{store.path} is without the curvature that its features were whitened by; run featurize again with the "
+            "same arguments, it measures only what is missing"
+        )
     weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
     features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
     features.check_model()
     return features
 
 
+def use_store_curvature(featurizer: Featurizer, folder: Path) -> bool:
+    """Give a projector that is without a curvature the one of a store.
+
+    Args:
+        featurizer: Has the projector.
+        folder: Of the store.
+
+    Returns:
+        Whether the projector is ready for use: it has a curvature now, or needs none.
+    """
+    projector = featurizer.projector
+    if isinstance(projector, Whitened) and projector.curvature is None:
+        if not (folder / CURVATURE_FILE).exists():
+            return False
+        featurizer.projector = replace(projector, curvature=Curvature.load(folder / CURVATURE_FILE, FITTED_TO_STORE))
+    return True
+
+
 _MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm, MeanOutput)}
 _PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
 _DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws, ImportanceDraws)}
+
+
+def _rebuild_projector(stored: Any) -> Projector:
+    if stored["kind"] == "Whitened" and stored["curvature"] == FITTED_TO_STORE:
+        return Whitened(_rebuild_projector(stored["inner"]), damping=stored["damping"])
+    found: Projector = _rebuild({"projector": stored}, "projector", _PROJECTORS)
+    return found
 
 
 def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -> Any:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from curvature_models import PIXELS, Odd, OneLayer, Square, Stack
 from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
 import journey
 from journey import ekfac
 from journey.condition import Condition
-from journey.curvature import Block, Curvature, Whitened
+from journey.curvature import Curvature, Whitened
+from journey.curvature_blocks import EigenBlock
 from journey.denoiser import Denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws
 from journey.ekfac import fit_ekfac
@@ -24,63 +25,10 @@ from journey.importance_draws import ImportanceDraws
 from journey.measurements import TrainingLoss
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch, Identity, ParameterSlot
+from journey.pseudo_gradients import PseudoGradients
 from journey.shared_draws import SharedDraws
 
 IMAGES, DRAWS = make_images(3), StratifiedDraws(num_draws=2)
-PIXELS = 64
-
-
-class Stack(nn.Module):
-    """A denoiser made of one function of its input, the time and the modules."""
-
-    def __init__(self, **modules: nn.Module) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(in_channels=1, sample_size=8)
-        torch.manual_seed(0)
-        for name, module in modules.items():
-            for parameter in module.parameters():
-                nn.init.normal_(parameter, std=0.3)
-            self.add_module(name, module)
-        self.eval()
-
-
-class OneLayer(Stack):
-    """``mix W a`` with a frozen mix: the curvature of W is a Kronecker product, since ``df / d(W a)`` does not vary."""
-
-    def __init__(self) -> None:
-        super().__init__(layer=nn.Linear(PIXELS, 5), mix=nn.Linear(5, PIXELS))
-        self.mix.requires_grad_(False)
-
-    def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        return self.mix(self.layer(x_t.flatten(1))).view_as(x_t)
-
-
-class Square(Stack):
-    """The same with as many inputs as outputs, so that an exchange of the factors shows in the values alone."""
-
-    def __init__(self) -> None:
-        super().__init__(layer=nn.Linear(6, 6, bias=False), enter=nn.Linear(PIXELS, 6), mix=nn.Linear(6, PIXELS))
-        self.enter.requires_grad_(False)
-        self.mix.requires_grad_(False)
-
-    def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        return self.mix(self.layer(torch.tanh(self.enter(x_t.flatten(1))))).view_as(x_t)
-
-
-class Odd(Stack):
-    """A convolution in groups, one over a row of pixels, one that is called twice, an embedding of the time."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            line=nn.Conv1d(8, 4, 3, padding=1),
-            time=nn.Embedding(100, 4),
-            twice=nn.Conv1d(4, 4, 1),
-            groups=nn.Conv1d(4, 8, 3, padding=1, groups=2),
-        )
-
-    def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        x = self.line(x_t[:, 0]) + self.time(timesteps)[:, :, None]
-        return self.groups(self.twice(torch.tanh(self.twice(x))))[:, None]
 
 
 def noised(model: Denoiser, draws: Draws = DRAWS) -> tuple[Tensor, Tensor]:
@@ -109,7 +57,7 @@ def explicit(model: Denoiser, draws: Draws = DRAWS) -> dict[str, Tensor]:
     return {name: 2 / PIXELS / len(times) * j.T @ j for name, j in flat.items()}
 
 
-def basis(block: Block) -> Tensor:
+def basis(block: EigenBlock) -> Tensor:
     """Eigenvectors of the flattened parameter, as columns. [numel, numel]."""
     rows, cols = block.eigenvalues.shape
     outputs = torch.eye(rows) if block.outputs is None else block.outputs
@@ -117,7 +65,7 @@ def basis(block: Block) -> Tensor:
     return torch.kron(outputs.double(), inputs.double())
 
 
-def matrix(block: Block) -> Tensor:
+def matrix(block: EigenBlock) -> Tensor:
     """The curvature that a block stands for. [numel, numel]."""
     vectors = basis(block)
     return vectors @ torch.diag(block.eigenvalues.double().flatten()) @ vectors.T
@@ -226,7 +174,7 @@ def test_the_network_is_told_what_belongs_to_each_image() -> None:
 def test_every_image_and_draw_has_a_direction_of_its_own() -> None:
     model, images = Denoiser(SmallDenoiser(), make_scheduler()), IMAGES[:1].repeat(3, 1, 1, 1)
     draws = SharedDraws(GridDraws(num_draws=2), one_noise=True)  # so that predictions of the images are equal
-    batches = ekfac._Batches(model, images, draws, None, False, 0)
+    batches = PseudoGradients(model, images, draws, None, False, 0)
     (values,) = batches.pseudo_losses(torch.arange(6))
     assert len(set(values(slice(0, 6)).tolist())) == 6
     (part,) = batches.pseudo_losses(torch.arange(3, 5))  # the same, whatever the batch
@@ -266,7 +214,7 @@ def test_whitening_divides_every_parameter_by_the_root_of_its_damped_curvature()
 
 def test_a_parameter_that_the_output_does_not_depend_on_gives_zero() -> None:
     slot = ParameterSlot("w", 2, 3, 0)
-    curvature = Curvature({"w": Block(torch.zeros(2, 3), torch.eye(2), torch.eye(3))})
+    curvature = Curvature({"w": EigenBlock(torch.zeros(2, 3), torch.eye(2), torch.eye(3))})
     features = torch.zeros(1, 6)
     Whitened(Identity(), curvature).add_(features, slot, torch.ones(1, 2, 3))
     assert torch.equal(features, torch.zeros(1, 6))
@@ -316,7 +264,7 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path) -> None:
         Whitened(Identity(), Curvature({}), 0)
     with pytest.raises(ValueError, match="images must not be empty"):
         fit_ekfac(Denoiser(SmallDenoiser(), make_scheduler()), IMAGES[:0])
-    Curvature({"w": Block(torch.zeros(1, 1), None, None)}).save(tmp_path / "w")
+    Curvature({"w": EigenBlock(torch.zeros(1, 1), None, None)}).save(tmp_path / "w")
     network = SmallDenoiser()
     with torch.no_grad():
         network.outward.weight[0, 0, 0, 0] = float("nan")

@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="write the tables into this file, between its markers")
     parser.add_argument("--retrain", action="store_true", help="make the tables of losses again")
     parser.add_argument("--only", choices=("images", "steps"), help="whole images or single steps alone")
+    parser.add_argument("--short", action="store_true", help="at single steps compare only what is shown and drawn")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tier = TIERS[options.tier]
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         responses = options.out / f"lds-{tier.name}-steps.json"
         if options.retrain or not responses.exists():
             make_step_truth(setting, responses, options.processes)
-        document = compare_steps(setting, read_step_truth(responses))
+        document = compare_steps(setting, read_step_truth(responses), short=options.short)
         stem = options.out / f"lds-{tier.name}-steps-table"
         plot_steps(document, stem.with_suffix(".png"))
         _write(document, step_table(document), stem)

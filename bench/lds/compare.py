@@ -53,7 +53,7 @@ def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tenso
     if contender.baseline is not None:
         begin = time.process_time()
         values = contender.baseline(setting)
-        return values, {"seconds": time.process_time() - begin, "bytes": 0, "damping": None}
+        return values, {"seconds": time.process_time() - begin, "bytes": 4 * contender.stored, "damping": None}
     assert contender.method is not None
     measured, seconds = measure(setting, contender)
     damping = _tuned(setting, truth, contender, measured) if contender.damped else None

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import journey
 from bench.lds.truth import Setting
 from journey import baselines
 from journey.denoiser import Denoiser
@@ -39,7 +40,8 @@ class Contender:
     Args:
         name: Its row.
         method: The method, None for a baseline.
-        baseline: Scores from the setting, for one without gradients.
+        baseline: Scores from the setting, for one that is no ``Method``. [num_queries, num_train]
+        stored: Numbers that a baseline keeps of each image.
         ensemble: Models of the whole training set whose scores are averaged.
         tune: Choose the damping on the halves for tuning.
     """
@@ -47,6 +49,7 @@ class Contender:
     name: str
     method: Method | None = None
     baseline: Callable[[Setting], Tensor] | None = None
+    stored: int = 0
     ensemble: int = 1
     tune: bool = True
 
@@ -64,6 +67,7 @@ def contenders() -> list[Contender]:
     found.append(Contender("loss, 8 draws, asked at steps", default, tune=False))
     found += [
         Contender("ours", recommended()),
+        Contender("library default", baseline=_library_default, stored=10 * 4096),
         Contender("mean output, squared", MEAN_OUTPUT),
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
@@ -77,6 +81,14 @@ def contenders() -> list[Contender]:
         Contender("optimal denoiser (NDA)", baseline=_optimal_denoiser),
     ]
     return found
+
+
+def _library_default(setting: Setting) -> Tensor:
+    """``journey.featurize`` and ``journey.score``: the mean of the scores at single steps, as of a finished image."""
+    model = setting.models[0]
+    features = journey.featurize(model, list(setting.train), setting.work / "features", progress=False)
+    trajectory = noised_trajectory(model, setting.queries, _STEPS)
+    return journey.score(features, trajectory, progress=False).values.mean(1)
 
 
 def _square_proponents(

@@ -13,16 +13,19 @@ import journey
 from bench.lds.truth import Setting
 from journey import baselines
 from journey.draws import Draws, StratifiedDraws
+from journey.fingerprint import fingerprint_json
+from journey.projectors import Projector
 from journey.recommended import recommended
 from journey.scoring import Scores
 from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
-WHITENED = "whitened by EK-FAC, damping 10"
+PLAIN = "plain gradients, damping 1"
 _WINDOW = 200  # timesteps on either side of a step
 _OURS = recommended()
-_WHITENED_DIM = 16384
+_DRAWS = StratifiedDraws(2, bins=10)  # the default
+_SKETCH, _LONG = journey.CountSketch(), journey.CountSketch(16384)
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,24 @@ class StepContender:
 
 
 def step_contenders() -> list[StepContender]:
-    """Return all that is compared."""
-    default = StratifiedDraws(2, bins=10)
+    """Return all that is compared: the default with one thing changed, plain gradients, and baselines."""
     return [
-        _library(DEFAULT, default),
-        _library("default, training draws near the step", default, window=True),
-        _library("default, signed squares", default, adjust=lambda scores: scores * scores.abs()),
-        _library("default, damping cross-validated", default, damping="auto"),
-        _library("whitened by EK-FAC, damping 1", default, whitened=True),
-        _library(WHITENED, default, whitened=True, damping=10.0),
-        _library("whitened by EK-FAC, damping 1000", default, whitened=True, damping=1000.0),
-        _library("default, independent draws", StratifiedDraws(2, bins=10, antithetic=False)),
-        _library("16 bins of 2 independent draws", StratifiedDraws(2, bins=16, antithetic=False)),
+        _library(DEFAULT),
+        _library("damping 1", damping=1.0),
+        _library("damping 100", damping=100.0),
+        _library("damping cross-validated", damping="auto"),
+        _library("training draws near the step", window=True),
+        _library("signed squares", adjust=lambda scores: scores * scores.abs()),
+        _library("sketched to 16,384", projector=lambda _: journey.Whitened(_LONG), proj_dim=16384),
+        _library("independent draws", StratifiedDraws(2, bins=10, antithetic=False)),
         _library("32 bins of 1 draw", StratifiedDraws(1, bins=32)),
         _library("1 bin of 8 draws", StratifiedDraws(8)),
-        _library("1 bin of 8 draws, cross-validated", StratifiedDraws(8), damping="auto"),
         _library("1 bin of 32 draws", StratifiedDraws(32)),
+        _library("whitened by EK-FAC, sketched to 16,384", projector=_ekfac, proj_dim=16384),
+        _library(PLAIN, damping=1.0, projector=lambda _: _SKETCH),
+        _library("plain gradients, damping cross-validated", damping="auto", projector=lambda _: _SKETCH),
+        _library("plain gradients, 32 bins of 1 draw", StratifiedDraws(1, bins=32), 1.0, projector=lambda _: _SKETCH),
+        _library("plain gradients, 1 bin of 8 draws", StratifiedDraws(8), "auto", projector=lambda _: _SKETCH),
         StepContender("optimal denoiser at the latent", _at_steps(_optimal_at_latent)),
         StepContender("optimal denoiser at x0_hat", _at_steps(_optimal_at_prediction)),
         StepContender("pixels of x0_hat, cosine", _at_steps(_pixels)),
@@ -78,24 +83,20 @@ def measured_scores(setting: Setting, trajectory: Trajectory, contender: StepCon
 
 def _library(
     name: str,
-    draws: Draws,
-    *,
-    window: bool = False,
+    draws: Draws = _DRAWS,
     damping: float | Literal["auto"] = DEFAULT_DAMPING,
+    *,
+    projector: Callable[[Setting], Projector] = lambda _: journey.Whitened(),
+    proj_dim: int = 4096,
+    window: bool = False,
     adjust: Callable[[Tensor], Tensor] | None = None,
-    whitened: bool = False,
 ) -> StepContender:
     """``journey.featurize`` and ``journey.score`` as they are."""
 
     def scores(setting: Setting, trajectory: Trajectory) -> Tensor:
-        model, projector = setting.models[0], journey.CountSketch()
-        if whitened:
-            # As in presets.kfac_influence.
-            fitted = StratifiedDraws(2, antithetic=False)
-            curvature = journey.fit_ekfac(model, setting.train, draws=fitted, progress=False)
-            projector = journey.Whitened(journey.CountSketch(_WHITENED_DIM), curvature, 1e-3)
-        out = setting.work / "steps" / f"features-{draws.bins}x{_kind(draws)}{'-whitened' * whitened}"
-        features = journey.featurize(model, list(setting.train), out, draws=draws, projector=projector, progress=False)
+        model, chosen = setting.models[0], projector(setting)
+        out = setting.work / "steps" / f"features-{fingerprint_json([draws.fingerprint(), chosen.fingerprint()])[:16]}"
+        features = journey.featurize(model, list(setting.train), out, draws=draws, projector=chosen, progress=False)
         if window:
             last = model.num_train_timesteps
             parts = [
@@ -104,6 +105,7 @@ def _library(
                     trajectory,
                     steps=[t],
                     train_interval=(max(0, t - _WINDOW), min(last, t + _WINDOW)),
+                    damping=damping,
                     progress=False,
                 ).values
                 for t in trajectory.timesteps.tolist()
@@ -112,11 +114,14 @@ def _library(
         values = journey.score(features, trajectory, damping=damping, progress=False).values
         return values if adjust is None else adjust(values)
 
-    return StepContender(name, scores, draws, draws.bins * (_WHITENED_DIM if whitened else 4096))
+    return StepContender(name, scores, draws, draws.bins * proj_dim)
 
 
-def _kind(draws: Draws) -> str:
-    return f"{draws.num_draws}{'-pairs' if getattr(draws, 'antithetic', False) else ''}"
+def _ekfac(setting: Setting) -> Projector:
+    """As in ``presets.kfac_influence``."""
+    fitted = StratifiedDraws(2, antithetic=False)
+    curvature = journey.fit_ekfac(setting.models[0], setting.train, draws=fitted, progress=False)
+    return journey.Whitened(_LONG, curvature, 1e-3)
 
 
 def _at_steps(one: Callable[[Setting, Trajectory, int], Tensor]) -> Callable[[Setting, Trajectory], Tensor]:

@@ -106,7 +106,7 @@ def _cifar2(data: Path | None) -> Tensor:
 TIERS = {
     "laptop": Tier("digits8", _digits(8)),
     "digits16": Tier("digits16", _digits(16), num_train=512, steps=1000),
-    "fashion": Tier("fashion", _fashion, num_train=1024, channels=(16, 32, 64), steps=2000),
+    "fashion": Tier("fashion", _fashion, num_train=512, steps=600, num_subsets=16, num_tuning=8),
     "cifar2": Tier(
         "cifar2",
         _cifar2,

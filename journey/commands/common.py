@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser, as_denoiser, load_pipeline
 from journey.features import Features, open_features
+from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory, record
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -216,6 +217,12 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"classifier must be a function of {module_name}, got {function_name!r} that is none")
     return found  # type: ignore[no-any-return]
+
+
+def add_damping(parser: argparse.ArgumentParser) -> None:
+    """Declare how much the Gram matrix is damped."""
+    text = f'multiple of the mean eigenvalue (default {DEFAULT_DAMPING:g}), or "auto"'
+    parser.add_argument("--damping", default=f"{DEFAULT_DAMPING:g}", help=text)
 
 
 def parse_damping(text: str) -> float | Literal["auto"]:

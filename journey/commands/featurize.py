@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from os import environ
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from journey.commands.common import (
     load_data,
     load_denoiser,
 )
+from journey.curvature import Whitened
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
@@ -38,7 +40,8 @@ _DRAWS: dict[str, type[StratifiedDraws] | type[UniformDraws] | type[GridDraws]] 
     "uniform": UniformDraws,
     "grid": GridDraws,
 }
-_PROJECTORS: dict[str, type[CountSketch] | type[Rademacher] | type[Gaussian]] = {
+_PROJECTORS: dict[str, Callable[..., Projector]] = {
+    "whitened": lambda proj_dim, seed: Whitened(CountSketch(proj_dim, seed=seed)),
     "count-sketch": CountSketch,
     "rademacher": Rademacher,
     "gaussian": Gaussian,
@@ -67,7 +70,12 @@ def add(commands: Commands) -> None:
         default=10,
         help="ranges of timesteps with a feature each (default 10; 1 takes a tenth of the storage)",
     )
-    parser.add_argument("--projector", choices=_PROJECTORS, default="count-sketch", help="how gradients are projected")
+    parser.add_argument(
+        "--projector",
+        choices=_PROJECTORS,
+        default="whitened",
+        help="how gradients are projected (default: divided by the root of a curvature, then count-sketch)",
+    )
     parser.add_argument("--proj-dim", type=int, default=4096, help="features per image and bin (default 4096)")
     add_running(parser)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_damping,
     add_features,
     add_model,
     add_running,
@@ -41,7 +42,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--query", type=int, default=0, help="which generated image (default 0)")
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
     parser.add_argument("--region", nargs="+", metavar="REGION", help="as for score")
-    parser.add_argument("--damping", default="1", help='fraction of the mean eigenvalue (default 1), or "auto"')
+    add_damping(parser)
     parser.add_argument("--query-draws", type=int, default=16, help="noises per step (default 16)")
     parser.add_argument("--csv", type=Path, help="file for the table")
     add_running(parser)

@@ -8,6 +8,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_damping,
     add_measured,
     add_model,
     add_running,
@@ -37,7 +38,7 @@ def add(commands: Commands) -> None:
     add_measured(parser)
     add_trajectory(parser, required=False)
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
-    parser.add_argument("--damping", default="1", help='fraction of the mean eigenvalue (default 1), or "auto"')
+    add_damping(parser)
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
     add_running(parser)
 

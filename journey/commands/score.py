@@ -8,6 +8,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_damping,
     add_data,
     add_features,
     add_model,
@@ -71,7 +72,7 @@ def add(commands: Commands) -> None:
         default=0,
         help="images completed from each step that are measured instead of the predicted one (default 0)",
     )
-    parser.add_argument("--damping", default="1", help='fraction of the mean eigenvalue (default 1), or "auto"')
+    add_damping(parser)
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
     parser.add_argument("--top", type=int, default=8, help="proponents and opponents in the report (default 8)")
     add_running(parser)

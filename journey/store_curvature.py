@@ -1,0 +1,74 @@
+"""The curvature that a store fits to some of its own images and keeps beside their features."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import groupby
+
+from journey.checkpoints import loaded
+from journey.condition import Encoded
+from journey.curvature import FITTED_TO_STORE
+from journey.draws import StratifiedDraws
+from journey.encoding import EncodedDataset, choose_captions
+from journey.features import CURVATURE_FILE, Features, use_store_curvature
+from journey.kfac import ROWS_PER_BATCH, fit_factors
+from journey.memory import is_out_of_memory
+from journey.pseudo_gradients import PseudoGradients
+
+
+def fit_store_curvature(
+    features: Features, encoded: EncodedDataset, rows_per_batch: int, adaptive: bool, *, progress: bool
+) -> None:
+    """Fit the curvature of the last checkpoint to a few hundred images, keep it, and give it to the projector.
+
+    Which images depends on their number alone. Several processes may do this at once: the first to finish decides for
+    all.
+
+    Args:
+        features: The store and the featurizer, whose projector is without a curvature.
+        encoded: The images as the network takes them.
+        rows_per_batch: Draws that featurizing has room for at once.
+        adaptive: Go on with half as many where memory runs out.
+        progress: Show a progress bar.
+
+    Raises:
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the parameter.
+    """
+    featurizer, folder = features.featurizer, features.store.path
+    ids = fitted_ids(features.num_samples)
+    samples = read_samples(features, encoded, ids)
+    draws = StratifiedDraws(FITTED_TO_STORE["num_draws"], antithetic=False)
+    told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
+    gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
+    # Output gradients of all layers are kept as well as their inputs, so half as many rows have room.
+    rows = max(1, min(ROWS_PER_BATCH, rows_per_batch // 2))
+    curvature = None
+    while curvature is None:
+        try:
+            with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
+                curvature = fit_factors(gradients, featurizer.engine, rows, progress=progress)
+        except Exception as error:
+            if not (adaptive and rows > 1 and is_out_of_memory(error)):
+                raise
+            rows //= 2
+    with contextlib.suppress(FileExistsError):
+        curvature.save(folder / CURVATURE_FILE, exclusive=True)
+    use_store_curvature(featurizer, folder)
+
+
+def fitted_ids(num_samples: int) -> list[int]:
+    """Return the positions of the images that are fitted to: all, or runs of neighbours that are evenly spread."""
+    count, run = FITTED_TO_STORE["num_images"], FITTED_TO_STORE["run"]
+    if num_samples <= count:
+        return list(range(num_samples))
+    runs = count // run
+    return [j * (num_samples - run) // (runs - 1) + i for j in range(runs) for i in range(run)]
+
+
+def read_samples(features: Features, encoded: EncodedDataset, ids: list[int]) -> Encoded:
+    """Return some images as the network takes them, whichever shards they are in."""
+    shard_size, parts = features.store.manifest.shard_size, []
+    for index, some in groupby(ids, key=lambda i: i // shard_size):
+        read = encoded.reader(index, *features.store.shard_range(index))
+        parts += [read([i]) for i in some]
+    return Encoded.cat(parts)
