@@ -25,7 +25,8 @@ from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
 from journey.sampler import Sampler, Step
 from journey.score_noise import ScoreNoise
-from journey.scoring import Ranked, Scores, Top, score
+from journey.scores import Ranked, Scores, Top
+from journey.scoring import score
 from journey.solve import Spectrum, decompose
 from journey.store import FeatureStore
 from journey.trajectory import Trajectory, record

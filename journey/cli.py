@@ -6,13 +6,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from journey import __version__
 from journey.commands import demo, featurize, influence, inspect, record, report, score, transitions
-from journey.commands.common import add_command
+from journey.commands.common import add_command, hidden_bars
 from journey.info import describe_installation
 
 _COMMANDS = (demo, featurize, record, score, transitions, influence, report, inspect)
@@ -26,21 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process by default.
 
     Returns:
-        The exit status: 0, or 1 after an error that was explained.
+        The exit status: 0, 1 after an error that was explained, or 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    if getattr(options, "threads", None):
-        torch.set_num_threads(options.threads)
     out: Path | None = getattr(options, "out", None)
     try:
-        options.run(options)
+        if getattr(options, "threads", None) is not None:
+            _set_threads(options.threads)
+        with hidden_bars() if getattr(options, "quiet", False) else nullcontext():
+            options.run(options)
         if out is not None:
             _echo(out, arguments)
     except KeyboardInterrupt:
-        if out is not None and (out / "manifest.json").exists():
+        kept = out is not None and (out / "manifest.json").exists()
+        if out is not None and kept:
             _echo(out, arguments)
-        print("journey: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
+        told = "; finished shards are kept, the same command continues" if kept else ""
+        print(f"journey: interrupted{told}", file=sys.stderr)
         return 130
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         print(f"journey: {error}", file=sys.stderr)
@@ -69,6 +73,12 @@ def _info(options: argparse.Namespace) -> None:
     width = max(map(len, info))
     for name, value in info.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _set_threads(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {count}")
+    torch.set_num_threads(count)
 
 
 def _echo(out: Path, arguments: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from operator import index as as_int
 from pathlib import Path
 from typing import Any, Protocol
@@ -162,11 +161,6 @@ def image_of(item: Any, what: str) -> Tensor:
     if not item.is_floating_point():
         raise TypeError(f"{what} must be uint8 or floating point in [-1, 1], got {item.dtype}")
     return item.float()
-
-
-def get_images(dataset: Dataset, ids: Sequence[int]) -> Tensor:
-    """Return some images of a dataset as one batch. [num_samples, C, H, W]"""
-    return torch.stack([get_image(dataset, i) for i in ids])
 
 
 def captions_of(item: Any, what: str) -> list[str]:

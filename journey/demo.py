@@ -25,7 +25,8 @@ from journey.featurize import featurize
 from journey.likelihood import chance_of_more
 from journey.projectors import CountSketch
 from journey.run import Run
-from journey.scoring import Scores, score
+from journey.scores import Scores
+from journey.scoring import score
 from journey.trajectory import record
 from journey.transitions import Transition, transitions
 

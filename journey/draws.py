@@ -20,8 +20,7 @@ from journey import ops
 from journey.fingerprint import fingerprint_tensors
 from journey.intervals import Interval, check_interval
 from journey.keys import derive_key, to_signed
-
-_STREAM_TIMESTEP = 6  # csrc/common/philox.h
+from journey.reference import STREAM_TIMESTEP
 
 
 class Draws(ABC):
@@ -123,7 +122,7 @@ class _KeyedDraws(Draws):
         count = self.bins * independent
         keys = _keys(self.seed, "timestep", ids).repeat_interleave(count)
         indices = torch.arange(count).repeat(len(ids))
-        words = ops.philox_words(keys, indices, torch.zeros_like(keys), stream=_STREAM_TIMESTEP)
+        words = ops.philox_words(keys, indices, torch.zeros_like(keys), stream=STREAM_TIMESTEP)
         return (words[:, 0].double() / 2**32).view(len(ids), self.bins, independent)
 
     def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -26,10 +26,10 @@ from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.keys import derive_key, to_signed
 from journey.models.base import Denoiser
 from journey.publish import publish, remove_leftovers
+from journey.reference import STREAM_TIMESTEP
 
 # Samples that go through the frozen parts at once.
 _BATCH = 8
-_STREAM_TIMESTEP = 6  # csrc/common/philox.h
 _PREFIX = "condition."
 
 
@@ -120,7 +120,7 @@ def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_dr
     """
     keys = torch.tensor([to_signed(derive_key(seed, "caption", i)) for i in ids]).repeat_interleave(num_draws)
     draws = torch.arange(num_draws).repeat(len(ids))
-    words = ops.philox_words(keys, draws, torch.zeros_like(keys), stream=_STREAM_TIMESTEP)[:, 0]
+    words = ops.philox_words(keys, draws, torch.zeros_like(keys), stream=STREAM_TIMESTEP)[:, 0]
     return (words.view(len(ids), num_draws) * torch.tensor(counts)[:, None]) >> 32
 
 

@@ -16,9 +16,10 @@ from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
 from journey.gradients import GradientEngine, Values
 from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
+from journey.layer_rules import Contribution
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
-from journey.projectors import Projector
+from journey.projectors import ParameterSlot, Projector
 from journey.row_gradients import squared_norms
 
 # Which parameters are measured: a function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
@@ -164,7 +165,8 @@ class Featurizer:
         """Return the exact norm of the gradient of every draw's measurement, parameter by parameter.
 
         Nothing is projected. The norm of the whole gradient is ``norms.norm(dim=-1)``; the parameters' names are the
-        keys of ``engine.slots``, in this order. Memory: inputs and output gradients of all layers for all rows.
+        keys of ``engine.slots``, in this order. Memory: as for ``features``, and inputs and output gradients of layers
+        that are called several times.
 
         Args:
             images: As for ``features``.
@@ -181,11 +183,13 @@ class Featurizer:
             ValueError: If ``condition`` has another number of rows.
         """
         values = self._values(images, timesteps, noise, condition, mask, None)
-        collected = self.engine.collect(values, num_rows=timesteps.numel())
-        norms = torch.zeros(timesteps.numel(), len(self.engine.slots), device=self.denoiser.device)
-        for index, (name, slot) in enumerate(self.engine.slots.items()):
-            if name in collected:
-                norms[:, index] = squared_norms(slot, collected.pop(name), len(norms)).sqrt()
+        num_rows, columns = timesteps.numel(), {name: i for i, name in enumerate(self.engine.slots)}
+        norms = torch.zeros(num_rows, len(columns), device=self.denoiser.device)
+
+        def measure(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+            norms[:, columns[slot.name]] = squared_norms(slot, contributions, num_rows).sqrt()
+
+        self.engine.hand_out(values, num_rows=num_rows, num_groups=num_rows, receive=measure)
         return norms.view(*timesteps.shape, -1)
 
     def _values(

@@ -11,18 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from journey.errors import CoverageError, GradientCheckError, InPlaceError
+from journey.capture import captured
+from journey.errors import CoverageError, GradientCheckError
 from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
 from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
 from journey.projectors import ParameterSlot, Projector
 
 # values(rows) -> the measurement of each of these rows of the current batch. [num_rows]
 Values = Callable[[slice], Tensor]
+# receive(parameter, what its gradient is made of)
+Receive = Callable[[ParameterSlot, list[Contribution]], None]
 
 
 class GradientEngine:
@@ -63,6 +66,11 @@ class GradientEngine:
         self.num_parameters = sum(p.numel() for p in self._parameters.values())
         self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
+        self._layers_of: dict[str, list[nn.Module]] = {name: [] for name in self.slots}
+        for module in self._rules:
+            for p in module.parameters(recurse=False):
+                if id(p) in self._slot_of:
+                    self._layers_of[self._slot_of[id(p)].name].append(module)
         self._small: list[tuple[ParameterSlot, Tensor, int]] = []
         # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
         covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
@@ -96,7 +104,7 @@ class GradientEngine:
         num_groups = features.shape[0]
         rows_per_group = num_rows // num_groups
         receive = partial(self._add_layer_, features, projector)
-        with self._frozen(), self._hooks(num_rows, receive), torch.enable_grad():
+        with self._frozen(), captured(self.model, self._rules, num_rows, receive), torch.enable_grad():
             measured = values(slice(0, num_rows))
             self._small = []
             if measured.requires_grad:
@@ -109,14 +117,58 @@ class GradientEngine:
                 projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
 
-    def collect(self, values: Values, *, num_rows: int) -> dict[str, list[Contribution]]:
-        """Return what every parameter's gradient is made of, row by row, without projecting it.
+    def hand_out(self, values: Values, *, num_rows: int, num_groups: int, receive: Receive) -> None:
+        """Hand on what each parameter's gradient is made of, group by group, without projecting it.
 
-        Parameters with no contribution have a gradient of zero. Inputs and output gradients of all layers are kept,
-        since a layer that is called several times has the sum of what its calls give (``journey.row_gradients``).
+        A parameter comes once, with the contributions of all calls of its layers, as soon as the backward pass has left
+        the last of them behind: nothing is kept but the inputs and output gradients of layers that are called several
+        times, and contributions that autograd must give. A gradient of zero has no contribution and does not come.
 
         Args:
-            values: As for ``add_gradients_``; every row is a group of its own.
+            values: As for ``add_gradients_``.
+            num_rows: Rows of the batch.
+            num_groups: Groups of consecutive rows; the gradient of each is that of its mean value.
+            receive: Takes a parameter and its contributions (``journey.row_gradients`` knows what to do with them).
+
+        Raises:
+            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+            InPlaceError: If a layer's input was modified between forward and backward.
+        """
+        found: dict[str, list[Contribution]] = {}
+        rows_per_group = num_rows // num_groups
+
+        def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
+            for slot, contribution in self._contributions(module, x, g, num_groups):
+                found.setdefault(slot.name, []).append(contribution)
+            for name in [name for name in found if not any(waiting[layer] for layer in self._layers_of[name])]:
+                receive(self.slots[name], found.pop(name))
+
+        with (
+            self._frozen(),
+            captured(self.model, self._rules, num_rows, keep) as waiting,
+            torch.enable_grad(),
+        ):
+            measured = values(slice(0, num_rows))
+            if measured.requires_grad:
+                (measured.sum() / rows_per_group).backward()
+        whole: dict[str, Tensor] = {}
+        for group in range(num_groups if self._uncovered else 0):
+            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
+            for slot, grad in self._autograd(values, rows, rows_per_group, list(self._uncovered)):
+                if slot.name not in whole:
+                    whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
+                whole[slot.name][group] = grad[0]
+        found |= {name: [Direct(name, grads)] for name, grads in whole.items()}
+        for name in list(found):
+            receive(self.slots[name], found.pop(name))
+
+    def collect(self, values: Values, *, num_rows: int) -> dict[str, list[Contribution]]:
+        """Return what ``hand_out`` hands on, with every row a group of its own.
+
+        Inputs and output gradients of all layers are kept.
+
+        Args:
+            values: As for ``add_gradients_``.
             num_rows: Rows of the batch.
 
         Returns:
@@ -128,21 +180,11 @@ class GradientEngine:
         """
         found: dict[str, list[Contribution]] = {}
 
-        def receive(module: nn.Module, x: Tensor, g: Tensor) -> None:
-            for slot, contribution in self._contributions(module, x, g, num_rows):
-                found.setdefault(slot.name, []).append(contribution)
+        def keep(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+            found[slot.name] = contributions
 
-        with self._frozen(), self._hooks(num_rows, receive), torch.enable_grad():
-            measured = values(slice(0, num_rows))
-            if measured.requires_grad:
-                measured.sum().backward()
-        whole: dict[str, Tensor] = {}
-        for row in range(num_rows if self._uncovered else 0):
-            for slot, grad in self._autograd(values, slice(row, row + 1), 1, list(self._uncovered)):
-                if slot.name not in whole:
-                    whole[slot.name] = grad.new_zeros(num_rows, slot.rows, slot.cols)
-                whole[slot.name][row] = grad[0]
-        return {**found, **{name: [Direct(name, grads)] for name, grads in whole.items()}}
+        self.hand_out(values, num_rows=num_rows, num_groups=num_rows, receive=keep)
+        return found
 
     def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
         """Compare freshly computed features of a batch with autograd's gradient of the whole batch.
@@ -217,49 +259,6 @@ class GradientEngine:
         finally:
             for p, required in before.items():
                 p.requires_grad_(required)
-
-    @contextmanager
-    def _hooks(self, num_rows: int, receive: Callable[[nn.Module, Tensor, Tensor], None]) -> Iterator[None]:
-        """Hand each layer, its input and its output gradient on during the backward pass."""
-        names = {module: name for name, module in self.model.named_modules()}
-
-        def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            x = args[0] if args else next(iter(kwargs.values()))
-            if x.dim() == 0 or x.shape[0] != num_rows:
-                raise CoverageError(
-                    f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
-                    "first dimension must be the batch for per-sample gradients. Leave its parameters out with "
-                    "select=..., or make the model pass it one row per sample"
-                )
-            if not output.requires_grad:
-                # Nothing before this layer requires a gradient: the graph of this branch begins here. The clone makes
-                # the output an ordinary tensor that may be modified in place.
-                output = output.detach().requires_grad_().clone()
-            # Given up when used: the hook itself lives until the whole graph is freed. Detached, it still shares the
-            # version counter.
-            kept = [x.detach()]
-            version = x._version
-
-            def hand_on(g: Tensor) -> None:
-                x = kept.pop()
-                if x._version != version:
-                    raise InPlaceError(
-                        f"the input of layer {names[module]!r} was modified in place between forward and backward; its "
-                        "gradient would be wrong. Use the out-of-place form of the operation that follows the layer"
-                    )
-                receive(module, x, g)
-
-            output.register_hook(hand_on)
-            return output
-
-        handles = [module.register_forward_hook(capture, with_kwargs=True) for module in self._rules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def _contributions(

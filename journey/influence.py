@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.features import Features
 from journey.queries import plan_queries
 from journey.regions import Region
+from journey.saved import read_tensors, write_tensors
 from journey.scoring import solved
 from journey.solve import DEFAULT_DAMPING, check_damping
 from journey.trajectory import Trajectory
@@ -46,7 +45,7 @@ class InfluenceMatrix:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the matrix as one safetensors file; equal ones give equal bytes."""
-        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, path, metadata={"kind": "influence"})
+        write_tensors(path, "influence", {name: getattr(self, name) for name in _TENSORS})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> InfluenceMatrix:
@@ -59,12 +58,11 @@ class InfluenceMatrix:
             The matrix.
 
         Raises:
-            ValueError: If the file holds something else.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or holds something else.
         """
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("kind") != "influence":
-                raise ValueError(f"{os.fspath(path)} holds no saved influence matrix")
-            return InfluenceMatrix(**{name: file.get_tensor(name) for name in _TENSORS})
+        saved = read_tensors(path, "influence")
+        return InfluenceMatrix(**{name: saved[name] for name in _TENSORS})
 
 
 def influence_matrix(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from journey.gradients import GradientEngine, Values
-from journey.projectors import ParameterSlot, Projector
+from journey.layer_rules import Contribution
+from journey.projectors import ParameterSlot
+from journey.row_gradients import gradient_tiles
 
 
 class LayerSizes(NamedTuple):
@@ -46,7 +48,8 @@ class Fault(NamedTuple):
 def gauge_layers(engine: GradientEngine, values: Values, *, num_rows: int, num_groups: int) -> LayerSizes:
     """Measure the gradient of each layer for every group of rows, exactly: nothing is projected.
 
-    The gradients of a layer that is called several times in one forward pass count as if they were orthogonal.
+    Memory: as for projecting the gradients; besides, of layers that are called several times in one forward pass their
+    inputs and output gradients, and the gradient of one of their weights for every group.
 
     Args:
         engine: The model's gradients.
@@ -57,12 +60,22 @@ def gauge_layers(engine: GradientEngine, values: Values, *, num_rows: int, num_g
     Returns:
         The sizes, on the model's device.
     """
-    gauge = _Gauge(list(engine.slots))
+    layer_of = {name: name.rpartition(".")[0] or name for name in engine.slots}
+    layers = list(dict.fromkeys(layer_of.values()))
+    column = {name: layers.index(layer) for name, layer in layer_of.items()}
     device = next(engine.model.parameters()).device
-    columns = torch.zeros(num_groups, gauge.features_dim(engine.num_parameters), device=device)
-    engine.add_gradients_(columns, values, num_rows=num_rows, projector=gauge)
-    norms, largest = columns.view(num_groups, 2, -1).unbind(1)
-    return LayerSizes(gauge.layers, norms, largest)
+    # In float64, because the squares of small float32 numbers vanish.
+    squares = torch.zeros(num_groups, len(layers), dtype=torch.float64, device=device)
+    largest = torch.zeros(num_groups, len(layers), device=device)
+
+    def gauge(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+        for tile, begin, _ in gradient_tiles(slot, contributions, num_groups):
+            here = slice(begin, begin + len(tile)), column[slot.name]
+            squares[here] += torch.linalg.vector_norm(tile, dim=(1, 2), dtype=torch.float64).square()
+            largest[here] = torch.maximum(largest[here], tile.abs().amax((1, 2)).float())
+
+    engine.hand_out(values, num_rows=num_rows, num_groups=num_groups, receive=gauge)
+    return LayerSizes(layers, squares.sqrt().float(), largest)
 
 
 def find_fault(engine: GradientEngine, values: Values, rows: range) -> Fault | None:
@@ -102,25 +115,6 @@ def find_fault(engine: GradientEngine, values: Values, rows: range) -> Fault | N
             called = [name for name in reversed(trace.order) if name in broken]
             return Fault(row, (called or sorted(broken))[0], "gradient")
     return None
-
-
-class _Gauge(Projector):
-    """Puts norms and largest entries where the sketch would be: [num_groups, 2 * num_layers]. Not linear."""
-
-    def __init__(self, parameters: list[str]) -> None:
-        layer_of = {name: name.rpartition(".")[0] or name for name in parameters}
-        self.layers = list(dict.fromkeys(layer_of.values()))
-        self._columns = {name: self.layers.index(layer) for name, layer in layer_of.items()}
-
-    def features_dim(self, num_parameters: int) -> int:
-        return 2 * len(self.layers)
-
-    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
-        norm, largest = self._columns[slot.name], self._columns[slot.name] + len(self.layers)
-        # In float64, because the squares of small float32 numbers vanish.
-        size = torch.linalg.vector_norm(grads, dim=(1, 2), dtype=torch.float64)
-        features[:, norm] = torch.hypot(features[:, norm].double(), size).float()
-        features[:, largest] = torch.maximum(features[:, largest], grads.abs().amax((1, 2)).float())
 
 
 class _Trace:

@@ -26,7 +26,7 @@ from journey.noised import noised_trajectory
 from journey.preconditioners import Gram, Preconditioner
 from journey.projectors import CountSketch, Projector
 from journey.queries import check_query_noise
-from journey.scoring import Scores
+from journey.scores import Scores
 from journey.trajectory import Trajectory
 
 # Rows (samples x draws) that go through the denoiser at once.

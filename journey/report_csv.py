@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from journey.report_view import Captions, caption, make_view
 
 if TYPE_CHECKING:
-    from journey.scoring import Scores
+    from journey.scores import Scores
     from journey.trajectory import Trajectory
 
 COLUMNS = ("query", "timestep", "region", "kind", "rank", "train_id", "score", "caption")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from journey.report_view import Entry, format_number
+from journey.datasets import Dataset, get_image
+from journey.report_view import Captions, Entry, caption, format_number, to_picture
 
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 36, 24, 21
 TILE = 96  # side of a picture, met from below by whole multiples of its pixels
 FRAME = 5
+GAP = 14  # between pictures of one kind
 BAR = 8
 LINE = 27  # height of a line of small text
 
@@ -35,6 +38,22 @@ class Sheet:
     def picture(self, x: int, y: int, picture: Image.Image, size: tuple[int, int]) -> None:
         """Draw a picture, scaled to ``size``."""
         self.image.paste(scaled(picture, size), (x, y))
+
+    def side(
+        self,
+        x: int,
+        y: int,
+        entries: Sequence[Entry],
+        size: tuple[int, int],
+        color: str,
+        strongest: float,
+        dataset: Dataset,
+        labels: Captions | None,
+    ) -> None:
+        """Draw the proponents or the opponents of one step, strongest first."""
+        for column, entry in enumerate(entries):
+            picture, words = to_picture(get_image(dataset, entry.train_id)), caption(labels, entry.train_id, "labels")
+            self.training(x + column * pitch(size), y, picture, size, color, entry, words, strongest)
 
     def training(
         self,
@@ -95,6 +114,11 @@ def with_credit(picture: Image.Image, credit: str) -> Image.Image:
     for i, line in enumerate(lines):
         sheet.text(LINE, picture.height + i * LINE, line, SMALL_SIZE, INK)
     return sheet.image
+
+
+def pitch(size: tuple[int, int]) -> int:
+    """How far apart framed pictures of one size stand."""
+    return size[0] + 2 * FRAME + GAP
 
 
 def fit(width: int, height: int, side: int) -> tuple[int, int]:

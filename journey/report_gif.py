@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from journey.datasets import Dataset, get_image
+from journey.datasets import Dataset
 from journey.report_draw import (
     BAR,
     FRAME,
+    GAP,
     GREEN,
     INK,
     LINE,
@@ -23,16 +24,16 @@ from journey.report_draw import (
     TILE,
     Sheet,
     fit,
+    pitch,
     with_credit,
 )
 from journey.report_view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
-    from journey.scoring import Scores
+    from journey.scores import Scores
     from journey.trajectory import Trajectory
 
 _MARGIN = 28
-_GAP = 14
 _SECTION = 36
 _HEAD = 64  # the line that names the image and the step
 _PAUSE = 4  # the last step stays so many times longer
@@ -77,10 +78,7 @@ def write_gif(
         TypeError: If an item of ``dataset`` is not an image.
     """
     view = make_view(trajectory, scores, len(dataset), top)
-    if not 0 <= query < view.num_queries:
-        raise ValueError(
-            f"query must be among 0..{view.num_queries - 1}, the generated images of trajectory, got {query}"
-        )
+    view.chosen(query)
     if milliseconds < 1:
         raise ValueError(f"milliseconds must be at least 1, got {milliseconds}")
     words = caption(query_captions, query, "query_captions") or f"image {query + 1}"
@@ -102,10 +100,9 @@ def _frame(view: View, dataset: Dataset, query: int, step: int, labels: Captions
     ranking = view.rankings[0]
     height, width = view.images.shape[-2:]
     size, large = fit(width, height, TILE), fit(width, height, 2 * TILE)
-    pitch = size[0] + 2 * FRAME + _GAP
     row = LINE + 4 + size[1] + 2 * FRAME + BAR + 2 * LINE + 16
-    sides_x = _MARGIN + 2 * (large[0] + _GAP) + _SECTION - _GAP
-    right = sides_x + min(view.top, len(view.train_ids)) * pitch - _GAP
+    sides_x = _MARGIN + 2 * (large[0] + GAP) + _SECTION - GAP
+    right = sides_x + min(view.top, len(view.train_ids)) * pitch(size) - GAP
     bottom = _HEAD + max(2 * row, LINE + 4 + large[1])
     sheet = Sheet(right + _MARGIN, bottom + _MARGIN)
     sheet.text(_MARGIN, _MARGIN - 8, words, TEXT_SIZE, INK, sides_x - 2 * _MARGIN, bold=True)
@@ -116,7 +113,7 @@ def _frame(view: View, dataset: Dataset, query: int, step: int, labels: Captions
     y = _HEAD + 8
     for x, name, image in (
         (_MARGIN, "noisy", view.noisy[query, step]),
-        (_MARGIN + large[0] + _GAP, "predicted", view.predicted[query, step]),
+        (_MARGIN + large[0] + GAP, "predicted", view.predicted[query, step]),
     ):
         sheet.text(x, y, name, SMALL_SIZE, SOFT)
         sheet.picture(x, y + LINE + 4, to_picture(image), large)
@@ -125,10 +122,6 @@ def _frame(view: View, dataset: Dataset, query: int, step: int, labels: Captions
         ("opponents", RED, ranking.opponents[query][step]),
     ):
         sheet.text(sides_x, y, name, SMALL_SIZE, color, bold=True)
-        for column, entry in enumerate(entries):
-            label = caption(labels, entry.train_id, "labels")
-            picture = to_picture(get_image(dataset, entry.train_id))
-            left = sides_x + column * pitch
-            sheet.training(left, y + LINE + 4, picture, size, color, entry, label, ranking.strongest(query, step))
+        sheet.side(sides_x, y + LINE + 4, entries, size, color, ranking.strongest(query, step), dataset, labels)
         y += row
     return sheet.image

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from journey.datasets import Dataset, get_image
+from journey.datasets import Dataset
 from journey.report_draw import (
     BAR,
     FRAME,
+    GAP,
     GREEN,
     INK,
     LINE,
@@ -24,16 +25,16 @@ from journey.report_draw import (
     TITLE_SIZE,
     Sheet,
     fit,
+    pitch,
     with_credit,
 )
 from journey.report_view import TITLE, Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
-    from journey.scoring import Scores
+    from journey.scores import Scores
     from journey.trajectory import Trajectory
 
 # Sizes are for a picture seen at half its pixels, as in a README on a dense screen: 22 here reads as 11 there.
-_GAP = 14
 _MARGIN = 40
 _SECTION = 44  # between the columns that mean different things
 _MAX_ROWS = 8  # rows chosen when the caller names no timesteps
@@ -82,7 +83,7 @@ def write_png(
     """
     view = make_view(trajectory, scores, len(dataset), top)
     ranking = view.rankings[0]
-    queries = _chosen_queries(query, view.num_queries)
+    queries = view.chosen(query)
     steps = _chosen_steps(timesteps, view.timesteps, len(queries))
     canvas = _Canvas(view, len(queries), len(steps), min(top, len(scores.train_ids)))
     canvas.header(title)
@@ -96,11 +97,7 @@ def write_png(
                 (canvas.proponents_x, GREEN, ranking.proponents[q][s]),
                 (canvas.opponents_x, RED, ranking.opponents[q][s]),
             ):
-                for column, entry in enumerate(entries):
-                    words = caption(labels, entry.train_id, "labels")
-                    picture = to_picture(get_image(dataset, entry.train_id))
-                    left = x + column * canvas.pitch
-                    canvas.training(left, y, picture, canvas.size, color, entry, words, ranking.strongest(q, s))
+                canvas.side(x, y, entries, canvas.size, color, ranking.strongest(q, s), dataset, labels)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with_credit(canvas.image, credit).save(target, format="PNG")
@@ -114,16 +111,14 @@ class _Canvas(Sheet):
         height, width = view.images.shape[-2:]
         self.size = fit(width, height, TILE)
         self._large = fit(width, height, 2 * TILE)
-        tile_width, tile_height = self.size
-        self.pitch = tile_width + 2 * FRAME + _GAP
-        side_width = top * self.pitch - _GAP
+        side_width = top * pitch(self.size) - GAP
         self._step_x = _MARGIN + self._large[0] + _SECTION
-        self._predicted_x = self._step_x + self.pitch
-        self.proponents_x = self._predicted_x + self.pitch - _GAP + _SECTION
+        self._predicted_x = self._step_x + pitch(self.size)
+        self.proponents_x = self._predicted_x + pitch(self.size) - GAP + _SECTION
         self.opponents_x = self.proponents_x + side_width + _SECTION
         self._right = self.opponents_x + side_width
         self._head = _MARGIN + 150
-        self._row_height = tile_height + 2 * FRAME + BAR + 2 * LINE + 24
+        self._row_height = self.size[1] + 2 * FRAME + BAR + 2 * LINE + 24
         self._block_height = max(num_rows * self._row_height, self._large[1] + 2 * FRAME + LINE + 24) + 20
         height = self._head + num_blocks * self._block_height + _MARGIN - 24
         super().__init__(self._right + _MARGIN, height)
@@ -164,14 +159,6 @@ class _Canvas(Sheet):
         self.picture(self._predicted_x, y + FRAME, predicted, self.size)
         below = y + self.size[1] + 2 * FRAME + 6
         self.text(self._step_x, below, f"t = {timestep}", SMALL_SIZE, SOFT)
-
-
-def _chosen_queries(query: int | Sequence[int] | None, num_queries: int) -> list[int]:
-    chosen = list(range(num_queries)) if query is None else [query] if isinstance(query, int) else list(query)
-    outside = [q for q in chosen if not 0 <= q < num_queries]
-    if outside or not chosen:
-        raise ValueError(f"query must be among 0..{num_queries - 1}, the generated images of trajectory, got {query}")
-    return chosen
 
 
 def _chosen_steps(timesteps: Sequence[int] | None, scored: list[int], num_queries: int) -> list[int]:

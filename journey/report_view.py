@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from journey.scoring import Ranked, Scores
+    from journey.scores import Ranked, Scores
     from journey.trajectory import Trajectory
 
 Captions = Sequence[object] | Mapping[int, object]
@@ -70,6 +70,20 @@ class View:
     def num_steps(self) -> int:
         """Number of scored steps."""
         return len(self.timesteps)
+
+    def chosen(self, query: int | Sequence[int] | None) -> list[int]:
+        """Return the positions of the generated images that are asked for; None is all of them.
+
+        Raises:
+            ValueError: If ``query`` names none, or one that is not there.
+        """
+        everything = range(self.num_queries)
+        queries = list(everything) if query is None else [query] if isinstance(query, int) else list(query)
+        if not queries or not set(queries) <= set(everything):
+            raise ValueError(
+                f"query must be among 0..{self.num_queries - 1}, the generated images of trajectory, got {query}"
+            )
+        return queries
 
     def shown(self, query: int, ranking: Ranking) -> list[int]:
         """Ids of the training images that stand out at any step, ascending."""

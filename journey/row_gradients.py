@@ -1,4 +1,4 @@
-"""Gradients of single rows of a batch, parameter by parameter: whole, or their norms alone.
+"""Gradients of single rows of a batch, or of groups of them, parameter by parameter: whole, or their norms alone.
 
 A weight's gradient is a sum over positions, ``G = sum_p g_p a_p^T``, so its squared norm is that of one matrix or the
 inner product of two: ``|G|^2 = <A A^T, B B^T>`` with the inputs ``a_p`` as rows of ``A`` and the output gradients as
@@ -7,13 +7,15 @@ rows of ``B``. With few positions the second form costs far less, and nothing of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from journey.geometry import ConvGeometry
 from journey.layer_rules import Contribution, Outer
 from journey.projectors import ParameterSlot
-from journey.weight_grad import as_positions, weight_grad_tiles
+from journey.weight_grad import Tile, as_positions, weight_grad_tiles
 
 
 @torch.no_grad()
@@ -23,7 +25,7 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
     Args:
         slot: The parameter.
         contributions: What it is made of, see ``GradientEngine.collect``.
-        num_rows: Rows of the batch.
+        num_rows: Rows of the batch, or groups of rows, as the contributions are.
 
     Returns:
         The sum of the contributions, float32. [num_rows, rows, cols]
@@ -32,13 +34,33 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
     device = (first.g if isinstance(first, Outer) else first.grads).device
     total = torch.zeros(num_rows, slot.rows, slot.cols, device=device)
     for contribution in contributions:
-        if isinstance(contribution, Outer):
-            for tile, row, begin in weight_grad_tiles(contribution.a, contribution.g, num_rows, contribution.conv):
-                total[row : row + tile.shape[0], begin : begin + tile.shape[1]] += tile
-        else:
-            begin = contribution.row_begin
-            total[:, begin : begin + contribution.grads.shape[1]] += contribution.grads
+        for tile, row, begin in _tiles(contribution, num_rows):
+            total[row : row + tile.shape[0], begin : begin + tile.shape[1]] += tile
     return total
+
+
+@torch.no_grad()
+def gradient_tiles(slot: ParameterSlot, contributions: list[Contribution], num_groups: int) -> Iterator[Tile]:
+    """Yield the gradient of every group of rows with respect to one parameter in pieces, each entry once.
+
+    Args:
+        slot: The parameter.
+        contributions: What it is made of, see ``GradientEngine.hand_out``.
+        num_groups: Groups of rows.
+
+    Yields:
+        Tiles as of ``weight_grad_tiles``; where the layer is called several times, the whole sum.
+    """
+    if len(contributions) > 1:
+        yield Tile(row_gradients(slot, contributions, num_groups), 0, 0)
+    else:
+        yield from _tiles(contributions[0], num_groups)
+
+
+def _tiles(contribution: Contribution, num_groups: int) -> Iterator[Tile]:
+    if isinstance(contribution, Outer):
+        return weight_grad_tiles(contribution.a, contribution.g, num_groups, contribution.conv)
+    return iter([Tile(contribution.grads, 0, contribution.row_begin)])
 
 
 @torch.no_grad()
@@ -61,7 +83,7 @@ def squared_norms(slot: ParameterSlot, contributions: list[Contribution], num_ro
         inputs, outputs = (x.float() for x in pair)
         return ((inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))).sum((1, 2))
     total = torch.zeros(num_rows, device=first.g.device)
-    for tile, row, _ in weight_grad_tiles(first.a, first.g, num_rows, first.conv):
+    for tile, row, _ in _tiles(first, num_rows):
         total[row : row + tile.shape[0]] += tile.square().sum((1, 2))
     return total
 

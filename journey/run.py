@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.datasets import Dataset, get_image
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.scoring import Scores
+from journey.saved import read_json, read_tensors, write_tensors
+from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
 
@@ -214,12 +213,13 @@ class Run:
             The run, with the training images that were kept.
 
         Raises:
-            ValueError: If the folder holds no run, or a file holds something else.
+            FileNotFoundError: If a file of the run is missing.
+            ValueError: If the folder holds no run, or a file is damaged or holds something else.
         """
         root = Path(folder)
         if not (root / "run.json").is_file():
             raise ValueError(f"{root} is no run: it has no run.json, which journey score and journey demo write")
-        described: dict[str, Any] = json.loads((root / "run.json").read_text(encoding="utf-8"))
+        described: dict[str, Any] = read_json(root / "run.json")
         labels = described["labels"]
         return Run(
             Trajectory.load(root / "trajectory.safetensors"),
@@ -257,14 +257,12 @@ def _save_images(path: Path, dataset: Dataset, ids: list[int]) -> None:
     tensors = {}
     for group, images in enumerate(groups.values()):
         tensors[f"ids.{group}"] = torch.tensor(list(images))
-        tensors[f"images.{group}"] = torch.stack(list(images.values())).contiguous()
-    save_file(tensors, path, metadata={"kind": "training images"})
+        tensors[f"images.{group}"] = torch.stack(list(images.values()))
+    write_tensors(path, "training images", tensors)
 
 
 def _load_images(path: Path) -> dict[int, Tensor]:
-    with safe_open(path, "pt") as file:
-        if (file.metadata() or {}).get("kind") != "training images":
-            raise ValueError(f"{path} holds no training images of a run")
-        groups = [name.partition(".")[2] for name in file.keys() if name.startswith("ids.")]  # noqa: SIM118
-        pairs = [(file.get_tensor(f"ids.{group}"), file.get_tensor(f"images.{group}")) for group in groups]
+    saved = read_tensors(path, "training images")
+    groups = [name.partition(".")[2] for name in saved if name.startswith("ids.")]
+    pairs = [(saved[f"ids.{group}"], saved[f"images.{group}"]) for group in groups]
     return {i: image for ids, images in pairs for i, image in zip(ids.tolist(), images, strict=True)}

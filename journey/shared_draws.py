@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.draws import Draws, _KeyedDraws
+from journey.draws import Draws, GridDraws
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,12 @@ class SharedDraws(Draws):
 
 
 @dataclass(frozen=True)
-class CubicDraws(_KeyedDraws):
-    """Timesteps that lie denser towards pure noise, the same for every sample: 1 - (i / n)^3 of the range (DMin).
-
-    Args:
-        num_draws: Draws per sample and bin.
-        bins: Ranges of timesteps of equal width, each with its own feature.
-        antithetic: Draws come in pairs with one timestep and opposite noise.
-        seed: Names the noise.
-
-    Raises:
-        ValueError: If a number is not positive.
+class CubicDraws(GridDraws):
+    """A grid that lies denser towards pure noise: 1 - (i / n)^3 of the range (DMin). Arguments as ``GridDraws``.
 
     Reference:
         Published code of Lin et al., "DMin: Scalable Training Data Influence Estimation for Diffusion Models", 2024.
     """
 
     def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
-        cubic = 1 - (torch.arange(independent, dtype=torch.float64) / independent) ** 3
-        return cubic.expand(len(ids), self.bins, independent)
+        return 1 - super()._positions(ids, independent) ** 3

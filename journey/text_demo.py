@@ -22,7 +22,8 @@ from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.projectors import CountSketch
 from journey.run import Run
-from journey.scoring import Scores, score
+from journey.scores import Scores
+from journey.scoring import score
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
 from journey.training import make_scheduler

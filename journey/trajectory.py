@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,6 +16,7 @@ from journey.condition import Condition
 from journey.denoiser import Denoiser, as_denoiser
 from journey.keys import derive_key
 from journey.sampler import Sampler
+from journey.saved import read_tensors, write_tensors
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
 
@@ -120,15 +119,13 @@ class Trajectory:
             tensors |= {} if told is None else {f"{name}.{key}": tensor for key, tensor in told.tensors.items()}
         if self.pixels is not None:
             tensors["pixels"] = self.pixels
-        # Not metadata: safetensors writes several entries of that in an order that changes from run to run.
         settings = {
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
             "prompts": self.prompts,
         }
         tensors["settings"] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, path, metadata={"kind": "trajectory"})
+        write_tensors(path, "trajectory", tensors)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trajectory:
@@ -141,12 +138,10 @@ class Trajectory:
             The trajectory.
 
         Raises:
-            ValueError: If the file holds something else or is of an older version.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, holds something else or is of an older version.
         """
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("kind") != "trajectory":
-                raise ValueError(f"{os.fspath(path)} is not a saved trajectory")
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        saved = read_tensors(path, "trajectory")
         if "settings" not in saved:
             raise ValueError(f"{os.fspath(path)} was saved by an older version; record it again")
         settings = json.loads(bytes(saved["settings"].tolist()))

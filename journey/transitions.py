@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -18,6 +16,7 @@ from journey.denoiser import as_denoiser
 from journey.intervals import Interval
 from journey.keys import derive_key
 from journey.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.saved import read_tensors, write_tensors
 from journey.trajectory import Trajectory
 
 _FIRST_STEPS = 6  # where no steps are given
@@ -100,9 +99,9 @@ class Transition:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transition as one safetensors file; equal ones give equal bytes."""
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors["confidence"] = torch.tensor(self.confidence, dtype=torch.float64)
-        save_file(tensors, path, metadata={"kind": "transition"})
+        write_tensors(path, "transition", tensors)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Transition:
@@ -115,13 +114,11 @@ class Transition:
             The transition.
 
         Raises:
-            ValueError: If the file holds something else.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or holds something else.
         """
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("kind") != "transition":
-                raise ValueError(f"{os.fspath(path)} holds no saved transition")
-            saved = {name: file.get_tensor(name) for name in _TENSORS}
-            return Transition(confidence=file.get_tensor("confidence").item(), **saved)
+        saved = read_tensors(path, "transition")
+        return Transition(confidence=saved["confidence"].item(), **{name: saved[name] for name in _TENSORS})
 
 
 def transitions(

@@ -94,10 +94,22 @@ def test_score_reads_the_store_and_writes_scores_and_report(
         picture.verify()
 
 
+def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = ["record", "--num-inference-steps", "2", "--out", str(tmp_path), "--model"]
+    for quiet, place, status in ((False, model, 0), (True, model, 0), (True, tmp_path / "none", 1), (False, model, 0)):
+        assert main([*recording, str(place), *["--quiet"][:quiet]]) == status
+        told = capsys.readouterr().err
+        assert ("Loading pipeline components" in told) == (not quiet)
+        assert status or quiet == (not told)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--damping", "much"], 'damping must be "auto" or a number'),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--features", "nowhere"], "nowhere"),
         (["--data", "nowhere"], "dataset must be a folder of images, got nowhere"),
     ],
@@ -117,6 +129,12 @@ def test_a_mistake_is_explained_in_one_line_and_exits_with_one(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("journey: ")
     assert message in error
+
+
+def test_a_batch_size_that_cannot_be_read_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["featurize", "--model", "m", "--data", "d", "--out", "o", "--batch-size", "many"])
+    assert "argument --batch-size: must be a number of images or auto, got 'many'" in capsys.readouterr().err
 
 
 def test_a_store_of_another_run_is_refused_and_kept(

@@ -140,7 +140,10 @@ def test_an_adapter_for_a_model_that_takes_none_is_explained(
     make_family("DiT").save_pretrained(tmp_path / "model")
     arguments = ["record", "--model", str(tmp_path / "model"), "--lora", "nowhere", "--class-label", "1", "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 1
-    assert "lora needs a pipeline that takes such weights, got DiTPipeline" in capsys.readouterr().err
+    assert (
+        "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got DiTPipeline"
+        in capsys.readouterr().err
+    )
 
 
 def test_labels_are_captions_else_classes_else_paths(tmp_path: Path) -> None:

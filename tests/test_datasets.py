@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from journey.datasets import ImageFolder, captions_of, get_image, get_images, label_of
+from journey.datasets import ImageFolder, captions_of, get_image, label_of
 
 PIXELS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)  # [2, 3]
 EXPECTED = torch.tensor([[[-1.0, -0.6, -0.2], [0.2, 0.6, 1.0]]])  # [1, 2, 3]
@@ -56,11 +56,6 @@ def test_other_colour_modes_become_rgb(mode: str) -> None:
 
 def test_floating_point_images_are_not_rescaled() -> None:
     assert get_image([torch.full((1, 2, 2), 3.5, dtype=torch.float64)], 0).unique().tolist() == [3.5]
-
-
-def test_several_images_are_stacked_in_the_order_of_their_ids() -> None:
-    images = torch.rand(5, 1, 2, 2)
-    assert torch.equal(get_images(images, [3, 0]), images[[3, 0]])
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ def run(out: Path, network: nn.Module | None = None, num_samples: int = 9, **opt
     return journey.featurize(model, Images(make_images(num_samples)), out, progress=False, **options)
 
 
-@pytest.mark.parametrize("uncovered", ["error", "autograd"])
-def test_norms_and_largest_entries_of_layers_are_those_of_autograds_gradients(uncovered: Any) -> None:
-    network = make_unet() if uncovered == "error" else Gated()
+@pytest.mark.parametrize("kind", ["unet", "gated", "repeated"])
+def test_norms_and_largest_entries_of_layers_are_those_of_autograds_gradients(kind: str) -> None:
+    network = {"unet": make_unet, "gated": Gated, "repeated": Repeated}[kind]()
     images, times = make_images(6), torch.tensor([3, 90, 50, 7, 20, 66])
 
     def values(rows: slice) -> Tensor:
@@ -39,7 +39,7 @@ def test_norms_and_largest_entries_of_layers_are_those_of_autograds_gradients(un
         prediction = output if isinstance(output, Tensor) else output.sample
         return prediction.pow(3).flatten(1).mean(1)
 
-    engine = GradientEngine(network, uncovered=uncovered)
+    engine = GradientEngine(network, uncovered="autograd" if kind == "gated" else "error")
     sizes = gauge_layers(engine, values, num_rows=6, num_groups=3)
     expected: dict[str, list[Tensor]] = {}
     for name, grads in split(network, one_at_a_time(network, values, 3, 2)):
@@ -62,6 +62,20 @@ class Gated(SmallDenoiser):
 
     def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         return self.gain * super().forward(x_t, timesteps)
+
+
+class Repeated(SmallDenoiser):
+    """Calls a convolution and a norm twice, with gradients that cancel in part, and has a weight of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(2, 8)
+        self.other.weight = self.time.weight
+
+    def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        angle = self.other(torch.stack([timesteps / 100, timesteps / 50], 1).to(x_t))
+        once = super().forward(x_t, timesteps) + angle.mean(1)[:, None, None, None]
+        return once - super().forward(0.8 * x_t, timesteps)
 
 
 class Faulty(SmallDenoiser):

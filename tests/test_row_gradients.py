@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from cases import CONVS, layer_tensors, randn
 from models import SmallDenoiser, make_images, make_scheduler, make_unet, one_at_a_time, split
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.featurizer import Featurizer
 from journey.geometry import ConvGeometry
 from journey.gradients import GradientEngine, Values
-from journey.layer_rules import Outer
+from journey.layer_rules import Contribution, Outer
 from journey.measurements import TrainingLoss
 from journey.projectors import Identity, ParameterSlot
 from journey.row_gradients import _is_short, row_gradients, squared_norms
@@ -86,6 +87,69 @@ def test_a_layer_that_is_called_twice_has_the_norm_of_the_sum() -> None:
         assert torch.allclose(grads.flatten(1), expected[name], atol=1e-6 * expected[name].norm().item()), name
         norms = squared_norms(slot, contributions, ROWS)
         assert torch.allclose(norms, expected[name].square().sum(1), rtol=1e-5), name
+
+
+class Chain(nn.Module):
+    """Three layers one after the other, of which the one in the middle is called twice, perhaps with checkpoints."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.twice, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)
+        self.reentrant = reentrant
+        self.events: list[str] = []
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(self.first(x))
+        x.register_hook(lambda _: self.events.append("the gradient nears the first layer"))
+        for _ in range(2):
+            if self.reentrant is None:
+                x = torch.tanh(self.twice(x))
+            else:
+                x = torch.tanh(checkpoint(self.twice, x, use_reentrant=self.reentrant))
+        return self.last(x)
+
+
+def test_a_parameter_is_handed_out_once_as_soon_as_its_last_call_is_behind() -> None:
+    model, x = Chain(), randn(ROWS, 6)
+
+    def values(rows: slice) -> Tensor:
+        return model(x[rows]).square().sum(1)
+
+    def receive(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+        model.events.append(f"{len(contributions)} of {slot.name}")
+
+    GradientEngine(model).hand_out(values, num_rows=ROWS, num_groups=ROWS, receive=receive)
+    assert model.events == [
+        "1 of last.weight",
+        "1 of last.bias",
+        "2 of twice.weight",
+        "2 of twice.bias",
+        "the gradient nears the first layer",
+        "1 of first.weight",
+        "1 of first.bias",
+    ]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_that_is_repeated_in_checkpoints_is_handed_out_once_and_whole(reentrant: bool) -> None:
+    model, x, found = Chain(reentrant), randn(6, 6), dict[str, Tensor]()
+
+    def values(rows: slice) -> Tensor:
+        return model(x[rows]).square().sum(1)
+
+    engine = GradientEngine(model)
+
+    def receive(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+        assert slot.name not in found
+        found[slot.name] = row_gradients(slot, contributions, 3).flatten(1)
+
+    engine.hand_out(values, num_rows=6, num_groups=3, receive=receive)
+    plain = Chain()  # the same weights without checkpoints
+    whole = one_at_a_time(plain, lambda rows: plain(x[rows]).square().sum(1), 3, 2)
+    for name, expected in split(plain, whole):
+        assert torch.allclose(found[name], expected, atol=1e-6 * expected.norm().item()), name
 
 
 def test_norms_of_every_parameter_of_a_unet_are_those_of_autograd() -> None:

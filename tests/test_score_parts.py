@@ -140,7 +140,7 @@ def test_a_measurement_without_pixels_has_no_regions(tmp_path: Path) -> None:
         ({"interval": (0, 101)}, "interval must be timesteps"),
         ({"interval": (0.5, 10)}, "interval must be timesteps"),
         ({"interval": (11, 40)}, r"interval must hold at least one of the recorded timesteps \[80, 40, 10\]"),
-        ({"train_interval": (0, 50)}, "train_interval needs features in several bins of timesteps, these have one"),
+        ({"train_interval": (0, 50)}, "train_interval needs features in several bins .* got one bin"),
         ({"train_interval": (-1, 40)}, "train_interval must be timesteps"),
         ({"region": (0, 0, 9, 4)}, r"region must be a box .* within 8 x 8 pixels, got \(0, 0, 9, 4\)"),
     ],
@@ -188,7 +188,7 @@ def test_a_saved_influence_matrix_is_the_same(tmp_path: Path) -> None:
     found = journey.InfluenceMatrix.load(tmp_path / "m")
     assert all(torch.equal(getattr(found, name), getattr(saved, name)) for name in vars(saved))
     score(featurize(tmp_path / "f")).save(tmp_path / "scores")
-    with pytest.raises(ValueError, match="holds no saved influence matrix"):
+    with pytest.raises(ValueError, match="holds no saved influence"):
         journey.InfluenceMatrix.load(tmp_path / "scores")
     with pytest.raises(ValueError, match=r"values must be \[train_bins, query_steps\] = \[2, 3\], got \[3, 2\]"):
         journey.InfluenceMatrix(randn(3, 2), edges, times, ids)

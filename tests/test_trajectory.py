@@ -116,7 +116,7 @@ def test_save_and_load_give_the_same_trajectory(tmp_path: Path) -> None:
 def test_a_file_that_is_no_trajectory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"x_t": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="is not a saved trajectory"):
+    with pytest.raises(ValueError, match="holds no saved trajectory"):
         Trajectory.load(path)
 
 

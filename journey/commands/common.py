@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -61,6 +62,21 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     """Add how a command runs: ``--quiet`` and ``--threads``."""
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hide the bars that other libraries show while they load models; afterwards they are as they were."""
+    # transformers is there only if diffusers found it.
+    found = [import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if name in sys.modules]
+    shown = [library for library in found if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -137,7 +153,10 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     if options.lora is not None:
         model = load_pipeline(model)
         if not hasattr(model, "load_lora_weights"):
-            raise ValueError(f"lora needs a pipeline that takes such weights, got {type(model).__name__}")
+            raise ValueError(
+                "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got "
+                f"{type(model).__name__}"
+            )
         model.load_lora_weights(options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):

@@ -81,7 +81,10 @@ def add(commands: Commands) -> None:
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else int(text)
+    try:
+        return "auto" if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of images or auto, got {text!r}") from None
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -24,14 +24,14 @@ from journey.commands.common import (
 from journey.influence import influence_matrix
 
 EXAMPLES = """
-journey influence --model ./ddpm-cifar10 --features by-time --trajectory generated --ids 17
-journey influence --model ./ddpm-cifar10 --features by-time --trajectory generated --ids 17 40 41 --csv influence.csv
+journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17
+journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17 40 41 --csv influence.csv
 """
 
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    text = "split the scores of training images by the timesteps of training; featurize with --bins 10 for it"
+    text = "split the scores of training images by the bins of timesteps that featurize kept"
     parser = add_command(commands, "influence", text, EXAMPLES, _run)
     add_model(parser)
     add_features(parser)

@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         type=int,
         nargs=2,
         metavar=("T0", "T1"),
-        help="count training at timesteps T0 ... T1 - 1 alone; featurize with --bins 10 for it",
+        help="count training at timesteps T0 ... T1 - 1 alone, of features in several bins",
     )
     parser.add_argument(
         "--region",

@@ -18,6 +18,7 @@ from journey.commands.common import (
 )
 from journey.publish import publish
 from journey.report_story import Transitions
+from journey.saved import read_json
 from journey.transitions import Transition, transitions
 
 INDEX = "transitions.json"
@@ -41,7 +42,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--name", help="what the feature is called (default: the function's name)")
     parser.add_argument("--query", type=int, default=0, help="which generated image (default 0)")
-    parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="timesteps to begin with (default: 6)")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", metavar="T", help="timesteps to begin with (default: 6, evenly spread)"
+    )
     parser.add_argument("--completions", type=int, default=16, help="images completed from each step (default 16)")
     parser.add_argument("--refine", type=int, default=4, help="further steps, where the rise is largest (default 4)")
     parser.add_argument("--completion-steps", type=int, help="steps of their sampler (default: the trajectory's)")
@@ -129,5 +132,5 @@ def _index(folder: Path) -> list[dict[str, str | int]]:
     path = folder / INDEX
     if not path.exists():
         return []
-    found: list[dict[str, str | int]] = json.loads(path.read_text(encoding="utf-8"))
+    found: list[dict[str, str | int]] = read_json(path)
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from journey.denoiser import Denoiser, as_denoiser
 from journey.fingerprint import JSONValue, fingerprint_tensors
 from journey.keys import derive_key
+from journey.training import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
 
 
 class UNetTraining:
     """Trains networks of one architecture on subsets of one set of images; a ``train_fn`` for ``retrain``.
 
-    Adam with a learning rate that rises linearly and falls to zero along a cosine; the result is the exponential moving
-    average of the weights. One seed gives the same initial weights, timesteps and noise for every subset, and the same
-    places in the subset for subsets of one size.
+    The loop is that of ``journey.training.optimize``; the result is the moving average of the weights. One seed gives
+    the same initial weights, timesteps and noise for every subset, and the same places in the subset for subsets of one
+    size.
 
     Args:
         model: A diffusers network with its scheduler, in any form that ``journey.featurize`` takes; only the
@@ -46,8 +47,8 @@ class UNetTraining:
         steps: int,
         batch_size: int = 64,
         learning_rate: float = 4e-3,
-        warm_up: int = 50,
-        ema_decay: float = 0.995,
+        warm_up: int = WARM_UP,
+        ema_decay: float = EMA_DECAY,
     ) -> None:
         denoiser = as_denoiser(model)
         if not hasattr(type(denoiser.network), "from_config"):
@@ -117,30 +118,23 @@ class UNetTraining:
             raise ValueError(f"indices must name some of the {len(self.images)} images, got {len(indices)} of them")
         if not len(after) or list(after) != sorted(after) or not 0 < after[0] <= after[-1] <= self.steps:
             raise ValueError(f"after must be ascending steps up to {self.steps}, got {list(after)}")
-        batches = self._batches(indices, seed)
-        network = self.build(seed)
-        average = copy.deepcopy(network)
+        network, draw = self.build(seed), self._batches(indices, seed)
         denoiser = Denoiser(network, self.scheduler)
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        generator = torch.Generator().manual_seed(seed)
+        trained = optimize(
+            network,
+            lambda generator: self._loss(denoiser, draw(generator), generator),
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            seed=seed,
+            warm_up=self.warm_up,
+            ema_decay=self.ema_decay,
+        )
         kept = []
-        for step in range(after[-1]):
-            loss = self._loss(denoiser, batches(generator), generator)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            rates.step()
-            weight = 1 - min(self.ema_decay, (1 + step) / (10 + step))
-            with torch.no_grad():
-                for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
-                    mean.lerp_(parameter, weight)
-            if step + 1 in after:
-                kept.append(copy.deepcopy(average).eval())
+        for step, (_, average) in enumerate(islice(trained, after[-1]), 1):
+            if step in after:
+                kept.append(copy.deepcopy(network))
+                set_parameters(kept[-1], average)
         return kept
-
-    def _rate(self, step: int) -> float:
-        return min(1.0, (step + 1) / self.warm_up) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
         """Return a function that draws the images of one step."""
@@ -149,10 +143,7 @@ class UNetTraining:
 
     def _loss(self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
         """The training loss of one batch."""
-        num_timesteps, rows = denoiser.num_train_timesteps, len(x0)
-        # One timestep from each of `rows` equal parts of the range: uniform as a whole, with a calmer gradient.
-        parts = torch.arange(rows) + torch.rand(rows, generator=generator)
-        timesteps = (parts * num_timesteps / rows).long().clamp(max=num_timesteps - 1)
+        timesteps = stratified_timesteps(len(x0), denoiser.num_train_timesteps, generator)
         noise = torch.randn(x0.shape, generator=generator)
         prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps)
         return F.mse_loss(prediction, denoiser.target(x0, noise, timesteps))

@@ -1,0 +1,80 @@
+"""Hooks that hand on each layer, its input and the gradient of its output while a model is differentiated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from journey.errors import CoverageError, InPlaceError
+
+
+@contextmanager
+def captured(
+    model: nn.Module,
+    layers: Collection[nn.Module],
+    num_rows: int,
+    receive: Callable[[nn.Module, Tensor, Tensor], None],
+) -> Iterator[Counter[nn.Module]]:
+    """Hand each layer, its input and its output gradient on during the backward pass, once for each of its calls.
+
+    Args:
+        model: Names the layers in errors.
+        layers: Which of its modules.
+        num_rows: Rows of the batch, the first dimension of every input.
+        receive: Takes a layer, its input and the gradient of its output.
+
+    Yields:
+        How many calls of each layer may still be handed on, the present one excluded. A call without a graph counts to
+        the end, for checkpointing repeats it on the way back; so does one whose output has no gradient.
+
+    Raises:
+        CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+        InPlaceError: If a layer's input was modified between forward and backward.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    waiting: Counter[nn.Module] = Counter()
+
+    def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        waiting[module] += 1
+        if not torch.is_grad_enabled():
+            return output
+        x = args[0] if args else next(iter(kwargs.values()))
+        if x.dim() == 0 or x.shape[0] != num_rows:
+            raise CoverageError(
+                f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
+                "first dimension must be the batch for per-sample gradients. Leave its parameters out with "
+                "select=..., or make the model pass it one row per sample"
+            )
+        if not output.requires_grad:
+            # Nothing before this layer requires a gradient: the graph of this branch begins here. The clone makes
+            # the output an ordinary tensor that may be modified in place.
+            output = output.detach().requires_grad_().clone()
+        # Given up when used: the hook itself lives until the whole graph is freed. Detached, it still shares the
+        # version counter.
+        kept = [x.detach()]
+        version = x._version
+
+        def hand_on(g: Tensor) -> None:
+            x = kept.pop()
+            if x._version != version:
+                raise InPlaceError(
+                    f"the input of layer {names[module]!r} was modified in place between forward and backward; its "
+                    "gradient would be wrong. Use the out-of-place form of the operation that follows the layer"
+                )
+            waiting[module] -= 1
+            receive(module, x, g)
+
+        output.register_hook(hand_on)
+        return output
+
+    handles = [module.register_forward_hook(capture, with_kwargs=True) for module in layers]
+    try:
+        yield waiting
+    finally:
+        for handle in handles:
+            handle.remove()
