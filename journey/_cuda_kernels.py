@@ -229,7 +229,7 @@ def sketch_outer_(
 
 
 def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
-    """Upper triangle only, all samples at once: the kernels choose their own blocks, and the sum is the same for any."""
+    """Upper triangle only, all samples at once: kernels choose their own blocks, and none shows in the sum."""
     kernels = _kernels()
     if features.shape[1] > 1 and features.stride(1) != 1:
         features = features.contiguous()

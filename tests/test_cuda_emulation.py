@@ -416,7 +416,8 @@ def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
     error = (actual - expected).abs().max()
     # Each operand is off by at most 2^-11 of itself, a bucket holds at most two entries; and it is not the other path.
     assert 2**-16 * magnitude < error <= 2 * 2.001 * 2**-11 * magnitude
-    rounded = reference.sketch_outer(kernels.split_tf32(a)[0], kernels.split_tf32(g)[0], one_bucket_each, KEY, rows_per_group=2)
+    (a, _), (g, _) = kernels.split_tf32(a), kernels.split_tf32(g)
+    rounded = reference.sketch_outer(a, g, one_bucket_each, KEY, rows_per_group=2)
     assert (actual - rounded).abs().max() <= 100 * 2**-23 * magnitude
 
 
@@ -540,9 +541,7 @@ def device_ops(kernels, monkeypatch):
 def test_python_hands_random_numbers_what_they_ask_for(device_ops):
     keys, minors = int64s(KEY, HIGH_KEY, 7), int64s(2**32 - 1, 3, 0)
     indices = torch.arange(6)[::2]
-    assert torch.equal(
-        device_ops.philox_words(keys, indices, minors, 5), reference.philox(keys, indices, minors, 5)
-    )
+    assert torch.equal(device_ops.philox_words(keys, indices, minors, 5), reference.philox(keys, indices, minors, 5))
     noise = device_ops.philox_normal(keys, minors, 70)
     for row, key, minor in zip(noise, (KEY, HIGH_KEY, 7), minors.tolist(), strict=True):
         assert torch.all((row - reference.noise(key, minor, 70)).abs() < 4e-6)
@@ -587,7 +586,8 @@ def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
 
 
 def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
-    sketch, project, outer, gram = emulated.SketchArgs, emulated.ProjectArgs, emulated.SketchOuterArgs, emulated.GramArgs
+    sketch, project, outer = emulated.SketchArgs, emulated.ProjectArgs, emulated.SketchOuterArgs
+    gram = emulated.GramArgs
     # 65,536 tiles of rows do not fit a grid; null pointers would crash if anything were read.
     too_wide = gram(num_samples=1, proj_dim=128 * 65_536)
     assert kernels.library.run_accumulate_gram(emulated.byref(too_wide)) == emulated.INVALID_CONFIGURATION

@@ -216,8 +216,8 @@ cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream) {
         using input_t = typename decltype(type)::type;
         Features<input_t> features{};
         features.proj_dim = args.proj_dim, features.stride = args.features_stride;
-        features.aligned = has_aligned_rows<input_t>(args.features, args.features_stride) &&
-                           args.proj_dim % kVector<input_t> == 0;
+        features.aligned =
+            has_aligned_rows<input_t>(args.features, args.features_stride) && args.proj_dim % kVector<input_t> == 0;
         const int64_t pass_samples = in_passes ? runs * kRunSamples : args.num_samples;
         for (int64_t begin = 0; begin < args.num_samples; begin += pass_samples) {
             features.data = static_cast<const input_t*>(args.features) + begin * args.features_stride;

@@ -79,12 +79,12 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
     return bits;
 }
 
-#define JOURNEY_MMA(shape_and_types)                      \
+#define JOURNEY_MMA(shape_and_types)                               \
     asm volatile("mma.sync.aligned." shape_and_types               \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
-        "{%0, %1, %2, %3};"                               \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])  \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
+                 "{%0, %1, %2, %3};"                               \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
 // c += a * b; products are exact, sums in fp32 that may round towards zero. The whole warp calls: volatile keeps the
 // compiler from moving a product into a branch that not all lanes take. Of TF32 operands only kTf32Bits are read.

@@ -1,9 +1,9 @@
 // Runs CUDA kernels on the CPU, one block after another, so that tests need no device.
 //
 // Every thread of a block is a fiber that runs alone until it reaches a barrier or its end. A warp runs as far ahead of
-// the others as block barriers let it: the first warp before all others, the last before all others, or, the third
-// order, by chance; threads of a warp between its barriers, and blocks, likewise. So a missing barrier, a race or a read
-// of shared memory that the block has not written shows as results that differ from one order to the next; static
+// the others as block barriers let it: the first warp before all others, the last before all others, or, in the third
+// order, by chance; threads of a warp between its barriers, and blocks, likewise. So a missing barrier, a race or a
+// read of shared memory that the block has not written shows as results that differ from one order to the next; static
 // shared memory keeps what the block before left there and dynamic shared memory is NaN. A barrier that not all threads
 // reach is an error, as are grids and blocks beyond the limits of the hardware, and whatever the compiler's sanitizer
 // reports (emulation_api.cpp): vectors that are not aligned, overflow, shifts by too much.
@@ -171,7 +171,8 @@ inline bool run_block(int threads) {
         if (machine.order == Order::kBackward) std::reverse(ready.begin(), ready.end());
         // The warp at the end runs.
         while (!ready.empty()) {
-            if (machine.order == Order::kShuffled && chance(4) == 0) std::swap(ready[chance(ready.size())], ready.back());
+            if (machine.order == Order::kShuffled && chance(4) == 0)
+                std::swap(ready[chance(ready.size())], ready.back());
             const int begin = ready.back() * kWarp;
             if (!run_warp(begin, std::min(begin + kWarp, threads))) ready.pop_back();
         }

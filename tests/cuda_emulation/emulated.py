@@ -326,7 +326,7 @@ class Emulated:
         run: Callable[[object], int],
         workspace_size: Callable[[object], int],
     ) -> Tensor:
-        """Run a kernel that adds to features inside a larger buffer: onto zeros in every order, but once onto itself."""
+        """Run a kernel that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
         buffer = torch.zeros(rows + 2, args.proj_dim + 64)
         features = buffer[1 : rows + 1, 32 : 32 + args.proj_dim]
         args.features, args.features_stride = features.data_ptr(), features.stride(0)

@@ -8,8 +8,8 @@ using namespace journey;
 
 namespace {
 
-// Eight values travel to thread t from thread t ^ 33, in another warp: with the barriers that this takes, or without one
-// of them.
+// Eight values travel to thread t from thread t ^ 33, in another warp: with the barriers that this takes, or without
+// one of them.
 void exchange(bool before_reading, bool before_writing, float* out) {
     static float shared[64];
     const int thread = static_cast<int>(threadIdx.x);
