@@ -26,8 +26,7 @@ inline void add_rows(
     const Permutation permutation = lane_xor(lane_mask & 15u);
     float *first = first_half(bucket_row, lane_mask), *second = second_half(bucket_row, lane_mask);
     for (int64_t i = 0; i < count; ++i, entries += kLanes, first += kLanes, second += kLanes)
-        add_columns(
-            load_input16(entries), load_input16(entries + kHalf), signs[i], permutation, first, second);
+        add_columns(load_input16(entries), load_input16(entries + kHalf), signs[i], permutation, first, second);
 }
 
 template <typename input_t>
