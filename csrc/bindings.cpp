@@ -137,6 +137,26 @@ void project(
     check_memory(journey::cpu::project(args, num_threads));
 }
 
+void accumulate_gram(
+    uintptr_t features,
+    uintptr_t gram,
+    int dtype,
+    int64_t num_samples,
+    int64_t proj_dim,
+    int64_t features_stride,
+    int64_t gram_stride,
+    int num_threads) {
+    journey::cpu::GramArgs args{};
+    args.features = as<const void>(features);
+    args.gram = as<double>(gram);
+    args.dtype = static_cast<DType>(dtype);
+    args.num_samples = num_samples;
+    args.proj_dim = proj_dim;
+    args.features_stride = features_stride;
+    args.gram_stride = gram_stride;
+    check_memory(journey::cpu::accumulate_gram(args, num_threads));
+}
+
 void philox_words(uintptr_t keys, uintptr_t indices, uintptr_t minors, uint32_t stream, int64_t n, uintptr_t out) {
     journey::cpu::philox_words(
         as<const uint64_t>(keys), as<const uint64_t>(indices), as<const uint32_t>(minors), stream, n, as<int64_t>(out));
@@ -188,6 +208,10 @@ PYBIND11_MODULE(_native, m) {
         "project", &project, py::arg("grads"), py::arg("features"), py::arg("dtype"), py::arg("kind"), py::arg("batch"),
         py::arg("grad_dim"), py::arg("proj_dim"), py::arg("grads_stride"), py::arg("features_stride"),
         py::arg("row_begin"), py::arg("key"), py::arg("num_threads"), release);
+    cpu.def(
+        "accumulate_gram", &accumulate_gram, py::arg("features"), py::arg("gram"), py::arg("dtype"),
+        py::arg("num_samples"), py::arg("proj_dim"), py::arg("features_stride"), py::arg("gram_stride"),
+        py::arg("num_threads"), release);
     cpu.def(
         "philox_words", &philox_words, py::arg("keys"), py::arg("indices"), py::arg("minors"), py::arg("stream"),
         py::arg("n"), py::arg("out"), release);

@@ -270,6 +270,8 @@ int64_t sketch_outer_workspace_floats(
 void accumulate_gram(
     uintptr_t features,
     uintptr_t gram,
+    uintptr_t workspace,
+    int64_t workspace_floats,
     int dtype,
     int precision,
     int64_t num_samples,
@@ -277,12 +279,25 @@ void accumulate_gram(
     int64_t features_stride,
     int64_t gram_stride,
     uintptr_t cuda_stream) {
-    check(
-        cuda::accumulate_gram(
-            as<const void>(features), as<double>(gram), static_cast<cuda::DType>(dtype),
-            static_cast<cuda::Precision>(precision), num_samples, proj_dim, features_stride, gram_stride,
-            as_stream(cuda_stream)),
-        "accumulate_gram");
+    cuda::GramArgs args{};
+    args.features = as<const void>(features);
+    args.gram = as<double>(gram);
+    args.workspace = as<float>(workspace);
+    args.workspace_floats = workspace_floats;
+    args.dtype = static_cast<cuda::DType>(dtype);
+    args.precision = static_cast<cuda::Precision>(precision);
+    args.num_samples = num_samples;
+    args.proj_dim = proj_dim;
+    args.features_stride = features_stride;
+    args.gram_stride = gram_stride;
+    check(cuda::accumulate_gram(args, as_stream(cuda_stream)), "accumulate_gram");
+}
+
+int64_t gram_workspace_floats(int64_t num_samples, int64_t proj_dim) {
+    cuda::GramArgs args{};
+    args.num_samples = num_samples;
+    args.proj_dim = proj_dim;
+    return cuda::gram_workspace_floats(args);
 }
 
 // No driver, a driver that is too old and no device all mean that there is none to use.
@@ -351,9 +366,12 @@ void bind_cuda(py::module_& m) {
         py::arg("out_channels"), py::arg("kernel_h"), py::arg("kernel_w"), py::arg("conv_groups"), py::arg("proj_dim"),
         "Floats of workspace that sketch_outer needs; 0 means that it may be null.");
     cuda.def(
-        "accumulate_gram", &accumulate_gram, py::arg("features"), py::arg("gram"), py::arg("dtype"),
-        py::arg("precision"), py::arg("num_samples"), py::arg("proj_dim"), py::arg("features_stride"),
-        py::arg("gram_stride"), py::arg("cuda_stream"), release);
+        "accumulate_gram", &accumulate_gram, py::arg("features"), py::arg("gram"), py::arg("workspace"),
+        py::arg("workspace_floats"), py::arg("dtype"), py::arg("precision"), py::arg("num_samples"),
+        py::arg("proj_dim"), py::arg("features_stride"), py::arg("gram_stride"), py::arg("cuda_stream"), release);
+    cuda.def(
+        "gram_workspace_floats", &gram_workspace_floats, py::arg("num_samples"), py::arg("proj_dim"),
+        "Floats of workspace with which accumulate_gram is fastest; it takes any number and gives the same bits.");
     cuda.def("device_count", &device_count, "Devices that can be used; 0 where there is no driver.", release);
     cuda.def("runtime_version", &runtime_version, "CUDA runtime of this build, 1000 * major + 10 * minor.");
     cuda.def("driver_version", &driver_version, "Newest CUDA that the driver supports; 0 where there is no driver.");

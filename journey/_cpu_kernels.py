@@ -1,4 +1,4 @@
-"""The ops on host memory: hand pointers to the compiled kernels, and torch's BLAS the products that it does best.
+"""The ops on host memory: hand pointers to the compiled kernels.
 
 Arguments were checked in ``journey.ops``.
 """
@@ -14,10 +14,6 @@ from journey import _native
 from journey.keys import to_unsigned
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-# Columns of the Gram matrix per panel: the square on the diagonal wastes half of its work, which is 1 / 16 of the whole
-# at proj_dim 4096, and panels stay large enough for BLAS.
-_GRAM_PANEL = 512
 
 
 def philox_words(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
@@ -147,10 +143,17 @@ def _three(sizes: Sequence[int], fill: int) -> list[int]:
 
 
 def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
-    """Float64 matmuls per block of samples and panel of columns: the diagonal square, then what is on its right."""
+    """Gram matrix in float64, a block of samples at a time: each is converted as a whole."""
+    if features.shape[1] > 1 and features.stride(1) != 1:
+        features = features.contiguous()
     for block in features.split(block_size):
-        wide = block.double()
-        for column in range(0, gram.shape[0], _GRAM_PANEL):
-            panel, right = slice(column, column + _GRAM_PANEL), slice(column + _GRAM_PANEL, None)
-            gram[panel, panel] += (wide[:, panel].T @ wide[:, panel]).triu()
-            gram[panel, right].addmm_(wide[:, panel].T, wide[:, right])
+        _native.cpu.accumulate_gram(
+            features=block.data_ptr(),
+            gram=gram.data_ptr(),
+            dtype=DTYPE_CODES[block.dtype],
+            num_samples=block.shape[0],
+            proj_dim=block.shape[1],
+            features_stride=block.stride(0),
+            gram_stride=gram.stride(0),
+            num_threads=torch.get_num_threads(),
+        )

@@ -229,20 +229,22 @@ def sketch_outer_(
 
 
 def accumulate_gram_(gram: Tensor, features: Tensor, block_size: int) -> None:
-    """One launch per block of samples, upper triangle only."""
+    """Upper triangle only, all samples at once: kernels choose their own blocks, and none shows in the sum."""
     kernels = _kernels()
     if features.shape[1] > 1 and features.stride(1) != 1:
         features = features.contiguous()
+    shape = {"num_samples": features.shape[0], "proj_dim": features.shape[1]}
+    workspace = _workspace(kernels.gram_workspace_floats(**shape), gram)
     with torch.cuda.device(gram.device):
-        for block in features.split(block_size):
-            kernels.accumulate_gram(
-                features=block.data_ptr(),
-                gram=gram.data_ptr(),
-                dtype=DTYPE_CODES[block.dtype],
-                precision=_precision(),
-                num_samples=block.shape[0],
-                proj_dim=block.shape[1],
-                features_stride=block.stride(0),
-                gram_stride=gram.stride(0),
-                cuda_stream=_stream(gram),
-            )
+        kernels.accumulate_gram(
+            features=features.data_ptr(),
+            gram=gram.data_ptr(),
+            workspace=workspace.data_ptr(),
+            workspace_floats=workspace.numel(),
+            dtype=DTYPE_CODES[features.dtype],
+            precision=_precision(),
+            **shape,
+            features_stride=features.stride(0),
+            gram_stride=gram.stride(0),
+            cuda_stream=_stream(gram),
+        )

@@ -364,7 +364,8 @@ def accumulate_gram_(
         gram: Running sum, float64; entries below the diagonal are neither read nor written. [proj_dim, proj_dim]
         features: Projected gradients, float16, bfloat16 or float32. On the CPU products and sums are in float64; on
             CUDA products are in float32 within 512 samples and sums in float64. [num_samples, proj_dim]
-        block_size: Samples per block. Changes memory and speed, and the result only by rounding.
+        block_size: Samples per block on the CPU; on CUDA the kernels choose. Changes memory and speed, and the result
+            only by rounding.
 
     Raises:
         ValueError: If the shapes disagree, ``gram`` is not square or ``block_size`` is not positive.

@@ -256,6 +256,15 @@ def test_gram_is_exact_on_integers(num_samples, proj_dim, dtype):
     assert torch.equal(gram(features.cuda()).cpu(), reference.gram(features).triu())
 
 
+@pytest.mark.parametrize("proj_dim", [65, 512, 2048, 4100])  # in one pass, in one, in two, and without
+def test_no_split_over_samples_shows_in_the_bits_of_a_gram(proj_dim):
+    features = randn(5000, proj_dim).cuda()
+    pieces = torch.zeros(proj_dim, proj_dim, dtype=torch.float64, device="cuda")
+    for piece in features.split(512):  # as many as are summed in float32
+        ops.accumulate_gram_(pieces, piece)
+    assert torch.equal(gram(features), pieces.triu())
+
+
 @pytest.mark.slow
 def test_elements_beyond_2_to_the_31_are_found():
     stride, values = 2**30 + 640, integers(3, 60, 64)

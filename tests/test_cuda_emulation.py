@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -12,8 +13,10 @@ from cases import CONVS, DTYPES, HIGH_KEY, KEY, MATRICES, Conv, assert_as_exact_
 from cuda_emulation import emulated
 from torch import Tensor
 
-from journey import reference
+from journey import _cuda_kernels, reference
+from journey._op_checks import walk
 from journey.geometry import ConvGeometry
+from journey.keys import to_signed
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,13 @@ def test_a_lane_receives_its_word_of_each_matrix(kernels):
 def test_tf32_is_the_nearest_number_of_11_bits_ties_away_from_zero(kernels):
     ulp = 2.0**-10
     x = torch.tensor([1 + ulp / 2, 1 + ulp / 2 - 2**-23, -1 - ulp / 2, 3 - 2**-22, 0.0, math.inf])
-    assert kernels.to_tf32(x).tolist() == [1 + ulp, 1.0, -1 - ulp, 3.0, 0.0, math.inf]
+    assert kernels.split_tf32(x)[0].tolist() == [1 + ulp, 1.0, -1 - ulp, 3.0, 0.0, math.inf]
+
+
+def test_two_tf32_numbers_hold_23_bits_of_a_float(kernels):
+    x = randn(10_000)
+    high, low = kernels.split_tf32(x)
+    assert torch.all((x.double() - high - low).abs() <= 2**-23 * x.abs())
 
 
 def test_products_of_the_emulation_read_tf32_and_round_towards_zero(kernels):
@@ -89,6 +98,22 @@ def test_copies_of_the_emulation_arrive_late_and_end_in_zeros(kernels):
     assert torch.equal(kernels.copy(source, 6), torch.where(torch.arange(16) < 6, source, 0))
     with pytest.raises(emulated.CudaError):  # it ended before its copies
         kernels.copy(source, 16, waits=False)
+
+
+def test_a_missing_barrier_shows_in_the_order_of_warps(kernels):
+    thread, round_ = torch.arange(64).unsqueeze(1), torch.arange(8)
+    expected = (100 * round_ + (thread ^ 33)).float()
+    for order in emulated.ORDERS:
+        assert torch.equal(kernels.exchange(order), expected)
+        assert not torch.equal(kernels.exchange(order, before_reading=False), expected)
+        assert not torch.equal(kernels.exchange(order, before_writing=False), expected)
+
+
+def test_what_is_undefined_on_a_device_is_an_error_here(kernels):
+    values = torch.arange(8.0)
+    assert kernels.read_vector(values[4:]) == 4.0
+    with pytest.raises(emulated.CudaError):  # not aligned to 16 bytes
+        kernels.read_vector(values[1:])
 
 
 # ----------------------------------------------------------------------------------------------- random
@@ -391,7 +416,8 @@ def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
     error = (actual - expected).abs().max()
     # Each operand is off by at most 2^-11 of itself, a bucket holds at most two entries; and it is not the other path.
     assert 2**-16 * magnitude < error <= 2 * 2.001 * 2**-11 * magnitude
-    rounded = reference.sketch_outer(kernels.to_tf32(a), kernels.to_tf32(g), one_bucket_each, KEY, rows_per_group=2)
+    (a, _), (g, _) = kernels.split_tf32(a), kernels.split_tf32(g)
+    rounded = reference.sketch_outer(a, g, one_bucket_each, KEY, rows_per_group=2)
     assert (actual - rounded).abs().max() <= 100 * 2**-23 * magnitude
 
 
@@ -484,18 +510,88 @@ def test_gram_of_many_samples_errs_like_a_sum_of_512(kernels, dtype):
         assert 2**-16 < error <= 2.001 * 2**-11 + 48 * 2**-23
 
 
+@pytest.mark.parametrize("proj_dim", [65, 200])  # two tiles side by side, and six, of which one is half empty
+def test_no_split_over_samples_shows_in_the_bits_of_a_gram(kernels, proj_dim):
+    features, gram = randn(1500, proj_dim), torch.zeros(proj_dim, proj_dim, dtype=torch.float64)
+    kernels.accumulate_gram_(gram, features)  # three runs at once
+    run_floats = {65: 2, 200: 6}[proj_dim] * 128 * 64
+    for workspace_floats in (0, 2 * run_floats - 1, 2 * run_floats, 9 * run_floats):  # no passes, two, and one
+        other = torch.zeros_like(gram)
+        kernels.accumulate_gram_(other, features, workspace_floats=workspace_floats)
+        assert torch.equal(other, gram)
+    pieces = torch.zeros_like(gram)
+    for piece in features.split(512):
+        kernels.accumulate_gram_(pieces, piece)
+    assert torch.equal(pieces, gram)
+
+
+# ------------------------------------------------------------------------------------------ from Python
+
+
+@pytest.fixture
+def device_ops(kernels, monkeypatch):
+    """What torch dispatches CUDA tensors to, over the emulated kernels: for CPU tensors here."""
+    kernels.library.set_order(emulated.SHUFFLED)
+    monkeypatch.setattr(_cuda_kernels, "_kernels", lambda: kernels.bindings)
+    monkeypatch.setattr(_cuda_kernels, "_stream", lambda tensor: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return _cuda_kernels
+
+
+def test_python_hands_random_numbers_what_they_ask_for(device_ops):
+    keys, minors = int64s(KEY, HIGH_KEY, 7), int64s(2**32 - 1, 3, 0)
+    indices = torch.arange(6)[::2]
+    assert torch.equal(device_ops.philox_words(keys, indices, minors, 5), reference.philox(keys, indices, minors, 5))
+    noise = device_ops.philox_normal(keys, minors, 70)
+    for row, key, minor in zip(noise, (KEY, HIGH_KEY, 7), minors.tolist(), strict=True):
+        assert torch.all((row - reference.noise(key, minor, 70)).abs() < 4e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_python_hands_sketches_and_projections_what_they_ask_for(device_ops, dtype):
+    grads = integers(3, 70, 45).to(dtype)[:, 2:-1].transpose(1, 2)  # [3, 45, 67], to be made contiguous
+    for proj_dim in (64, 8224):  # the second is more than one launch takes for many parameters
+        features = torch.zeros(3, proj_dim + 8)[:, :proj_dim]
+        device_ops.sketch_(features, grads, to_signed(HIGH_KEY), 5, 4)
+        expected = reference.sketch(torch.nn.functional.pad(grads, (0, 0, 5, 0)), proj_dim, HIGH_KEY, 4)
+        assert torch.equal(features.double(), expected)
+        device_ops.sketch_many_(features, [grads, grads[:, :9]], [KEY, to_signed(HIGH_KEY)], [0, 0], 4)
+        expected += reference.sketch(grads, proj_dim, KEY, 4) + reference.sketch(grads[:, :9], proj_dim, HIGH_KEY, 4)
+        assert torch.equal(features.double(), expected)
+    flat, features = grads.flatten(1), torch.zeros(3, 16)
+    device_ops.project_(features, flat, to_signed(HIGH_KEY), 0, 0)
+    assert torch.equal(features.double(), reference.project(flat, 16, HIGH_KEY, "rademacher"))
+
+
+@pytest.mark.parametrize("name", [name for name, conv in CONVS.items() if len(conv.size) < 3])
+def test_python_hands_layers_what_they_ask_for(device_ops, name):
+    conv = CONVS[name]
+    a, g = layer_tensors(conv, 4)
+    features = torch.zeros(2, 96)
+    device_ops.sketch_outer_(features, a, g, to_signed(HIGH_KEY), 4, *walk(conv.geometry))
+    expected = reference.sketch_outer(a, g, 96, HIGH_KEY, rows_per_group=2, nnz=4, conv=conv.geometry)
+    assert torch.equal(features.double(), expected)
+
+
+def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
+    a, g, features = integers(4, 9, 33, seed=1), integers(4, 9, 40, seed=2), torch.zeros(2, 96)
+    device_ops.sketch_outer_(features, a, g, KEY, 1, [], [], [], [], 1)
+    assert torch.equal(features.double(), reference.sketch_outer(a, g, 96, KEY, rows_per_group=2))
+    rows, gram = integers(1100, 131)[::2, :-2], torch.zeros(129, 140, dtype=torch.float64)[:, :129]
+    device_ops.accumulate_gram_(gram, rows, block_size=7)
+    assert torch.equal(gram, reference.gram(rows).triu())
+
+
 # ----------------------------------------------------------------------------------------------- errors
 
 
 def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
-    run = kernels.library.run_accumulate_gram
-    int64 = emulated.c_int64
-    # 65,536 tiles of rows do not fit a grid; null pointers would crash if anything were read.
-    many, ones = int64(128 * 65_536), [int64(1)] * 4
-    assert run(None, None, 0, 0, int64(1), many, many, many) == emulated.INVALID_CONFIGURATION
-    assert run(None, None, 3, 0, *ones) == emulated.INVALID_VALUE  # no such dtype
-    assert run(None, None, 0, 2, *ones) == emulated.INVALID_VALUE  # no such precision
     sketch, project, outer = emulated.SketchArgs, emulated.ProjectArgs, emulated.SketchOuterArgs
+    gram = emulated.GramArgs
+    # 65,536 tiles of rows do not fit a grid; null pointers would crash if anything were read.
+    too_wide = gram(num_samples=1, proj_dim=128 * 65_536)
+    assert kernels.library.run_accumulate_gram(emulated.byref(too_wide)) == emulated.INVALID_CONFIGURATION
+    small = {"num_samples": 600, "proj_dim": 1}
     outer_null = outer(num_groups=1, proj_dim=32, nnz=1, in_channels=1, out_channels=1, kernel_h=1, kernel_w=1)
     outer_null.rows_per_group = outer_null.in_height = outer_null.in_width = outer_null.out_height = 1
     outer_null.out_width = outer_null.conv_groups = 1
@@ -509,6 +605,9 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
         (kernels.library.run_sketch_outer, outer(num_groups=1, proj_dim=32, nnz=1)),  # no convolution groups
         (kernels.library.run_sketch_outer, outer_null),  # needs a workspace
         (kernels.library.run_sketch_many, emulated.SketchManyArgs(proj_dim=33, nnz=1)),
+        (kernels.library.run_accumulate_gram, gram(**small, dtype=3)),
+        (kernels.library.run_accumulate_gram, gram(**small, precision=2)),
+        (kernels.library.run_accumulate_gram, gram(**small, workspace_floats=2**20)),  # says more than null holds
     ]
     for launch, args in invalid:
         assert launch(emulated.byref(args)) == emulated.INVALID_VALUE

@@ -82,6 +82,16 @@ def test_equal_inputs_give_equal_bits(device):
     assert torch.equal(gram(features), gram(features))
 
 
+def test_the_number_of_threads_changes_no_bit(threads):
+    # 600 columns are more than a tile of any side; 300 samples are more than two blocks.
+    cases, found = [randn(300, 600), randn(300, 600, dtype=torch.float16), randn(2, 1000)], []
+    for count in (1, 2, 5):
+        threads(count)
+        found.append([gram(features) for features in cases])
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_reads_and_writes_through_strides(device):
     base = integers(66, 74).to(device)

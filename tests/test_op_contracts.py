@@ -218,6 +218,10 @@ def everything() -> Iterator[tuple[str, Tensor]]:
             features = torch.zeros(19, proj_dim)
             ops.project_(features, integers(19, grad_dim).to(dtype), key=KEY, kind="rademacher")
             yield f"project {grad_dim}, {proj_dim}, {dtype}", features
+        for num_samples, proj_dim in [(1, 1), (5, 25), (300, 170), (129, 600)]:
+            gram = torch.zeros(proj_dim, proj_dim, dtype=torch.float64)
+            ops.accumulate_gram_(gram, randn(num_samples, proj_dim, dtype=dtype))  # exact products in a fixed order
+            yield f"gram {num_samples} x {proj_dim}, {dtype}", gram
 
 
 def test_every_instruction_set_gives_the_same_bits(use_isa):

@@ -79,6 +79,23 @@ constexpr int64_t kProjectDepth = 128;
 constexpr int64_t kProjectRows = 6;  // samples per pass: 6 x 4 accumulators leave registers for the operands
 constexpr int64_t kProjectScratchFloats = kProjectDepth * (kSignColumns + kProjectRows);
 
+// Columns of the features that are kept together, sample after sample, as float64: three AVX-512 vectors.
+constexpr int64_t kGramPanel = 24;
+// Panels to a side of a tile, at most: its sums are two thirds of a MiB, a third of an L2 cache.
+constexpr int64_t kGramSide = 12;
+constexpr int64_t kGramTileDoubles = kGramSide * kGramPanel * kGramSide * kGramPanel;
+
+// Panels [row_begin, row_end) by [column_begin, column_end) of the upper triangle of the Gram matrix.
+struct GramTile {
+    const GramArgs* args;
+    const double* packed;  // [panels, num_samples, kGramPanel], zeros beyond proj_dim
+    double* sums;          // room for kGramTileDoubles
+    int64_t row_begin;
+    int64_t row_end;
+    int64_t column_begin;
+    int64_t column_end;
+};
+
 struct Kernels {
     const char* name;
     void (*sketch_run)(const SketchRun&);
@@ -87,6 +104,8 @@ struct Kernels {
     void (*fill_signs)(const SketchTable&, uint32_t* words);
     void (*fill_tiles)(const SketchTable&, int64_t bucket_rows, Tile* tiles);
     void (*project_run)(const ProjectRun&);
+    void (*gram_pack)(const GramArgs&, int64_t panel_begin, int64_t panel_end, double* packed);
+    void (*gram_tile)(const GramTile&);
     void (*normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
 };
 

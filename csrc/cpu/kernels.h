@@ -75,6 +75,19 @@ struct ProjectArgs {
 // features[b, k] += sum_d grads[b, d] * P[row_begin + d, k] / sqrt(proj_dim), P from common/dense_map.h.
 [[nodiscard]] bool project(const ProjectArgs& args, int num_threads);
 
+struct GramArgs {
+    const void* features;  // [num_samples, proj_dim]
+    double* gram;          // [proj_dim, proj_dim], its upper triangle is added to
+    DType dtype;           // of features
+    int64_t num_samples;
+    int64_t proj_dim;
+    int64_t features_stride;  // in elements
+    int64_t gram_stride;      // in elements
+};
+
+// gram[i, j] += sum over s of features[s, i] * features[s, j] for i <= j. False when memory could not be had.
+[[nodiscard]] bool accumulate_gram(const GramArgs& args, int num_threads);
+
 // out[i, 0..3] = Philox words of (keys[i], indices[i], minors[i], stream).
 void philox_words(
     const uint64_t* keys,     // [n]

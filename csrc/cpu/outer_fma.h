@@ -69,6 +69,7 @@ struct Fma {
                 for (int i = 0; i < kMicroRows; ++i)
                     for (int v = 0; v < kMicroVectors; ++v) sum[i][v] = zero16();
                 const float *g_k = g + first, *a_k = panel + lane;
+#pragma GCC unroll 4
                 for (int64_t k = 0; k < depth; ++k, g_k += kPackedRows, a_k += kLanes) {
                     Vec16 a[kMicroVectors];
                     for (int v = 0; v < kMicroVectors; ++v) a[v] = load16(a_k + v * kWidth);

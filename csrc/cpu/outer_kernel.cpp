@@ -21,6 +21,9 @@
 // 577 by the matrix unit; at 4x4 106 and 247 (torch 107), linear 1152 to 1152 127 and 560 (torch 493). Blocks of 256
 // and 1024 positions were no better than 512 on the whole, one run each.
 //
+// Layers of one position per sample, 1152 to 6912, 8 samples, two threads: 3.8 by packing and blocks, 2.5 with products
+// formed as they are sketched; of 4 draws 3.3 and 2.2. Eight gradients are sketched there for one that torch computes.
+//
 // Reference: journey/reference.py::sketch_outer.
 #include <type_traits>
 
@@ -47,6 +50,40 @@ struct Run {
     int64_t position;
     int64_t count;
 };
+
+// Adds rows of a weight gradient, of kDepth positions and 32 columns, to as many rows of buckets.
+template <int kDepth>
+void add_products(
+    const float* g,  // [kDepth, stride], `count` rows of them
+    int64_t stride,
+    const float* columns,  // [kDepth, 32]
+    int64_t count,
+    const uint32_t* signs,
+    uint32_t lane_mask,
+    float* bucket_row) {
+    const Permutation permutation = lane_xor(lane_mask & 15u);
+    float *first = first_half(bucket_row, lane_mask), *second = second_half(bucket_row, lane_mask);
+    Vec16 left[kDepth], right[kDepth];
+    for (int k = 0; k < kDepth; ++k) {
+        left[k] = load16(columns + k * kLanes);
+        right[k] = load16(columns + k * kLanes + kHalf);
+    }
+    for (int64_t i = 0; i < count; ++i, first += kLanes, second += kLanes) {
+        Vec16 a = zero16(), b = zero16();
+        for (int k = 0; k < kDepth; ++k) {
+            const Vec16 wide = fill16(g[k * stride + i]);
+            a = fma16(wide, left[k], a);
+            b = fma16(wide, right[k], b);
+        }
+        add_columns(a, b, signs[i], permutation, first, second);
+    }
+}
+
+using add_products_t = void (*)(const float*, int64_t, const float*, int64_t, const uint32_t*, uint32_t, float*);
+constexpr add_products_t kAddProducts[] = {add_products<1>, add_products<2>, add_products<3>, add_products<4>,
+                                           add_products<5>, add_products<6>, add_products<7>, add_products<8>};
+// Positions of a group up to which packing and a pass through memory would cost more than they save.
+constexpr int64_t kShallow = sizeof(kAddProducts) / sizeof(add_products_t);
 
 // Ops: how blocks are packed and multiplied, Fma or Amx.
 template <typename input_t, typename Ops>
@@ -83,6 +120,7 @@ public:
 
     void run_linear() {
         const int64_t all = args_.rows_per_group * positions_, end = (run_.group + 1) * all;
+        if (all <= kShallow) return run_shallow(all);
         const input_t* a = static_cast<const input_t*>(args_.a);
         const input_t* a_limit = a + args_.num_groups * all * args_.c_in;
         for (int64_t position = run_.group * all; position < end; position += Ops::kDepth) {
@@ -117,6 +155,29 @@ public:
     }
 
 private:
+    // A linear layer with a few positions to a group, as those of time embeddings: products are formed as they are
+    // sketched, in float32 whatever the type.
+    void run_shallow(int64_t depth) {
+        const input_t* g = g_ + run_.group * depth * args_.c_out + run_.row_begin;
+        const input_t* a = static_cast<const input_t*>(args_.a) + run_.group * depth * args_.c_in;
+        const input_t* a_limit = a + (args_.num_groups - run_.group) * depth * args_.c_in;
+        float *g_rows = reinterpret_cast<float*>(packed_g_), *columns = reinterpret_cast<float*>(panel_);
+        const int64_t stride = (rows_ + kWidth - 1) / kWidth * kWidth;
+        for (int64_t k = 0; k < depth; ++k) copy_entries(g + k * args_.c_out, g_limit_, rows_, g_rows + k * stride);
+        for (int64_t chunk = run_.chunk_begin; chunk < run_.chunk_end; ++chunk) {
+            const int64_t num_columns = smaller(kLanes, cols_ - chunk * kLanes);
+            for (int64_t k = 0; k < depth; ++k) {
+                copy_entries(a + k * args_.c_in + chunk * kLanes, a_limit, num_columns, columns + k * kLanes);
+                for (int64_t i = num_columns; i < kLanes; ++i) columns[k * kLanes + i] = 0.0f;
+            }
+            Walk walk = first_row();
+            const auto add = [&](int64_t row, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* to) {
+                kAddProducts[depth - 1](g_rows + row, stride, columns, count, signs, lane_mask, to);
+            };
+            place_rows(chunk, 0, rows_, walk, add);
+        }
+    }
+
     // Fills a block with positions of the window from (segment, line, x) on; false when none are left.
     bool collect(const Window<input_t, Value>& window, int64_t& segment, int64_t& line, int64_t& x) {
         const int64_t width = args_.out_size[2];
@@ -211,39 +272,49 @@ private:
     static const float* as_words(const Value* values) { return reinterpret_cast<const float*>(values); }
     static float* as_words(Value* values) { return reinterpret_cast<float*>(values); }
 
+    // Where a walk along the rows of a chunk is in the sketch's map.
+    struct Walk {
+        int64_t tile_row;
+        int64_t row_in_tile;
+    };
+
+    Walk first_row() const { return {0, run_.row_begin % bucket_rows_}; }
+
     // Multiplies the packed block of g with the packed chunk, and sketches the products.
     void add_column(int64_t chunk) {
         alignas(64) float product[Ops::kTileRows * kLanes];
-        float* sums = run_.sums + (chunk - run_.chunk_begin) / run_.chunks_of_part * args_.proj_dim;
-        int64_t tile_row = 0, row_in_tile = run_.row_begin % bucket_rows_;
+        Walk walk = first_row();
         for (int64_t first = 0; first < rows_; first += Ops::kTileRows) {
             Ops::multiply(packed_g_, first, rows_, panel_, depth_, product);
-            const int64_t end = smaller(first + Ops::kTileRows, rows_);
-            for (int64_t row = first; row < end;) {
-                const int64_t count = smaller(end - row, bucket_rows_ - row_in_tile);  // of one tile of the map
-                const float* products = product + (row - first) * kLanes;
-                const uint32_t* signs = run_.signs + chunk * rows_ + row;
-                const Tile* tile = run_.tiles + tile_row * chunks_ + chunk;
-                for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
-                    add_tile(products, count, signs, *tile, row_in_tile, sums);
-                    signs += chunks_ * rows_;
-                    tile += run_.tile_rows * chunks_;
-                }
-                row += count;
-                row_in_tile += count;
-                if (row_in_tile == bucket_rows_) row_in_tile = 0, ++tile_row;
-            }
+            const auto add = [&](int64_t row, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* to) {
+                add_rows(product + (row - first) * kLanes, count, signs, lane_mask, to);
+            };
+            place_rows(chunk, first, smaller(first + Ops::kTileRows, rows_), walk, add);
         }
     }
 
-    // Rows of one tile of the sketch's map: bucket rows one after the other, and round to the first.
-    void add_tile(
-        const float* products, int64_t count, const uint32_t* signs, Tile tile, int64_t row_in_tile, float* sums) {
-        int64_t bucket_row = row_in_tile + tile.rotation;
-        if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
-        const int64_t before = smaller(count, bucket_rows_ - bucket_row);
-        add_rows(products, before, signs, tile.lane_mask, sums + bucket_row * kLanes);
-        add_rows(products + before * kLanes, count - before, signs + before, tile.lane_mask, sums);
+    // Calls add(row, count, signs, lane_mask, bucket_row) for rows [begin, end) of a chunk, as many at a time as go to
+    // consecutive rows of buckets. Rows of one tile of the map go to one after the other, and round to the first.
+    template <typename add_t>
+    void place_rows(int64_t chunk, int64_t begin, int64_t end, Walk& walk, const add_t& add) {
+        float* sums = run_.sums + (chunk - run_.chunk_begin) / run_.chunks_of_part * args_.proj_dim;
+        for (int64_t row = begin; row < end;) {
+            const int64_t count = smaller(end - row, bucket_rows_ - walk.row_in_tile);  // of one tile
+            const uint32_t* signs = run_.signs + chunk * rows_ + row;
+            const Tile* tile = run_.tiles + walk.tile_row * chunks_ + chunk;
+            for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
+                int64_t bucket_row = walk.row_in_tile + tile->rotation;
+                if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
+                const int64_t before = smaller(count, bucket_rows_ - bucket_row);
+                add(row, before, signs, tile->lane_mask, sums + bucket_row * kLanes);
+                add(row + before, count - before, signs + before, tile->lane_mask, sums);
+                signs += chunks_ * rows_;
+                tile += run_.tile_rows * chunks_;
+            }
+            row += count;
+            walk.row_in_tile += count;
+            if (walk.row_in_tile == bucket_rows_) walk.row_in_tile = 0, ++walk.tile_row;
+        }
     }
 
     const OuterRun& run_;

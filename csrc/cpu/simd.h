@@ -73,6 +73,16 @@ inline void transpose16(from_t from, float* to, int64_t to_stride) {
     }
 }
 
+// Some doubles as one value, a register of the instruction set.
+constexpr int kDoubles = 8;
+using VecD = __m512d;
+inline VecD load_d(const double* p) { return _mm512_loadu_pd(p); }
+inline void store_d(double* p, VecD x) { _mm512_storeu_pd(p, x); }
+inline VecD zero_d() { return _mm512_setzero_pd(); }
+inline VecD fill_d(double x) { return _mm512_set1_pd(x); }
+inline VecD add_d(VecD a, VecD b) { return _mm512_add_pd(a, b); }
+inline VecD fma_d(VecD a, VecD b, VecD c) { return _mm512_fmadd_pd(a, b, c); }
+
 #elif defined(__AVX2__)
 
 struct Vec16 {
@@ -144,6 +154,15 @@ inline void transpose16(from_t from, float* to, int64_t to_stride) {
             transpose8([&](int i) { return from(row + i) + column; }, to + column * to_stride + row, to_stride);
 }
 
+constexpr int kDoubles = 4;
+using VecD = __m256d;
+inline VecD load_d(const double* p) { return _mm256_loadu_pd(p); }
+inline void store_d(double* p, VecD x) { _mm256_storeu_pd(p, x); }
+inline VecD zero_d() { return _mm256_setzero_pd(); }
+inline VecD fill_d(double x) { return _mm256_set1_pd(x); }
+inline VecD add_d(VecD a, VecD b) { return _mm256_add_pd(a, b); }
+inline VecD fma_d(VecD a, VecD b, VecD c) { return _mm256_fmadd_pd(a, b, c); }
+
 #else
 
 struct Vec16 {
@@ -209,6 +228,15 @@ inline void transpose16(from_t from, float* to, int64_t to_stride) {
     for (int i = 0; i < 16; ++i)
         for (int j = 0; j < 16; ++j) to[j * to_stride + i] = from(i)[j];
 }
+
+constexpr int kDoubles = 2;
+using VecD = double __attribute__((vector_size(16)));
+inline VecD load_d(const double* p) { return VecD{p[0], p[1]}; }
+inline void store_d(double* p, VecD x) { p[0] = x[0], p[1] = x[1]; }
+inline VecD zero_d() { return VecD{0.0, 0.0}; }
+inline VecD fill_d(double x) { return VecD{x, x}; }
+inline VecD add_d(VecD a, VecD b) { return a + b; }
+inline VecD fma_d(VecD a, VecD b, VecD c) { return a * b + c; }
 
 #endif
 

@@ -9,20 +9,24 @@ namespace journey::cpu::JOURNEY_ISA {
 constexpr int kHalf = 16;
 constexpr int64_t kSignGroup = 64;  // chunks whose sign words one Philox16 gives
 
-// Adds rows of 32 columns to as many rows of buckets: flip signs by mask, permute lanes by XOR.
+// Adds 32 columns to a row of buckets: flip signs by mask, permute lanes by XOR.
+inline void add_columns(Vec16 left, Vec16 right, uint32_t signs, Permutation permutation, float* first, float* second) {
+    store16(first, add16(load16(first), permute16(negate16(left, signs & 0xFFFFu), permutation)));
+    store16(second, add16(load16(second), permute16(negate16(right, signs >> kHalf), permutation)));
+}
+
+// The halves of a row of buckets that the halves of 32 columns go to: bit 4 of the mask swaps them.
+inline float* first_half(float* bucket_row, uint32_t lane_mask) { return bucket_row + (lane_mask & 16u); }
+inline float* second_half(float* bucket_row, uint32_t lane_mask) { return bucket_row + (16u - (lane_mask & 16u)); }
+
+// Adds rows of 32 columns to as many rows of buckets.
 template <typename input_t>
 inline void add_rows(
     const input_t* entries, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* bucket_row) {
     const Permutation permutation = lane_xor(lane_mask & 15u);
-    // Bit 4 of the mask swaps the two halves of the bucket row.
-    float* first = bucket_row + (lane_mask & 16u);
-    float* second = bucket_row + (16u - (lane_mask & 16u));
-    for (int64_t i = 0; i < count; ++i, entries += kLanes, first += kLanes, second += kLanes) {
-        const Vec16 a = permute16(negate16(load_input16(entries), signs[i] & 0xFFFFu), permutation);
-        const Vec16 b = permute16(negate16(load_input16(entries + kHalf), signs[i] >> kHalf), permutation);
-        store16(first, add16(load16(first), a));
-        store16(second, add16(load16(second), b));
-    }
+    float *first = first_half(bucket_row, lane_mask), *second = second_half(bucket_row, lane_mask);
+    for (int64_t i = 0; i < count; ++i, entries += kLanes, first += kLanes, second += kLanes)
+        add_columns(load_input16(entries), load_input16(entries + kHalf), signs[i], permutation, first, second);
 }
 
 template <typename input_t>

@@ -13,7 +13,14 @@
 //   1. FMAs, 64 x 64 tiles, fp64 sums in registers every 32 samples    45 TFLOP/s at most
 //   2. 3xTF32, 128 x 64 tiles, fp64 sums in memory every 512 samples   2.5x in float32, 8x in bf16
 //   3. copies of the next samples in flight while these are multiplied  1.3x
-// Few features (proj_dim below 1024) leave multiprocessors idle; there the whole update is under 0.1 ms.
+//   4. runs of 512 samples side by side where there are few tiles      2.5x at proj_dim 1024, 10x at 256
+//
+// The last in numbers: proj_dim 1024 has 72 tiles, and an H200 has room for 264 blocks. Below about 4096 a block is
+// therefore one tile and one run; it leaves its fp32 sums in a workspace, and a second kernel adds the runs to gram in
+// fp64, in their order. One block per tile makes the same additions, so neither the split nor the device shows in the
+// result's bits. Passes of at most 2048 tiles times runs, 8 waves of blocks, bound the workspace to 64 MiB.
+// For 50,000 samples and proj_dim 1024 in float32: 98 runs in 4 passes, 59 GFLOP, 0.45 ms; 0.46 GB of fp32 sums written
+// and read, half of them in L2, 0.1 ms. Not split, 72 multiprocessors hold one warp per scheduler: 1.4 ms.
 // Reference: journey/reference.py::gram. BLAS calls this update SYRK.
 #include "stage_operand.h"
 
@@ -26,6 +33,11 @@ constexpr int kMTiles = 4, kNTiles = 4;  // a warp owns 64 x 32 entries
 constexpr int kTileRows = 128;
 constexpr int kTileCols = 64;
 constexpr int64_t kRunSamples = 512;  // summed in fp32
+constexpr int64_t kTileFloats = kTileRows * kTileCols;
+constexpr int64_t kMaxPartials = 2048;  // tiles times runs of a pass
+constexpr int kSumThreads = 256;
+static_assert(kTileRows == 2 * kTileCols, "each row of tiles in the triangle has two less than the row before");
+static_assert(kTileFloats % kSumThreads == 0, "whole blocks add a tile");
 static_assert(kTileRows / (kMTiles * 16) * kWarpColumns * kWarpLanes == kTileThreads, "four warps");
 static_assert(kTileCols == kWarpColumns * kNTiles * 8, "two warp columns");
 static_assert(kRunSamples % kStageDepth<float> == 0 && kRunSamples % kStageDepth<__half> == 0, "whole stages");
@@ -65,58 +77,79 @@ __device__ __forceinline__ void store(bool aligned, uint32_t* stage, const uint3
         store_words<kRows>(stage, words, 0);
 }
 
-// Adds the entries of this warp's rows and columns to gram and zeroes them.
+// Tiles of the triangle in the rows before row y: row y of `across` tiles begins on the diagonal, at tile 2 y.
+JOURNEY_HOST_DEVICE int64_t tiles_before(int64_t y, int64_t across) { return y * (across - y + 1); }
+
+// This block's tile in the triangle, -1 below the diagonal, where there is nothing to do.
+__device__ __forceinline__ int64_t tile_index() {
+    const int64_t x = blockIdx.x, y = blockIdx.y;
+    return x < 2 * y ? -1 : tiles_before(y, gridDim.x) + x - 2 * y;
+}
+
+// Leaves this warp's entries in the workspace, or adds them to gram if there is none, and zeroes them. Where they go is
+// computed here, to save registers.
 __device__ __forceinline__ void flush(
+    float* workspace,
     double* gram,
     int64_t gram_stride,
     int64_t proj_dim,
-    int64_t first_row,
-    int64_t first_column,
+    int warp_row,
+    int warp_column,
     float (&entries)[kMTiles][kNTiles][4]) {
     const int group = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll
-    for (int i = 0; i < kMTiles; ++i) {
+    for (int i = 0; i < 2 * kMTiles; ++i) {
 #pragma unroll
         for (int j = 0; j < kNTiles; ++j) {
+            float* pair = &entries[i / 2][j][i % 2 * 2];
+            const int in_row = warp_row + i * 8 + group, in_column = warp_column + j * 8 + 2 * t;
+            if (workspace != nullptr) {
+                float* tile =
+                    workspace + (blockIdx.z * tiles_before(gridDim.y, gridDim.x) + tile_index()) * kTileFloats;
+                *reinterpret_cast<Float2*>(tile + in_row * kTileCols + in_column) = Float2{{pair[0], pair[1]}};
+            } else {
+                const int64_t row = int64_t{blockIdx.y} * kTileRows + in_row;
+                const int64_t column = int64_t{blockIdx.x} * kTileCols + in_column;
+                double* at = gram + row * gram_stride + column;
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int64_t row = first_row + i * 16 + e / 2 * 8 + group,
-                              column = first_column + j * 8 + 2 * t + e % 2;
-                if (row <= column && column < proj_dim)
-                    gram[row * gram_stride + column] += static_cast<double>(entries[i][j][e]);
-                entries[i][j][e] = 0.0f;
+                for (int e = 0; e < 2; ++e)
+                    if (row <= column + e && column + e < proj_dim) at[e] += static_cast<double>(pair[e]);
             }
+            pair[0] = pair[1] = 0.0f;
         }
     }
 }
 
-// Parallel over [tiles of j, tiles of i]: a block is 128 x 64 entries and all samples, a warp owns 64 x 32 of them.
+// Parallel over [tiles of j, tiles of i, slices of samples]: a block is 128 x 64 entries and `length` samples, a warp
+// owns 64 x 32 of the entries. With a workspace, a slice is one run.
 template <typename input_t, bool kSplit>
 __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
     const Features<input_t> features,
-    double* __restrict__ gram,  // [proj_dim, proj_dim]
-    const int64_t gram_stride) {
-    const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
-    const int64_t first_column = static_cast<int64_t>(blockIdx.x) * kTileCols;
-    // Tiles below the diagonal have nothing to do.
-    if (first_column + kTileCols <= first_row) return;
+    double* __restrict__ gram,      // [proj_dim, proj_dim]
+    float* __restrict__ workspace,  // [slices, tiles, 128, 64] or null
+    const int64_t gram_stride,
+    const int64_t length) {
+    if (tile_index() < 0) return;
     constexpr int kDepth = kStageDepth<input_t>;
     alignas(16) __shared__ uint32_t stages[2][(kTileRows + kTileCols) * kStageWords];
+    const int64_t first_row = int64_t{blockIdx.y} * kTileRows, first_column = int64_t{blockIdx.x} * kTileCols;
     const int left_row = warp_id() / kWarpColumns * kMTiles * 16;
     const int right_row = warp_id() % kWarpColumns * kNTiles * 8;
+    const int64_t begin = blockIdx.z * length;
+    const int64_t end = begin + length < features.num_samples ? begin + length : features.num_samples;
 
     uint32_t left[kTileRows / 8], right[kTileCols / 8];
-    fetch<input_t, kTileRows>(features, 0, first_row, left);
-    fetch<input_t, kTileCols>(features, 0, first_column, right);
+    fetch<input_t, kTileRows>(features, begin, first_row, left);
+    fetch<input_t, kTileCols>(features, begin, first_column, right);
     float entries[kMTiles][kNTiles][4] = {};
     int stage = 0, in_run = 0;
-    for (int64_t n = 0; n < features.num_samples; n += kDepth, stage ^= 1) {
+    for (int64_t n = begin; n < end; n += kDepth, stage ^= 1) {
         // The other stage may still be in use, this one is not since the barrier before.
         store<input_t, kTileRows>(features.aligned, stages[stage], left);
         store<input_t, kTileCols>(features.aligned, stages[stage] + kTileRows * kStageWords, right);
         // The stage is written.
         __syncthreads();
-        const int64_t samples_left = features.num_samples - n;
+        const int64_t samples_left = end - n;
         if (samples_left > kDepth) {
             fetch<input_t, kTileRows>(features, n + kDepth, first_row, left);
             fetch<input_t, kTileCols>(features, n + kDepth, first_column, right);
@@ -128,32 +161,79 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
         in_run += kDepth;
         if (in_run == kRunSamples || samples_left <= kDepth) {
             in_run = 0;
-            flush(gram, gram_stride, features.proj_dim, first_row + left_row, first_column + right_row, entries);
+            flush(workspace, gram, gram_stride, features.proj_dim, left_row, right_row, entries);
         }
     }
 }
 
+// Parallel over [tiles of j, tiles of i, parts of a tile]: a thread owns one entry and adds its runs in their order.
+__global__ void __launch_bounds__(kSumThreads) sum_runs_kernel(
+    const float* __restrict__ workspace,  // [num_runs, tiles, 128, 64]
+    double* __restrict__ gram,            // [proj_dim, proj_dim]
+    const int64_t num_runs,
+    const int64_t proj_dim,
+    const int64_t gram_stride) {
+    const int64_t tile_at = tile_index(), run_floats = tiles_before(gridDim.y, gridDim.x) * kTileFloats;
+    const int in_tile = static_cast<int>(blockIdx.z) * kSumThreads + static_cast<int>(threadIdx.x);
+    const int64_t row = int64_t{blockIdx.y} * kTileRows + in_tile / kTileCols;
+    const int64_t column = int64_t{blockIdx.x} * kTileCols + in_tile % kTileCols;
+    if (tile_at < 0 || row > column || column >= proj_dim) return;
+
+    const float* partial = workspace + tile_at * kTileFloats + in_tile;
+    double& entry = gram[row * gram_stride + column];
+    double sum = entry;
+#pragma unroll 4
+    for (int64_t run = 0; run < num_runs; ++run) sum += static_cast<double>(partial[run * run_floats]);
+    entry = sum;
+}
+
+Grid tiles_of(int64_t proj_dim, int64_t slices) {
+    return Grid{ceil_div(proj_dim, kTileCols), ceil_div(proj_dim, kTileRows), slices};
+}
+
+int64_t count_tiles(int64_t proj_dim) {
+    const Grid grid = tiles_of(proj_dim, 1);
+    return tiles_before(grid.y, grid.x);
+}
+
 }  // namespace
 
-cudaError_t accumulate_gram(
-    const void* features,
-    double* gram,
-    DType dtype,
-    Precision precision,
-    int64_t num_samples,
-    int64_t proj_dim,
-    int64_t features_stride,
-    int64_t gram_stride,
-    cudaStream_t stream) {
-    if (num_samples == 0) return cudaSuccess;
-    return dispatch(dtype, precision, [&](auto type, auto split) {
+int64_t gram_workspace_floats(const GramArgs& args) {
+    if (args.proj_dim < 1) return 0;
+    const int64_t tiles = count_tiles(args.proj_dim);
+    const int64_t runs = std::min(ceil_div(args.num_samples, kRunSamples), kMaxPartials / tiles);
+    return runs > 1 ? runs * tiles * kTileFloats : 0;
+}
+
+cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream) {
+    if (args.num_samples == 0 || args.proj_dim == 0) return cudaSuccess;
+    // Runs side by side in a pass; with room for one, each block goes through all of them instead.
+    const int64_t runs = args.workspace_floats / (count_tiles(args.proj_dim) * kTileFloats);
+    const bool in_passes = runs > 1;
+    if (in_passes && args.workspace == nullptr) return cudaErrorInvalidValue;
+
+    return dispatch(args.dtype, args.precision, [&](auto type, auto split) {
         using input_t = typename decltype(type)::type;
-        const bool aligned = has_aligned_rows<input_t>(features, features_stride) && proj_dim % kVector<input_t> == 0;
-        return launch(
-            accumulate_gram_kernel<input_t, decltype(split)::value>,
-            Grid{ceil_div(proj_dim, kTileCols), ceil_div(proj_dim, kTileRows)}, kTileThreads, 0, stream,
-            Features<input_t>{static_cast<const input_t*>(features), num_samples, proj_dim, features_stride, aligned},
-            gram, gram_stride);
+        Features<input_t> features{};
+        features.proj_dim = args.proj_dim, features.stride = args.features_stride;
+        features.aligned =
+            has_aligned_rows<input_t>(args.features, args.features_stride) && args.proj_dim % kVector<input_t> == 0;
+        const int64_t pass_samples = in_passes ? runs * kRunSamples : args.num_samples;
+        for (int64_t begin = 0; begin < args.num_samples; begin += pass_samples) {
+            features.data = static_cast<const input_t*>(args.features) + begin * args.features_stride;
+            features.num_samples = std::min(pass_samples, args.num_samples - begin);
+            const int64_t slices = in_passes ? ceil_div(features.num_samples, kRunSamples) : 1;
+            cudaError_t status = launch(
+                accumulate_gram_kernel<input_t, decltype(split)::value>, tiles_of(args.proj_dim, slices), kTileThreads,
+                0, stream, features, args.gram, in_passes ? args.workspace : nullptr, args.gram_stride,
+                in_passes ? kRunSamples : args.num_samples);
+            if (status == cudaSuccess && in_passes)
+                status = launch(
+                    sum_runs_kernel, tiles_of(args.proj_dim, kTileFloats / kSumThreads), kSumThreads, 0, stream,
+                    args.workspace, args.gram, slices, args.proj_dim, args.gram_stride);
+            if (status != cudaSuccess) return status;
+        }
+        return cudaSuccess;
     });
 }
 

@@ -160,16 +160,23 @@ int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
 // features[group, :] += sketch of the weight gradient of the group's rows; the gradient is never in memory.
 [[nodiscard]] cudaError_t sketch_outer(const SketchOuterArgs& args, cudaStream_t stream);
 
+struct GramArgs {
+    const void* features;  // [num_samples, proj_dim]
+    double* gram;          // [proj_dim, proj_dim], added to
+    float* workspace;      // [workspace_floats]
+    int64_t workspace_floats;
+    DType dtype;  // of features
+    Precision precision;
+    int64_t num_samples;
+    int64_t proj_dim;
+    int64_t features_stride;  // in elements
+    int64_t gram_stride;      // in elements
+};
+
+// The most that helps, at most 2^24; less is slower and gives the same bits. Reads num_samples and proj_dim.
+int64_t gram_workspace_floats(const GramArgs& args);
+
 // gram[i, j] += sum_n features[n, i] * features[n, j] for j >= i; entries below the diagonal are not touched.
-[[nodiscard]] cudaError_t accumulate_gram(
-    const void* features,  // [num_samples, proj_dim]
-    double* gram,          // [proj_dim, proj_dim], added to
-    DType dtype,           // of features
-    Precision precision,
-    int64_t num_samples,
-    int64_t proj_dim,
-    int64_t features_stride,  // in elements
-    int64_t gram_stride,      // in elements
-    cudaStream_t stream);
+[[nodiscard]] cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream);
 
 }  // namespace journey::cuda

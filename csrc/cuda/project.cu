@@ -5,7 +5,7 @@
 // A block multiplies 64 samples by 128 columns, on tensor cores, so that what it generates is used 64 times. Signs
 // never exist as numbers in memory: a block draws the 128 bits of each row of P once, and each lane turns the bits that
 // it needs into its fragment of +1 and -1. A sign is exact in every type, so half types multiply exactly; a float32
-// gradient is the sum of two TF32 numbers (to 2^-24 of it) and takes two products. No scaling is needed, because
+// gradient is the sum of two TF32 numbers (to 2^-23 of it) and takes two products. No scaling is needed, because
 // nothing is ever rounded to a half type. Normals are staged as float32 and multiplied as 3xTF32 (tile_matmul.h).
 // Sums run over 128 entries, then over such runs, then over slices of d, each in order; float32 sums are rounded, not
 // truncated, after every 8 products.

@@ -18,6 +18,7 @@
 namespace journey::cuda {
 
 constexpr int kWarpLanes = 32;
+constexpr uint32_t kTf32Bits = 0xFFFFE000u;  // of a float: sign, 8 bits of exponent, 10 of fraction
 
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpLanes; }
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / kWarpLanes; }
@@ -69,7 +70,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const uint32
                  : "memory");
 }
 
-// The nearest TF32 number, ties away from zero, as the bits of a float.
+// The nearest TF32 number, ties away from zero, as the bits of a float; those outside kTf32Bits mean nothing.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t bits = 0;
 #ifndef JOURNEY_BEFORE_SM80
@@ -78,15 +79,15 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
     return bits;
 }
 
-#define JOURNEY_MMA(shape_and_types)                      \
-    asm("mma.sync.aligned." shape_and_types               \
-        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
-        "{%0, %1, %2, %3};"                               \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])  \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+#define JOURNEY_MMA(shape_and_types)                               \
+    asm volatile("mma.sync.aligned." shape_and_types               \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, " \
+                 "{%0, %1, %2, %3};"                               \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-// c += a * b; products are exact, sums in fp32 that may round towards zero. The whole warp calls. Of TF32 operands
-// only the bits of TF32 are read.
+// c += a * b; products are exact, sums in fp32 that may round towards zero. The whole warp calls: volatile keeps the
+// compiler from moving a product into a branch that not all lanes take. Of TF32 operands only kTf32Bits are read.
 template <typename input_t>
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 

@@ -39,9 +39,9 @@ struct Split {
     uint32_t low;
 };
 
-// x as the sum of two TF32 numbers.
+// x as the sum of two TF32 numbers. The rest is what products lose: only kTf32Bits of `high` count for them.
 __device__ __forceinline__ Split split_tf32(uint32_t bits) {
-    const uint32_t high = to_tf32(bits_float(bits));
+    const uint32_t high = to_tf32(bits_float(bits)) & kTf32Bits;
     return Split{high, to_tf32(bits_float(bits) - bits_float(high))};
 }
 

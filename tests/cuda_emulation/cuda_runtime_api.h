@@ -1,10 +1,12 @@
 // Runs CUDA kernels on the CPU, one block after another, so that tests need no device.
 //
-// Every thread of a block is a fiber that runs alone until it reaches a barrier or its end, from the first thread to
-// the last or, when a test asks, from the last to the first, and blocks likewise: a missing barrier, a race or a read
-// of shared memory that the block has not written shows as results that differ, because static shared memory keeps what
-// the block before left there and dynamic shared memory is NaN. A barrier that not all threads reach is an error, as
-// are grids and blocks beyond the limits of the hardware.
+// Every thread of a block is a fiber that runs alone until it reaches a barrier or its end. A warp runs as far ahead of
+// the others as block barriers let it: the first warp before all others, the last before all others, or, in the third
+// order, by chance; threads of a warp between its barriers, and blocks, likewise. So a missing barrier, a race or a
+// read of shared memory that the block has not written shows as results that differ from one order to the next; static
+// shared memory keeps what the block before left there and dynamic shared memory is NaN. A barrier that not all threads
+// reach is an error, as are grids and blocks beyond the limits of the hardware, and whatever the compiler's sanitizer
+// reports (emulation_api.cpp): vectors that are not aligned, overflow, shifts by too much.
 // warp.h beside this file adds matrix products and asynchronous copies.
 // Not emulated: the memory model, atomics, warp shuffles, several blocks at once.
 #pragma once
@@ -15,6 +17,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include <setjmp.h>
@@ -35,6 +38,14 @@ enum cudaError_t {
 
 using cudaStream_t = struct EmulatedStream*;
 
+// What the bindings ask the runtime.
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorName(cudaError_t) { return "an emulated error"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "see stderr"; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0, cudaSuccess; }
+
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
     dim3() = default;
@@ -46,7 +57,9 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr int kWarp = 32, kMaxThreads = 1024;
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = 128 << 10;
+
+enum class Order : int { kForward = 0, kBackward = 1, kShuffled = 2 };
 
 enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
 
@@ -57,7 +70,8 @@ struct Fiber {
 };
 
 struct Machine {
-    bool reversed = false;             // threads and blocks run from the last to the first
+    Order order = Order::kForward;     // in which threads and blocks run
+    uint64_t random = 1;               // state of the generator of the third
     bool tensor_cores = true;          // of the device
     int max_shared_bytes = 227 << 10;  // of a block of the device
     const char* failure = nullptr;     // what a thread did wrong
@@ -69,6 +83,12 @@ struct Machine {
 };
 
 inline Machine machine;
+
+// One of `count` numbers from 0, by Knuth's congruential generator.
+inline int chance(uint64_t count) {
+    machine.random = machine.random * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<int>((machine.random >> 33) % count);
+}
 
 inline void* dynamic_shared() { return machine.dynamic_shared.data(); }
 
@@ -83,6 +103,7 @@ inline void pause(State state) {
 inline void fail(const char* what) { machine.failure = what; }
 
 inline void end_copies(int thread);
+inline void clear_warps();
 
 // A fiber lives on and runs one thread of each block.
 inline void fiber_main() {
@@ -111,37 +132,61 @@ inline void resume(int i) {
     setcontext(&context);
 }
 
-// Lets threads [begin, end) go on if all of them wait at this barrier; returns how many may.
-inline int release(int begin, int end, State barrier) {
+// Lets threads [begin, end) go on if all of them wait at this barrier.
+inline bool release(int begin, int end, State barrier) {
     for (int i = begin; i < end; ++i)
-        if (machine.fibers[i].state != barrier) return 0;
+        if (machine.fibers[i].state != barrier) return false;
     for (int i = begin; i < end; ++i) machine.fibers[i].state = State::kReady;
-    return end - begin;
+    return true;
+}
+
+// A permutation of `count` things in the order that the machine is set to: step i is number at(i).
+struct Permutation {
+    uint64_t count, start = 0, stride = 1;
+
+    explicit Permutation(uint64_t count_) : count(count_) {
+        if (machine.order == Order::kBackward) start = count - 1, stride = count - 1;
+        if (machine.order != Order::kShuffled) return;
+        start = chance(count), stride = 1 + chance(count);
+        while (std::gcd(stride, count) != 1) ++stride;
+    }
+    uint64_t at(uint64_t i) const { return (start + i * stride) % count; }
+};
+
+// Runs every thread of a warp to its next barrier, and on if that is the warp's and all have reached it.
+inline bool run_warp(int begin, int end) {
+    const Permutation order(end - begin);
+    for (int i = 0; i < end - begin; ++i) resume(begin + static_cast<int>(order.at(i)));
+    return release(begin, end, State::kAtWarpBarrier);
 }
 
 inline bool run_block(int threads) {
     std::fill(machine.dynamic_shared.begin(), machine.dynamic_shared.end(), static_cast<char>(0xFF));
     for (int i = 0; i < threads; ++i) machine.fibers[i].state = State::kReady;
+    clear_warps();
 
-    for (int done = 0, ready = threads; done < threads;) {
-        if (ready == 0) {
-            std::fprintf(
-                stderr, "cuda emulation: %d of %d threads wait at a barrier the others miss\n", threads - done,
-                threads);
-            for (Fiber& fiber : machine.fibers) fiber.stack.clear();  // they hang in the kernel: start afresh
-            return false;
+    std::vector<int> ready;
+    do {
+        for (int warp = (threads + kWarp - 1) / kWarp - 1; warp >= 0; --warp) ready.push_back(warp);
+        if (machine.order == Order::kBackward) std::reverse(ready.begin(), ready.end());
+        // The warp at the end runs.
+        while (!ready.empty()) {
+            if (machine.order == Order::kShuffled && chance(4) == 0)
+                std::swap(ready[chance(ready.size())], ready.back());
+            const int begin = ready.back() * kWarp;
+            if (!run_warp(begin, std::min(begin + kWarp, threads))) ready.pop_back();
         }
-        for (int i = 0; i < threads; ++i) {
-            const int thread = machine.reversed ? threads - 1 - i : i;
-            if (machine.fibers[thread].state != State::kReady) continue;
-            resume(thread);
-            done += machine.fibers[thread].state == State::kDone;
-        }
-        ready = release(0, threads, State::kAtBlockBarrier);
-        for (int warp = 0; warp < threads; warp += kWarp)
-            ready += release(warp, warp + kWarp < threads ? warp + kWarp : threads, State::kAtWarpBarrier);
+    } while (release(0, threads, State::kAtBlockBarrier));
+
+    int waiting = 0;
+    for (int i = 0; i < threads; ++i) waiting += machine.fibers[i].state != State::kDone;
+    if (waiting == 0) return true;
+    std::fprintf(stderr, "cuda emulation: %d of %d threads wait at a barrier the others miss\n", waiting, threads);
+    for (int i = 0; i < threads; ++i) {
+        machine.fibers[i].stack.clear();  // they hang in the kernel: start afresh
+        end_copies(i);
     }
-    return true;
+    return false;
 }
 
 inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -153,9 +198,10 @@ inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::f
     machine.dynamic_shared.resize(shared_bytes);
     machine.kernel = &kernel;
     machine.failure = nullptr;
-    const uint64_t plane = uint64_t{grid.x} * grid.y, blocks = plane * grid.z;
-    for (uint64_t i = 0; i < blocks; ++i) {
-        const uint64_t block = machine.reversed ? blocks - 1 - i : i;
+    const uint64_t plane = uint64_t{grid.x} * grid.y;
+    const Permutation order(plane * grid.z);
+    for (uint64_t i = 0; i < order.count; ++i) {
+        const uint64_t block = order.at(i);
         blockIdx = dim3(
             static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block % plane / grid.x),
             static_cast<unsigned>(block / plane));

@@ -1,6 +1,6 @@
-"""Builds the CUDA kernels for the CPU and calls them, each twice: with threads and blocks forwards and backwards.
+"""Builds the CUDA kernels for the CPU and calls them, each in three orders of warps, threads and blocks.
 
-Arguments are CPU tensors. Every call checks what every kernel promises: both orders give the same bits (a race or a
+Arguments are CPU tensors. Every call checks what every kernel promises: all orders give the same bits (a race or a
 missing barrier would not), the workspace may hold anything before, and nothing outside outputs and workspace changes.
 """
 
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_int, c_int64, c_uint64, c_void_p
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
+import pybind11
 import torch
 from torch import Tensor
 
@@ -20,6 +24,8 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"float32": 0, "tf32": 1}
 KINDS = {"rademacher": 0, "normal": 1}
 SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9  # of cudaError_t
+
+ORDERS = FORWARD, BACKWARD, SHUFFLED = 0, 1, 2  # of emulation::Order
 
 _GUARD = 256  # entries around an output or a workspace that must keep what they held
 
@@ -95,28 +101,47 @@ class SketchOuterArgs(Structure):
     )
 
 
+class GramArgs(Structure):
+    """journey::cuda::GramArgs."""
+
+    _fields_ = (
+        *_pointers("features gram workspace"),
+        *_int64s("workspace_floats"),
+        ("dtype", c_int),
+        ("precision", c_int),
+        *_int64s("num_samples proj_dim features_stride gram_stride"),
+    )
+
+
 class CudaError(RuntimeError):
     """A launcher returned something else than success; ``args[0]`` is the cudaError_t."""
 
 
 def build(compiler: str, folder: Path) -> Emulated:
-    """Compile every ``.cu`` file and the test's C interface into one shared library."""
-    library = folder / "emulated.so"
+    """Compile every ``.cu`` file, the bindings and the test's C interface into one shared library."""
+    library = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     here = Path(__file__).parent
     # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
     flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), here / "emulation_api.cpp"]
-    command = [compiler, "-x", "c++", *flags, "-DJOURNEY_CUDA_EMULATION", f"-I{here}"]
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "bindings_cuda.cpp"]
+    sources += sorted(here.glob("*.cpp"))
+    includes = [here, pybind11.get_include(), sysconfig.get_path("include")]
+    # What would be undefined on a device too is reported to emulation_api.cpp.
+    checks = "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"
+    command = [compiler, "-x", "c++", *flags, checks, "-DJOURNEY_CUDA_EMULATION", *(f"-I{path}" for path in includes)]
     subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
-    return Emulated(ctypes.CDLL(str(library)))
+    return Emulated(library)
 
 
 class Emulated:
     """The launchers of ``csrc/cuda/kernels.h`` over CPU tensors, and the maps of ``csrc/common`` on the host."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
-        for name in ("sketch", "sketch_many", "project", "sketch_outer"):
+    def __init__(self, path: Path) -> None:
+        self.library = library = ctypes.CDLL(str(path))
+        loader = ExtensionFileLoader("emulated", str(path))
+        # The submodule `cuda` of journey._native, over the same kernels.
+        self.bindings = module_from_spec(spec_from_loader("emulated", loader)).cuda
+        for name in ("sketch", "sketch_many", "project", "sketch_outer", "gram"):
             getattr(library, f"{name}_workspace").restype = c_int64
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
@@ -201,19 +226,23 @@ class Emulated:
         """What the emulated device can do, until the next call."""
         self.library.set_device(tensor_cores, max_shared_bytes)
 
-    def accumulate_gram_(self, gram: Tensor, features: Tensor, *, precision: str = "float32") -> None:
+    def accumulate_gram_(
+        self, gram: Tensor, features: Tensor, *, precision: str = "float32", workspace_floats: int | None = None
+    ) -> None:
         """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
-        before = gram.clone()
-        results = []
-        for reverse in (False, True):
-            self.library.set_reversed(reverse)
+        args = GramArgs(features=features.data_ptr(), gram=gram.data_ptr(), dtype=DTYPES[features.dtype])
+        args.num_samples, args.proj_dim = features.shape
+        args.features_stride, args.gram_stride = features.stride(0), gram.stride(0)
+        args.precision = PRECISIONS[precision]
+        if workspace_floats is None:
+            workspace_floats = self.library.gram_workspace(byref(args))
+        args.workspace_floats = workspace_floats
+        before, results = gram.clone(), []
+        for order in ORDERS:
             gram.copy_(before)
-            sizes = [c_int64(size) for size in (*features.shape, features.stride(0), gram.stride(0))]
-            pointers = c_void_p(features.data_ptr()), c_void_p(gram.data_ptr())
-            kinds = DTYPES[features.dtype], PRECISIONS[precision]
-            _check(self.library.run_accumulate_gram(*pointers, *kinds, *sizes))
+            self._run_with_workspace(args, order, self.library.run_accumulate_gram, lambda _: workspace_floats)
             results.append(gram.clone())
-        assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
 
     def mma(self, a: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         """One warp product from the words of each lane, int32 [32, 4], [32, 2], and sums, float32 [32, 4]."""
@@ -227,15 +256,29 @@ class Emulated:
         _check(self.library.run_load_matrices(c_void_p(matrices.data_ptr()), c_void_p(words.data_ptr())))
         return words
 
-    def to_tf32(self, x: Tensor) -> Tensor:
-        """Nearest TF32 numbers, float32. [*shape]."""
-        out = x.clone()
-        self.library.round_to_tf32(c_void_p(out.data_ptr()), c_int64(out.numel()))
+    def split_tf32(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest TF32 numbers and those nearest to what is left, float32. [*shape], [*shape]."""
+        high, low = x.clone(), torch.empty_like(x)
+        self.library.split_tf32(c_void_p(high.data_ptr()), c_void_p(low.data_ptr()), c_int64(high.numel()))
+        return high, low
+
+    def exchange(self, order: int, *, before_reading: bool = True, before_writing: bool = True) -> Tensor:
+        """What 64 threads read in 8 rounds, each what another wrote, with or without barriers. [64, 8]."""
+        out = torch.empty(64, 8)
+        self.library.set_order(order)
+        _check(self.library.run_exchange(before_reading, before_writing, c_void_p(out.data_ptr())))
         return out
+
+    def read_vector(self, source: Tensor) -> float:
+        """The first of four floats that are read at once."""
+        out = torch.empty(1)
+        _check(self.library.run_misaligned(c_void_p(source.data_ptr()), c_void_p(out.data_ptr())))
+        return out.item()
 
     def copy(self, source: Tensor, num_bytes: int, *, waits: bool = True) -> Tensor:
         """16 bytes after an asynchronous copy, uint8. [16]."""
         out = torch.zeros(16, dtype=torch.uint8)
+        self.library.set_order(FORWARD)
         _check(self.library.run_copy(c_void_p(source.data_ptr()), num_bytes, waits, c_void_p(out.data_ptr())))
         return out
 
@@ -263,17 +306,17 @@ class Emulated:
         return out
 
     def _overwritten(self, shape: tuple[int, ...], dtype: torch.dtype, run: Callable[[c_void_p], int]) -> Tensor:
-        """Run a kernel that overwrites its output, from poison in both orders."""
+        """Run a kernel that overwrites its output, from poison in every order."""
         results = []
-        for reverse in (False, True):
-            self.library.set_reversed(reverse)
+        for order in ORDERS:
+            self.library.set_order(order)
             buffer = _poisoned(torch.Size(shape).numel() + 2 * _GUARD, dtype)
             out = buffer[_GUARD:-_GUARD]
             _check(run(c_void_p(out.data_ptr())))
             results.append(out.clone())
             out.copy_(_poisoned(out.numel(), dtype))
             assert _same_bits(buffer, _poisoned(buffer.numel(), dtype)), "it wrote outside its output"
-        assert _same_bits(*results), "the order of threads or blocks shows in the result: a race"
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
         return results[0].reshape(shape)
 
     def _added(
@@ -283,25 +326,38 @@ class Emulated:
         run: Callable[[object], int],
         workspace_size: Callable[[object], int],
     ) -> Tensor:
-        """Run a kernel that adds to features inside a larger buffer: onto zeros, then backwards onto the result."""
+        """Run a kernel that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
         buffer = torch.zeros(rows + 2, args.proj_dim + 64)
         features = buffer[1 : rows + 1, 32 : 32 + args.proj_dim]
         args.features, args.features_stride = features.data_ptr(), features.stride(0)
-        size = workspace_size(byref(args))
         results = []
-        for reverse in (False, True):
-            self.library.set_reversed(reverse)
-            workspace = _poisoned(size + 2 * _GUARD, torch.float32)
-            args.workspace = workspace[_GUARD:].data_ptr() if size else None
-            _check(run(byref(args)))
+        for order in (FORWARD, SHUFFLED, BACKWARD):
+            if order == SHUFFLED:
+                features.zero_()
+            self._run_with_workspace(args, order, run, workspace_size)
             results.append(features.clone())
-            outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
-            assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
         features.zero_()
         assert not buffer.any(), "it wrote outside the features"
-        # x + x is exact, so the second run must give twice the first to the last bit.
-        assert _same_bits(2 * results[0], results[1]), "the order of threads or blocks shows, or it does not add"
+        assert _same_bits(*results[:2]), "the order of threads or blocks shows in the result: a race"
+        # x + x is exact, so the third run must give twice the second to the last bit.
+        assert _same_bits(2 * results[1], results[2]), "the order of threads or blocks shows, or it does not add"
         return results[0]
+
+    def _run_with_workspace(
+        self,
+        args: SketchArgs | SketchManyArgs | ProjectArgs | SketchOuterArgs | GramArgs,
+        order: int,
+        run: Callable[[object], int],
+        workspace_size: Callable[[object], int],
+    ) -> None:
+        """Run a launcher with a poisoned workspace of the size that it asks for, and check what is around it."""
+        size = workspace_size(byref(args))
+        workspace = _poisoned(size + 2 * _GUARD, torch.float32)
+        args.workspace = workspace[_GUARD:].data_ptr() if size else None
+        self.library.set_order(order)
+        _check(run(byref(args)))
+        outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
+        assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
 
 
 def _poisoned(count: int, dtype: torch.dtype) -> Tensor:

@@ -2,14 +2,53 @@
 #include "../../csrc/common/dense_map.h"
 #include "../../csrc/common/sketch_map.h"
 #include "../../csrc/cuda/kernels.h"
-#include "../../csrc/cuda/tensor_core.h"
+#include "../../csrc/cuda/tile_matmul.h"
 
 using namespace journey;
 
+namespace {
+
+// Eight values travel to thread t from thread t ^ 33, in another warp: with the barriers that this takes, or without
+// one of them.
+void exchange(bool before_reading, bool before_writing, float* out) {
+    static float shared[64];
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int round = 0; round < 8; ++round) {
+        shared[thread] = static_cast<float>(100 * round + thread);
+        if (before_reading) __syncthreads();
+        __syncwarp();
+        out[8 * thread + round] = shared[thread ^ 33];
+        if (before_writing) __syncthreads();
+    }
+}
+
+}  // namespace
+
 extern "C" {
 
-// Runs threads and blocks from the last to the first, or from the first to the last.
-void set_reversed(int reversed) { emulation::machine.reversed = reversed != 0; }
+// What the compiler's checks call, which the build chooses.
+#define JOURNEY_CHECK(name, what) \
+    void __ubsan_handle_##name(...) { emulation::fail(what); }
+JOURNEY_CHECK(type_mismatch_v1, "an address is not aligned to what is read or written there")
+JOURNEY_CHECK(shift_out_of_bounds, "a shift by more bits than there are")
+JOURNEY_CHECK(add_overflow, "a sum overflows")
+JOURNEY_CHECK(sub_overflow, "a difference overflows")
+JOURNEY_CHECK(mul_overflow, "a product overflows")
+JOURNEY_CHECK(negate_overflow, "a negation overflows")
+JOURNEY_CHECK(divrem_overflow, "a division by zero")
+JOURNEY_CHECK(out_of_bounds, "an index beyond its array")
+#undef JOURNEY_CHECK
+
+// See emulation::Order.
+void set_order(int order) { emulation::machine.order = static_cast<emulation::Order>(order); }
+
+int run_exchange(int before_reading, int before_writing, float* out) {
+    return emulation::run(dim3(1), 64, 0, [&] { exchange(before_reading != 0, before_writing != 0, out); });
+}
+
+int run_misaligned(const float* from, float* out) {
+    return emulation::run(dim3(1), 1, 0, [&] { *out = reinterpret_cast<const cuda::Float4*>(from)->value[0]; });
+}
 
 // Of the device that is emulated; 1 and 227 KiB at first.
 void set_device(int tensor_cores, int max_shared_bytes) {
@@ -38,19 +77,8 @@ int64_t project_workspace(const cuda::ProjectArgs* args) { return cuda::project_
 int run_sketch_outer(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer(*args, nullptr); }
 int64_t sketch_outer_workspace(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer_workspace_floats(*args); }
 
-int run_accumulate_gram(
-    const void* features,
-    double* gram,
-    int dtype,
-    int precision,
-    int64_t num_samples,
-    int64_t proj_dim,
-    int64_t features_stride,
-    int64_t gram_stride) {
-    return cuda::accumulate_gram(
-        features, gram, static_cast<cuda::DType>(dtype), static_cast<cuda::Precision>(precision), num_samples, proj_dim,
-        features_stride, gram_stride, nullptr);
-}
+int run_accumulate_gram(const cuda::GramArgs* args) { return cuda::accumulate_gram(*args, nullptr); }
+int64_t gram_workspace(const cuda::GramArgs* args) { return cuda::gram_workspace_floats(*args); }
 
 // One product of fragments, given and returned as what each lane holds: a [32, 4], b [32, 2], c [32, 4].
 int run_mma(int dtype, const uint32_t* a, const uint32_t* b, float* c) {
@@ -79,9 +107,13 @@ int run_load_matrices(const uint32_t* matrices, uint32_t* words) {
     });
 }
 
-// Rounds in place.
-void round_to_tf32(float* x, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) x[i] = bits_float(cuda::to_tf32(x[i]));
+// The first part of x in place.
+void split_tf32(float* x, float* low, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const cuda::Split split = cuda::split_tf32(float_bits(x[i]));
+        x[i] = bits_float(split.high);
+        low[i] = bits_float(split.low & cuda::kTf32Bits);
+    }
 }
 
 // Copies 16 bytes asynchronously and reads them too early if told so.

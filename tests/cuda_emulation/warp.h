@@ -1,8 +1,9 @@
 // Warp instructions of csrc/cuda/tensor_core.h on the CPU. Every lane leaves its operands, waits for its warp, and
 // computes its own results from those of all lanes.
 //
-// Products are exact and a sum is rounded towards zero once, which errs on the side of the hardware. Asynchronous
-// copies happen as late as they may: when their thread waits for them.
+// Products are exact and a sum is rounded towards zero once, which errs on the side of the hardware. A number converted
+// to TF32 has arbitrary bits where TF32 has none. Asynchronous copies happen as late as they may, when their thread
+// waits for them, or as early, when they are started: by the machine's order.
 #pragma once
 
 namespace emulation {
@@ -19,6 +20,10 @@ struct Warp {
 };
 
 inline Warp warps[kMaxThreads / kWarp];
+
+inline void clear_warps() {
+    for (Warp& warp : warps) std::fill(warp.calls, warp.calls + kWarp, 0);
+}
 
 // Leaves this lane's operands and returns those of the warp.
 inline const Operands* exchange(const Operands& own) {
@@ -45,7 +50,7 @@ inline void load_matrices(uint32_t (&words)[4], const uint32_t* row) {
 inline uint32_t to_tf32(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof(bits));
-    return (bits & 0x7F800000u) == 0x7F800000u ? bits : (bits + 0x1000u) & ~0x1FFFu;
+    return (((bits & 0x7F800000u) == 0x7F800000u ? bits : bits + 0x1000u) & ~0x1FFFu) | 0x1234u;
 }
 
 inline float truncated(double x) {
@@ -107,7 +112,15 @@ struct Copy {
     void* to;
     const void* from;
     int bytes;
+    bool landed;
 };
+
+inline void land(Copy& copy) {
+    if (copy.landed) return;
+    copy.landed = true;
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+}
 
 // Of each thread: groups of copies, the youngest still open.
 inline std::vector<std::vector<Copy>> copies[kMaxThreads];
@@ -117,7 +130,9 @@ inline void copy_async(void* to, const void* from, int bytes) {
         fail("a copy of 16 bytes is not aligned");
     auto& groups = copies[machine.current];
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back(Copy{to, from, bytes});
+    groups.back().push_back(Copy{to, from, bytes, false});
+    const bool early = machine.order == Order::kBackward || (machine.order == Order::kShuffled && chance(2) == 0);
+    if (early) land(groups.back().back());
 }
 
 inline void commit_copies() {
@@ -129,10 +144,7 @@ inline void commit_copies() {
 inline void wait_for_copies(int younger) {
     auto& groups = copies[machine.current];
     while (static_cast<int>(groups.size()) > younger + 1) {
-        for (const Copy& copy : groups.front()) {
-            std::memset(copy.to, 0, 16);
-            std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-        }
+        for (Copy& copy : groups.front()) land(copy);
         groups.erase(groups.begin());
     }
 }
