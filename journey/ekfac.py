@@ -91,19 +91,16 @@ def fit_ekfac(
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
     largest = max(slot.rows * slot.cols for slot in engine.slots.values())
     rows_per_batch = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
-    num_rows = gradients.num_rows
     bar = tqdm(total=2 * gradients.num_gradients, unit="draw", desc="curvature", disable=not progress)
     factors = _Factors(engine.slots, denoiser.device)
-    for contributions, count in gradients.collect(engine, rows_per_batch):
-        factors.add(contributions, count)
-        bar.update(count)
+    gradients.hand_out(engine, rows_per_batch, factors.add, bar)
     blocks = {name: factors.pop_basis(name) for name in engine.slots}
-    for contributions, count in gradients.collect(engine, rows_per_batch):
-        for name in list(contributions):
-            grads = row_gradients(engine.slots[name], contributions.pop(name), count)
-            squares = blocks[name].rotate(grads)[0].square()
-            blocks[name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / num_rows)
-        bar.update(count)
+
+    def correct(slot: ParameterSlot, contributions: list[Contribution], count: int) -> None:
+        squares = blocks[slot.name].rotate(row_gradients(slot, contributions, count))[0].square()
+        blocks[slot.name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / gradients.num_rows)
+
+    gradients.hand_out(engine, rows_per_batch, correct, bar)
     bar.close()
     for name, block in blocks.items():
         check_finite(name, block.eigenvalues)
@@ -124,19 +121,17 @@ class _Factors:
         self._outputs: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, collected: Mapping[str, list[Contribution]], num_rows: int) -> None:
-        """Add second moments of inputs and output gradients, or of the gradients of vectors."""
-        for name, contributions in collected.items():
-            slot = self._slots[name]
-            if slot.rows == 1 and slot.cols <= _LARGEST_EXACT:
-                accumulate_(self._inputs, name, row_gradients(slot, contributions, num_rows))
-                continue
-            for contribution in contributions:
-                if isinstance(contribution, Outer):
-                    pair = as_positions(contribution.a, contribution.g, contribution.conv)
-                    if pair is not None:
-                        accumulate_(self._inputs, name, pair[0])
-                        accumulate_(self._outputs, name, pair[1])
+    def add(self, slot: ParameterSlot, contributions: list[Contribution], num_rows: int) -> None:
+        """Add second moments of inputs and output gradients, or of the gradients of a vector."""
+        if slot.rows == 1 and slot.cols <= _LARGEST_EXACT:
+            accumulate_(self._inputs, slot.name, row_gradients(slot, contributions, num_rows))
+            return
+        for contribution in contributions:
+            if isinstance(contribution, Outer):
+                pair = as_positions(contribution.a, contribution.g, contribution.conv)
+                if pair is not None:
+                    accumulate_(self._inputs, slot.name, pair[0])
+                    accumulate_(self._outputs, slot.name, pair[1])
 
     def pop_basis(self, name: str) -> EigenBlock:
         """Return a block with the bases of a parameter and eigenvalues of zero, float64, and forget its factors."""

@@ -162,30 +162,6 @@ class GradientEngine:
         for name in list(found):
             receive(self.slots[name], found.pop(name))
 
-    def collect(self, values: Values, *, num_rows: int) -> dict[str, list[Contribution]]:
-        """Return what ``hand_out`` hands on, with every row a group of its own.
-
-        Inputs and output gradients of all layers are kept.
-
-        Args:
-            values: As for ``add_gradients_``.
-            num_rows: Rows of the batch.
-
-        Returns:
-            Contributions to the gradient of each row's value, by the name of the parameter.
-
-        Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
-            InPlaceError: If a layer's input was modified between forward and backward.
-        """
-        found: dict[str, list[Contribution]] = {}
-
-        def keep(slot: ParameterSlot, contributions: list[Contribution]) -> None:
-            found[slot.name] = contributions
-
-        self.hand_out(values, num_rows=num_rows, num_groups=num_rows, receive=keep)
-        return found
-
     def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
         """Compare freshly computed features of a batch with autograd's gradient of the whole batch.
 

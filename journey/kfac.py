@@ -31,7 +31,7 @@ from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients, squared_norms
 from journey.second_moments import accumulate_, check_finite, eigen
 
-# Inputs and output gradients of all layers are kept for so many rows at once.
+# Draws that go through the network at once.
 ROWS_PER_BATCH = 32
 # A larger side counts as the identity: its eigenvectors would cost more than they bring.
 LARGEST_SIDE = 4096
@@ -60,8 +60,8 @@ def fit_kfac(
     embeddings one for their columns; convolutions in groups a scale alone. A side of more than 4,096 has no factor.
 
     One pass over images and draws, each a forward and a backward pass per draw, then an eigendecomposition in float64
-    of a matrix for each side of each weight. Sums are float64. Peak memory: the layers' inputs and output gradients of
-    ``rows_per_batch`` draws.
+    of a matrix for each side of each weight. Sums are float64. Memory: as for featurizing ``rows_per_batch`` draws, and
+    two square matrices for each weight.
 
     Args:
         model: In any form that ``journey.featurize`` takes.
@@ -118,9 +118,7 @@ def fit_factors(
     factors = _Factors(engine.slots, gradients.denoiser.device)
     total = gradients.num_gradients
     with tqdm(total=total, unit="draw", desc="curvature", disable=not progress, dynamic_ncols=True) as bar:
-        for contributions, count in gradients.collect(engine, rows_per_batch):
-            factors.add(contributions, count)
-            bar.update(count)
+        gradients.hand_out(engine, rows_per_batch, factors.add, bar)
     blocks = {name: factors.pop_block(name, gradients.num_rows) for name in engine.slots}
     sizes = {name: slot.rows * slot.cols for name, slot in engine.slots.items()}
     floor = _FLOOR * sum(sizes[name] * block.scale for name, block in blocks.items()) / sum(sizes.values())
@@ -137,19 +135,17 @@ class _Factors:
         self._outputs: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, collected: dict[str, list[Contribution]], num_rows: int) -> None:
-        """Add what the gradients of some rows are made of, which is used up."""
-        for name in list(collected):
-            slot, contributions = self._slots[name], collected.pop(name)
-            outer = [c for c in contributions if isinstance(c, Outer)]
-            self._squares[name] += squared_norms(slot, contributions, num_rows).sum(dtype=torch.float64)
-            if not outer:
-                self._add(self._inputs, name, row_gradients(slot, contributions, num_rows))
-            elif len(outer) == len(contributions):  # not a weight that is an embedding as well
-                for c in outer:
-                    if c.conv is None or c.conv.groups == 1:
-                        self._add(self._inputs, name, _channels_last(c.a, c))
-                        self._add(self._outputs, name, _channels_last(c.g, c))
+    def add(self, slot: ParameterSlot, contributions: list[Contribution], num_rows: int) -> None:
+        """Add what the gradients of a parameter are made of."""
+        outer = [c for c in contributions if isinstance(c, Outer)]
+        self._squares[slot.name] += squared_norms(slot, contributions, num_rows).sum(dtype=torch.float64)
+        if not outer:
+            self._add(self._inputs, slot.name, row_gradients(slot, contributions, num_rows))
+        elif len(outer) == len(contributions):  # not a weight that is an embedding as well
+            for c in outer:
+                if c.conv is None or c.conv.groups == 1:
+                    self._add(self._inputs, slot.name, _channels_last(c.a, c))
+                    self._add(self._outputs, slot.name, _channels_last(c.g, c))
 
     def _add(self, grams: dict[str, Tensor], name: str, vectors: Tensor) -> None:
         if vectors.shape[-1] <= LARGEST_SIDE:

@@ -7,12 +7,14 @@ Gauss-Newton matrix is ``G = E[J^T (2 / D) J]`` with ``J = df / dθ``: the image
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from journey.condition import Condition
 from journey.denoiser import Denoiser
@@ -20,6 +22,9 @@ from journey.draws import Draws, keyed_noise
 from journey.gradients import GradientEngine, Values
 from journey.keys import derive_key, to_signed
 from journey.layer_rules import Contribution
+from journey.projectors import ParameterSlot
+
+Receive = Callable[[ParameterSlot, list[Contribution], int], None]
 
 
 @dataclass(frozen=True)
@@ -65,22 +70,20 @@ class PseudoGradients:
         """Backward passes of one row each that it takes to go through all."""
         return self.num_rows * (prod(self.images.shape[1:]) if self.exact else 1)
 
-    def collect(
-        self, engine: GradientEngine, rows_per_batch: int
-    ) -> Iterator[tuple[dict[str, list[Contribution]], int]]:
-        """Go through all rows, batch after batch.
+    def hand_out(self, engine: GradientEngine, rows_per_batch: int, receive: Receive, bar: tqdm[Any]) -> None:
+        """Go through all rows, batch after batch, and hand on what each parameter's gradients are made of.
 
         Args:
             engine: Captures the gradients of the denoiser's network.
             rows_per_batch: Rows that go through the network at once.
-
-        Yields:
-            What the gradients of some rows are made of, by parameter, and how many rows these are; with ``exact``
-            every row again for each entry of the output.
+            receive: Takes a parameter, its contributions (``GradientEngine.hand_out``) and the number of rows, each of
+                which is a group of its own; with ``exact`` every row again for each entry of the output.
+            bar: Is told of every gradient.
         """
         for rows in torch.arange(self.num_rows).split(rows_per_batch):
             for values in self.pseudo_losses(rows):
-                yield engine.collect(values, num_rows=len(rows)), len(rows)
+                _hand_out(engine, values, len(rows), receive)
+                bar.update(len(rows))
 
     def pseudo_losses(self, rows: Tensor) -> Iterator[Values]:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
@@ -114,3 +117,12 @@ class PseudoGradients:
             keys = torch.tensor([to_signed(derive_key(self.seed, "pseudo-gradient", i)) for i in ids])
             drawn = keyed_noise(keys, per_image, shape, device, antithetic=False, per=per_image)
             yield along(drawn.flatten(0, 2).flatten(1)[here])
+
+
+def _hand_out(engine: GradientEngine, values: Values, num_rows: int, receive: Receive) -> None:
+    engine.hand_out(
+        values,
+        num_rows=num_rows,
+        num_groups=num_rows,
+        receive=lambda slot, contributions: receive(slot, contributions, num_rows),
+    )

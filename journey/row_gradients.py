@@ -24,7 +24,7 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
 
     Args:
         slot: The parameter.
-        contributions: What it is made of, see ``GradientEngine.collect``.
+        contributions: What it is made of, see ``GradientEngine.hand_out``.
         num_rows: Rows of the batch, or groups of rows, as the contributions are.
 
     Returns:
@@ -69,7 +69,7 @@ def squared_norms(slot: ParameterSlot, contributions: list[Contribution], num_ro
 
     Args:
         slot: The parameter.
-        contributions: What it is made of, see ``GradientEngine.collect``.
+        contributions: What it is made of, see ``GradientEngine.hand_out``.
         num_rows: Rows of the batch.
 
     Returns:

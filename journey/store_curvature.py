@@ -40,8 +40,7 @@ def fit_store_curvature(
     draws = StratifiedDraws(FITTED_TO_STORE["num_draws"], antithetic=False)
     told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
     gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
-    # Output gradients of all layers are kept as well as their inputs, so half as many rows have room.
-    rows = max(1, min(ROWS_PER_BATCH, rows_per_batch // 2))
+    rows = min(ROWS_PER_BATCH, rows_per_batch)
     curvature = None
     while curvature is None:
         try:

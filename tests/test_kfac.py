@@ -222,7 +222,7 @@ def test_a_weight_that_is_also_an_embedding_has_a_scale() -> None:
     factors = kfac._Factors({"w": ParameterSlot("w", 2, 3, 0)}, torch.device("cpu"))
     a, g = torch.randn(1, 1, 3), torch.randn(1, 1, 2)
     both = [kfac.Outer("w", a, g, None), journey.layer_rules.Direct("w", torch.randn(1, 2, 3))]
-    factors.add({"w": both}, 1)
+    factors.add(ParameterSlot("w", 2, 3, 0), both, 1)
     assert factors.pop_block("w", 1).shape == [0, 0]
 
 

@@ -71,6 +71,18 @@ class Shared(nn.Module):
         return self.twice(torch.tanh(self.twice(x))) * self.gain.flatten()
 
 
+def collect(engine: GradientEngine, values: Values) -> dict[str, list[Contribution]]:
+    """All that is handed out, every row a group of its own."""
+    found: dict[str, list[Contribution]] = {}
+
+    def keep(slot: ParameterSlot, contributions: list[Contribution]) -> None:
+        assert slot.name not in found
+        found[slot.name] = contributions
+
+    engine.hand_out(values, num_rows=ROWS, num_groups=ROWS, receive=keep)
+    return found
+
+
 def test_a_layer_that_is_called_twice_has_the_norm_of_the_sum() -> None:
     model, x = Shared(), randn(ROWS, 6)
 
@@ -79,7 +91,7 @@ def test_a_layer_that_is_called_twice_has_the_norm_of_the_sum() -> None:
 
     expected = dict(split(model, one_at_a_time(model, values, ROWS, 1)))
     engine = GradientEngine(model, uncovered="autograd")
-    collected = engine.collect(values, num_rows=ROWS)
+    collected = collect(engine, values)
     assert set(engine.slots) - set(collected) == {"unused.weight", "unused.bias"}
     for name, contributions in collected.items():
         slot = engine.slots[name]
@@ -166,7 +178,7 @@ def assert_norms(model: nn.Module, values: Values) -> None:
     """To 1e-5 of each norm, or 1e-6 of the whole gradient's: key biases of attention have a gradient of zero."""
     expected = one_at_a_time(model, values, ROWS, 1)
     engine = GradientEngine(model)
-    collected = engine.collect(values, num_rows=ROWS)
+    collected = collect(engine, values)
     forms = set()
     for name, wanted in split(model, expected):
         (first, *_), slot = collected[name], engine.slots[name]
