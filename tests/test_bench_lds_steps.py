@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.lds.step_compare import step_table
-from bench.lds.step_contenders import DEFAULT
+from bench.lds.step_contenders import DEFAULT, PLAIN
 from bench.lds.step_truth import STEP_KINDS, STEPS, read_step_truth, step_responses
 from bench.lds.tiers import TIERS
 from journey.baselines import optimal_denoiser_at, pixels
@@ -78,10 +78,10 @@ def test_the_latent_and_the_predicted_image_tell_of_retraining_at_their_own_step
     assert found["own"] > found["other"]
 
 
-def test_the_default_leads_one_bin_and_every_control_at_single_steps() -> None:
+def test_the_default_leads_plain_gradients_every_baseline_and_every_control_at_single_steps() -> None:
     document = json.loads((RESULTS / f"lds-{TIER.name}-steps-table.json").read_text())
     for kind in STEP_KINDS:
-        for other in ("1 bin of 8 draws, cross-validated", RANDOM, CONSTANT):
+        for other in (PLAIN, "pixels of x0_hat, cosine", "optimal denoiser at the latent", RANDOM, CONSTANT):
             assert document["rows"][other][kind]["behind"][1] > 0
     lines = step_table(document).splitlines()
     assert lines[-1].startswith(f"| {CEILING} |")

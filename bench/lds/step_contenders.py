@@ -16,7 +16,7 @@ from journey.draws import Draws, StratifiedDraws
 from journey.fingerprint import fingerprint_json
 from journey.projectors import Projector
 from journey.recommended import recommended
-from journey.scoring import Scores
+from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory
 
