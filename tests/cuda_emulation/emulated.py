@@ -121,15 +121,18 @@ def build(compiler: str, folder: Path) -> Emulated:
     """Compile every ``.cu`` file, the bindings and the test's C interface into one shared library."""
     library = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     here = Path(__file__).parent
-    # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "bindings_cuda.cpp"]
-    sources += sorted(here.glob("*.cpp"))
     includes = [here, pybind11.get_include(), sysconfig.get_path("include")]
-    # What would be undefined on a device too is reported to emulation_api.cpp.
-    checks = "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"
-    command = [compiler, "-x", "c++", *flags, checks, "-DJOURNEY_CUDA_EMULATION", *(f"-I{path}" for path in includes)]
-    subprocess.run([*command, *map(str, sources), "-o", str(library)], check=True)
+    # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack. What would be
+    # undefined on a device too is reported to emulation_api.cpp.
+    flags = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    flags += ["-DJOURNEY_CUDA_EMULATION", *(f"-I{path}" for path in includes)]
+    flags += ["-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
+    bindings = folder / "bindings.o"
+    module = here / "emulated_module.cpp"
+    subprocess.run([compiler, *flags, "-c", module, "-o", bindings], check=True)  # slow to optimize, run once a call
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), here / "emulation_api.cpp"]
+    command = [compiler, *flags, "-O2", "-shared", bindings, "-x", "c++", *sources]
+    subprocess.run([*command, "-o", library], check=True)
     return Emulated(library)
 
 
@@ -139,8 +142,9 @@ class Emulated:
     def __init__(self, path: Path) -> None:
         self.library = library = ctypes.CDLL(str(path))
         loader = ExtensionFileLoader("emulated", str(path))
-        # The submodule `cuda` of journey._native, over the same kernels.
-        self.bindings = module_from_spec(spec_from_loader("emulated", loader)).cuda
+        module = module_from_spec(spec_from_loader("emulated", loader))
+        loader.exec_module(module)
+        self.bindings = module.cuda  # as journey._native.cuda, over the same kernels
         for name in ("sketch", "sketch_many", "project", "sketch_outer", "gram"):
             getattr(library, f"{name}_workspace").restype = c_int64
 
