@@ -65,7 +65,8 @@ def featurize(
     Runs on the device of the model. The frozen parts of a model (VAE, text encoders) run once per image; what they give
     is kept in ``out/encoded`` for all draws, bins and checkpoints. Finished shards are kept: the same call after an
     interruption continues, and gives the same bytes as an uninterrupted one. Several processes may share the work: each
-    takes every ``world_size``-th shard, and there is nothing to merge.
+    takes every ``world_size``-th shard, and there is nothing to merge. (Whitening is fitted by each of them that starts
+    before the first is done with it; all use what the first one keeps.)
 
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
