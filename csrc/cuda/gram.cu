@@ -86,8 +86,9 @@ __device__ __forceinline__ int64_t tile_index() {
     return x < 2 * y ? -1 : tiles_before(y, gridDim.x) + x - 2 * y;
 }
 
-// Leaves this warp's entries in the workspace, or adds them to gram if there is none, and zeroes them. Where they go is
-// computed here, to save registers.
+// Leaves this warp's entries in the workspace, or adds them to gram, and zeroes them. Where they go is computed here,
+// to save registers.
+template <bool kInPasses>
 __device__ __forceinline__ void flush(
     float* workspace,
     double* gram,
@@ -103,7 +104,7 @@ __device__ __forceinline__ void flush(
         for (int j = 0; j < kNTiles; ++j) {
             float* pair = &entries[i / 2][j][i % 2 * 2];
             const int in_row = warp_row + i * 8 + group, in_column = warp_column + j * 8 + 2 * t;
-            if (workspace != nullptr) {
+            if (kInPasses) {
                 float* tile =
                     workspace + (blockIdx.z * tiles_before(gridDim.y, gridDim.x) + tile_index()) * kTileFloats;
                 *reinterpret_cast<Float2*>(tile + in_row * kTileCols + in_column) = Float2{{pair[0], pair[1]}};
@@ -120,23 +121,23 @@ __device__ __forceinline__ void flush(
     }
 }
 
-// Parallel over [tiles of j, tiles of i, slices of samples]: a block is 128 x 64 entries and `length` samples, a warp
-// owns 64 x 32 of the entries. With a workspace, a slice is one run.
-template <typename input_t, bool kSplit>
+// Parallel over [tiles of j, tiles of i] and in passes [runs]: a block is 128 x 64 entries and a run or all samples, a
+// warp owns 64 x 32 of the entries.
+template <typename input_t, bool kSplit, bool kInPasses>
 __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
     const Features<input_t> features,
     double* __restrict__ gram,      // [proj_dim, proj_dim]
-    float* __restrict__ workspace,  // [slices, tiles, 128, 64] or null
-    const int64_t gram_stride,
-    const int64_t length) {
+    float* __restrict__ workspace,  // [runs, tiles, 128, 64], in passes
+    const int64_t gram_stride) {
     if (tile_index() < 0) return;
     constexpr int kDepth = kStageDepth<input_t>;
     alignas(16) __shared__ uint32_t stages[2][(kTileRows + kTileCols) * kStageWords];
     const int64_t first_row = int64_t{blockIdx.y} * kTileRows, first_column = int64_t{blockIdx.x} * kTileCols;
     const int left_row = warp_id() / kWarpColumns * kMTiles * 16;
     const int right_row = warp_id() % kWarpColumns * kNTiles * 8;
-    const int64_t begin = blockIdx.z * length;
-    const int64_t end = begin + length < features.num_samples ? begin + length : features.num_samples;
+    const int64_t begin = kInPasses ? blockIdx.z * kRunSamples : 0;
+    const int64_t end =
+        kInPasses && begin + kRunSamples < features.num_samples ? begin + kRunSamples : features.num_samples;
 
     uint32_t left[kTileRows / 8], right[kTileCols / 8];
     fetch<input_t, kTileRows>(features, begin, first_row, left);
@@ -161,7 +162,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
         in_run += kDepth;
         if (in_run == kRunSamples || samples_left <= kDepth) {
             in_run = 0;
-            flush(workspace, gram, gram_stride, features.proj_dim, left_row, right_row, entries);
+            flush<kInPasses>(workspace, gram, gram_stride, features.proj_dim, left_row, right_row, entries);
         }
     }
 }
@@ -223,10 +224,11 @@ cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream) {
             features.data = static_cast<const input_t*>(args.features) + begin * args.features_stride;
             features.num_samples = std::min(pass_samples, args.num_samples - begin);
             const int64_t slices = in_passes ? ceil_div(features.num_samples, kRunSamples) : 1;
+            const auto kernel = in_passes ? &accumulate_gram_kernel<input_t, decltype(split)::value, true>
+                                          : &accumulate_gram_kernel<input_t, decltype(split)::value, false>;
             cudaError_t status = launch(
-                accumulate_gram_kernel<input_t, decltype(split)::value>, tiles_of(args.proj_dim, slices), kTileThreads,
-                0, stream, features, args.gram, in_passes ? args.workspace : nullptr, args.gram_stride,
-                in_passes ? kRunSamples : args.num_samples);
+                kernel, tiles_of(args.proj_dim, slices), kTileThreads, 0, stream, features, args.gram, args.workspace,
+                args.gram_stride);
             if (status == cudaSuccess && in_passes)
                 status = launch(
                     sum_runs_kernel, tiles_of(args.proj_dim, kTileFloats / kSumThreads), kSumThreads, 0, stream,
