@@ -14,7 +14,7 @@ from journey.condition import Encoded
 from journey.curvature import Whitened
 from journey.datasets import Dataset, ImageFolder, image_of
 from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, StratifiedDraws
+from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
 from journey.features import Features, fingerprints, use_store_curvature
 from journey.featurizer import Featurizer, Selection
@@ -29,8 +29,6 @@ from journey.store_curvature import fit_store_curvature
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
-# One feature for each tenth of the range, of an antithetic pair: what scores of single steps need.
-_DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
 # Images whose pixels enter the dataset's fingerprint, evenly spread.
 _FINGERPRINTED_IMAGES = 64
 
@@ -112,7 +110,7 @@ def featurize(
         raise ValueError("dataset must hold at least one image, got an empty one")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    draws = _DEFAULT_DRAWS if draws is None else draws
+    draws = DEFAULT_DRAWS if draws is None else draws
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
