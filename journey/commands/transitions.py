@@ -18,10 +18,11 @@ from journey.commands.common import (
 )
 from journey.publish import publish
 from journey.report_story import Transitions
-from journey.saved import read_json
+from journey.saved import check_fields, read_json
 from journey.transitions import Transition, transitions
 
 INDEX = "transitions.json"
+_FIELDS = {"query": int, "name": str, "file": str}
 EXAMPLES = """
 journey transitions --model ./ddpm-cifar10 --trajectory generated --classifier my_classifiers:is_ship
 journey transitions --model ./stable-diffusion --trajectory apple --classifier my_classifiers:is_red --name "red"
@@ -132,5 +133,7 @@ def _index(folder: Path) -> list[dict[str, str | int]]:
     path = folder / INDEX
     if not path.exists():
         return []
-    found: list[dict[str, str | int]] = read_json(path)
-    return found
+    found = read_json(path)
+    if not isinstance(found, list):
+        raise ValueError(f"{path} is damaged: it must be a list of transitions, got {found!r:.60}")
+    return [check_fields(entry, _FIELDS, f"a transition in {path}") for entry in found]
