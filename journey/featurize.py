@@ -118,9 +118,8 @@ def featurize(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = _DEFAULT_DRAWS if draws is None else draws
-    draws.weights(
-        denoiser.num_train_timesteps
-    )  # refuses bins that the schedule is too short for before a store is made
+    # Before there is a store: refuses a schedule with fewer timesteps than bins.
+    draws.timesteps([0], denoiser.num_train_timesteps)
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')

@@ -9,6 +9,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_completion_steps,
     add_model,
     add_running,
     add_trajectory,
@@ -48,7 +49,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--completions", type=int, default=16, help="images completed from each step (default 16)")
     parser.add_argument("--refine", type=int, default=4, help="further steps, where the rise is largest (default 4)")
-    parser.add_argument("--completion-steps", type=int, help="steps of their sampler (default: the trajectory's)")
+    add_completion_steps(parser)
     parser.add_argument("--confidence", type=float, default=0.95, help="of all bands (default 0.95)")
     parser.add_argument("--batch-size", type=int, default=64, help="completions at once (default 64)")
     add_running(parser)
