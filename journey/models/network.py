@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network inside of ``torch.compile(network)``, ``DataParallel`` and ``DistributedDataParallel``."""
-    while True:
-        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            network = network.module
-        elif hasattr(network, "_orig_mod"):
-            network = network._orig_mod
-        else:
-            return network
+    for name in ("module", "_orig_mod"):
+        inner = getattr(network, name, None)
+        wrapped = name == "_orig_mod" or isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if wrapped and isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return network
 
 
 def check_network(network: nn.Module) -> None:
