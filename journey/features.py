@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint, loaded
+from journey.checkpoints import Checkpoint, as_checkpoints, loaded
 from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
-from journey.errors import StoreMismatchError
+from journey.errors import CorruptShardError, StoreMismatchError
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
@@ -131,7 +131,7 @@ def open_features(
             f"{store.path} is without the curvature that its features were whitened by; run featurize again with the "
             "same arguments, it measures only what is missing"
         )
-    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
+    weights = as_checkpoints(checkpoints)
     features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
     features.check_model()
     return features
@@ -146,12 +146,23 @@ def use_store_curvature(featurizer: Featurizer, folder: Path) -> bool:
 
     Returns:
         Whether the projector is ready for use: it has a curvature now, or needs none.
+
+    Raises:
+        CorruptShardError: If the store's curvature is damaged.
     """
     projector = featurizer.projector
     if isinstance(projector, Whitened) and projector.curvature is None:
-        if not (folder / CURVATURE_FILE).exists():
+        path = folder / CURVATURE_FILE
+        if not path.exists():
             return False
-        featurizer.projector = replace(projector, curvature=Curvature.load(folder / CURVATURE_FILE, FITTED_TO_STORE))
+        try:
+            curvature = Curvature.load(path, FITTED_TO_STORE)
+        except ValueError as error:
+            raise CorruptShardError(
+                f"{path} is damaged: {error}. Delete this file and run featurize again with the same arguments; it "
+                "fits the curvature anew and keeps the features"
+            ) from error
+        featurizer.projector = replace(projector, curvature=curvature)
     return True
 
 

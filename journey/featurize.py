@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from journey import _native
 from journey.batch import measure_batch
-from journey.checkpoints import Checkpoint
+from journey.checkpoints import Checkpoint, as_checkpoints
 from journey.condition import Encoded
 from journey.curvature import Whitened
-from journey.datasets import Dataset, ImageFolder, image_of
+from journey.datasets import Dataset, ImageFolder, check_dataset, check_range, image_of
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
@@ -106,19 +106,18 @@ def featurize(
     denoiser = as_denoiser(model)
     if isinstance(dataset, str | os.PathLike):
         dataset = ImageFolder(dataset, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
-    if len(dataset) == 0:
-        raise ValueError("dataset must hold at least one image, got an empty one")
+    check_dataset(dataset)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = DEFAULT_DRAWS if draws is None else draws
+    # Before there is a store: refuses a schedule with fewer timesteps than bins.
+    draws.timesteps([0], denoiser.num_train_timesteps)
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
     if memory is not None and (not adaptive or memory < 1):
         raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
-    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
-    if not weights:
-        raise ValueError("checkpoints must name at least one set of weights, got none")
+    weights = as_checkpoints(checkpoints)
     featurizer = Featurizer(
         denoiser,
         measurement=TrainingLoss() if measurement is None else measurement,
@@ -142,7 +141,7 @@ def featurize(
         library_version=_native.build_info()["version"],
         fingerprints={
             **fingerprints(featurizer, draws, weights),
-            "dataset": _fingerprint_dataset(dataset, denoiser),
+            "dataset": fingerprint_dataset(dataset, denoiser),
             "batch_size": size,
         },
     )
@@ -196,16 +195,18 @@ def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws,
     return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
 
 
-def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
+def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
     """Hash some items: tells datasets apart without reading them twice, but not one exchanged image."""
     count = min(len(dataset), _FINGERPRINTED_IMAGES)
-    pixels, told = TensorFingerprint(), {}
+    pixels, told, extremes = TensorFingerprint(), {}, []
     for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
         item, name = dataset[i], f"dataset[{i}]"
         image = image_of(item, name)
         denoiser.check_image(image, name)
         pixels.update(str(i), image)
+        extremes.append(tuple(image.aminmax()))
         if (description := denoiser.describe(item, name)) is not None:
             told[str(i)] = description
+    check_range(extremes)
     conditions = {"sampled_conditions": fingerprint_json(told)} if told else {}
     return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}

@@ -27,6 +27,7 @@ from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
 EXAMPLES = """
 journey featurize --model ./ddpm-cifar10 --data ./images --out features
 journey featurize --model ./ddpm-cifar10 --data ./images --out features-whole --bins 1
+RANK=0 WORLD_SIZE=2 journey featurize --model ./ddpm-cifar10 --data ./images --out features
 journey featurize --model ./stable-diffusion --lora ./lora --data ./captioned --out lora-features --batch-size auto
 """
 
@@ -87,6 +88,14 @@ def _batch_size(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"must be a number of images or auto, got {text!r}") from None
 
 
+def _from_environment(name: str, default: int) -> int:
+    """What ``torchrun`` or a job array says about the processes that share the work."""
+    try:
+        return int(environ.get(name, default))
+    except ValueError:
+        raise ValueError(f"environment variable {name} must be a number, got {environ[name]!r}") from None
+
+
 def _run(options: argparse.Namespace) -> None:
     denoiser = load_denoiser(options)
     num_draws = options.num_draws if options.num_draws is not None else 8 if options.bins == 1 else 2
@@ -104,7 +113,7 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         memory=None if options.memory is None else int(options.memory * 2**30),
         shard_size=options.shard_size,
-        rank=int(environ.get("RANK", 0)),
-        world_size=int(environ.get("WORLD_SIZE", 1)),
+        rank=_from_environment("RANK", 0),
+        world_size=_from_environment("WORLD_SIZE", 1),
         progress=not options.quiet,
     )
