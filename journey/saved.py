@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from journey.fingerprint import fingerprint_tensors
 from journey.publish import publish
 
 
@@ -57,6 +58,48 @@ def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str]
     if missing:
         raise ValueError(f"{os.fspath(path)} is damaged or of another version: it lacks {', '.join(missing)} of {kind}")
     return found
+
+
+def write_hashed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, exclusive: bool = False) -> None:
+    """Write tensors with their SHA-256 as one safetensors file, whole or not at all; equal ones give equal bytes.
+
+    Args:
+        path: The file.
+        tensors: By name.
+        exclusive: Refuse to replace an existing file.
+
+    Raises:
+        FileExistsError: If ``exclusive`` and the file exists.
+        OSError: If the file cannot be written.
+    """
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    publish(Path(path), [save(content, metadata={"sha256": fingerprint_tensors(content)})], exclusive=exclusive)
+
+
+def read_hashed(path: str | os.PathLike[str], writer: str) -> dict[str, Tensor]:
+    """Read what ``write_hashed`` wrote.
+
+    Args:
+        path: The file.
+        writer: What wrote it, for errors.
+
+    Returns:
+        The tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds something else, or is damaged.
+    """
+    wrong = f"path must be a file that {writer} wrote, got {os.fspath(path)}"
+    try:
+        with safe_open(path, "pt") as file:
+            sha256 = (file.metadata() or {}).get("sha256")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 safe_open is no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{wrong}, which is damaged") from error
+    if sha256 != fingerprint_tensors(tensors):
+        raise ValueError(f"{wrong}, of another or no SHA-256")
+    return tensors
 
 
 def read_json(path: Path) -> Any:

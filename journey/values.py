@@ -35,7 +35,7 @@ def measure_values(
 
     def measure(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
-        return measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times))
+        return measurement(Prediction(denoiser.predict(x_t, times), target, x0, x_t, noise, times, denoiser.schedule))
 
     values = []
     for first in range(0, len(images), size):

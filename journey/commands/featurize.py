@@ -21,6 +21,7 @@ from journey.commands.common import (
 from journey.curvature import Whitened
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
+from journey.left_out import LeftOutLoss
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
 
@@ -32,6 +33,7 @@ journey featurize --model ./stable-diffusion --lora ./lora --data ./captioned --
 """
 
 _MEASUREMENTS: dict[str, type[Measurement]] = {
+    "left-out-loss": LeftOutLoss,
     "loss": TrainingLoss,
     "squared-norm": SquaredNorm,
     "mean-output": MeanOutput,
@@ -62,7 +64,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
     parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
-    parser.add_argument("--measurement", choices=_MEASUREMENTS, default="loss", help="what is differentiated")
+    parser.add_argument(
+        "--measurement",
+        choices=_MEASUREMENTS,
+        help="what is differentiated (default: left-out-loss for whitened gradients, loss for others)",
+    )
     parser.add_argument("--draws", choices=_DRAWS, default="stratified", help="how timesteps are chosen")
     parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 8, with several bins 2)")
     parser.add_argument(
@@ -105,7 +111,7 @@ def _run(options: argparse.Namespace) -> None:
         denoiser,
         load_data(options, denoiser),
         options.out,
-        measurement=_MEASUREMENTS[options.measurement](),
+        measurement=None if options.measurement is None else _MEASUREMENTS[options.measurement](),
         draws=draws,
         projector=projector,
         checkpoints=options.checkpoints,
