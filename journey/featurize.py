@@ -21,7 +21,7 @@ from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, StratifiedDraws
 from journey.encoding import EncodedDataset, choose_captions
 from journey.errors import NonFiniteGradientError
-from journey.features import Features, fingerprints, use_store_curvature
+from journey.features import Features, check_choices, fingerprints, use_store_curvature
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import TensorFingerprint, fingerprint_json
 from journey.layer_gauge import LayerSizes
@@ -118,6 +118,7 @@ def featurize(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = _DEFAULT_DRAWS if draws is None else draws
+    check_choices(measurement or TrainingLoss(), draws, projector or Whitened())
     # Before there is a store: refuses a schedule with fewer timesteps than bins.
     draws.timesteps([0], denoiser.num_train_timesteps)
     adaptive = batch_size == "auto"
@@ -206,7 +207,7 @@ def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
         image = image_of(item, name)
         denoiser.check_image(image, name)
         pixels.update(str(i), image)
-        extremes.append(tuple(image.aminmax()))
+        extremes.append((image.min(), image.max()))
         if (description := denoiser.describe(item, name)) is not None:
             told[str(i)] = description
     check_range(extremes)

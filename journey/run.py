@@ -15,7 +15,7 @@ from journey.publish import publish
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.saved import check_fields, read_json, read_tensors, write_tensors
+from journey.saved import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
@@ -23,7 +23,7 @@ from journey.transitions import Transition
 _MAX_SIDE = 256  # pixels of a kept training image
 _NONE = type(None)
 # What run.json holds, and what stands there about each region and each transition.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_FIELDS: Fields = {
     "top": int,
     "num_samples": int,
     "labels": (dict, _NONE),

@@ -123,7 +123,9 @@ class Denoiser:
     def _told(self, condition: Condition | None) -> Condition:
         """The condition on the model's device, for a network that cannot do without."""
         if condition is None:
-            raise ValueError(f"condition must be given for {type(self).__name__}, got None")
+            raise ValueError(
+                f"{type(self).__name__} must be told something: give prompt, class_labels or condition, got None"
+            )
         return condition.to(self.device)
 
     def null_condition(self) -> Condition:
