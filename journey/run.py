@@ -182,6 +182,7 @@ class Run:
 
         Raises:
             ValueError: As ``journey.report.write_report`` does.
+            OSError: If the folder cannot be written to; it holds no run then.
         """
         view = make_view(self.trajectory, self.scores, len(self.dataset), top, self.regions)
         kept = {i for q in range(view.num_queries) for ranking in view.rankings for i in view.shown(q, ranking)}
@@ -192,6 +193,7 @@ class Run:
                 kept |= {entry.train_id for around in ranges for entry in view.average(query, *around)}
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
+        (root / "run.json").unlink(missing_ok=True)  # written last: files of two runs are none
         self.trajectory.save(root / "trajectory.safetensors")
         self.scores.save(root / "scores.safetensors")
         _save_images(root / "training.safetensors", self.dataset, sorted(kept))

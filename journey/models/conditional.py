@@ -69,7 +69,9 @@ class ConditionalDenoiser(Denoiser):
     def _check_labels(self, labels: list[int], what: str) -> None:
         """Refuse labels that the network has no row for; on a GPU looking one up would end the process's use of it."""
         table = getattr(self.network, "class_embedding", None)
-        wrong = [label for label in labels if isinstance(table, nn.Embedding) and not 0 <= label < table.num_embeddings]
+        if not isinstance(table, nn.Embedding):
+            return
+        wrong = [label for label in labels if not 0 <= label < table.num_embeddings]
         if wrong:
             raise ValueError(f"{what} must have class labels in 0..{table.num_embeddings - 1}, got {wrong[:3]}")
 
