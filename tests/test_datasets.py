@@ -95,6 +95,7 @@ def test_16_bits_become_8_instead_of_white(tmp_path: Path) -> None:
     ("image", "message"),
     [
         (Image.fromarray(FLOAT[0].numpy()), r"dataset\[0\] has floating-point pixels, whose range is unknown"),
+        (Image.new("I", (2, 2), 200), r"dataset\[0\] has pixels up to 200, which may be 8 or 16 bits"),
         (Image.new("I", (2, 2), 1 << 16), r"dataset\[0\] must have pixels of 8 or 16 bits, got 65536 to 65536"),
     ],
 )

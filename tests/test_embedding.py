@@ -22,7 +22,7 @@ import journey
 from journey.exclusive import exclusively
 from journey.models.conditional import ConditionalDenoiser
 
-SECONDS = 30  # until what hangs is given up
+SECONDS = 120  # until what hangs is given up
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +200,8 @@ def test_paths_in_place_of_features_and_trajectories_are_told_how_to_open_them(f
 def test_influence_takes_an_id_of_any_kind_of_integer(ids: Any, features: journey.Features) -> None:
     found = journey.influence_matrix(features, make_trajectory(), ids, num_draws=2, progress=False)
     assert found.train_ids.tolist() == [3]
+    with pytest.raises(TypeError, match=r"train_ids must be integers, got torch\.float32"):
+        journey.influence_matrix(features, make_trajectory(), 1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
