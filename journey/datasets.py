@@ -92,11 +92,8 @@ class ImageFolder:
             with Image.open(path) as opened:
                 turned = ImageOps.exif_transpose(opened)
                 turned.load()
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-        ) as error:  # what Pillow raises for files that are cut off or no images
+        # What Pillow raises for files that are cut off or no images.
+        except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as an image: {error}; repair or remove it") from error
         image = _eight_bits(turned, str(path)).convert("L" if self.channels == 1 else "RGB")
         if self.size is None:
@@ -123,26 +120,27 @@ def _eight_bits(image: Image.Image, what: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"{what} must have pixels of 8 or 16 bits, got {values.min()} to {values.max()}")
+    if image.mode == "I" and 0 < values.max() <= 0xFF:
+        raise ValueError(
+            f"{what} has pixels up to {values.max()}, which may be 8 or 16 bits; save it with 8, as mode L"
+        )
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def check_dataset(dataset: Any) -> None:
     """Refuse what is no map-style dataset, or an empty one.
 
-    Args:
-        dataset: As given to ``journey.featurize``.
-
     Raises:
         TypeError: If it cannot be indexed by position.
         ValueError: If it is empty.
     """
     if isinstance(dataset, Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        cure = "a list of its items will do where they fit in memory"
-        if isinstance(dataset, Mapping):
-            cure = f"give one of its parts, {', '.join(map(repr, list(dataset)[:3]))}"
+        parts = (
+            f"give one of its parts, {', '.join(map(repr, list(dataset)[:3]))}" if isinstance(dataset, Mapping) else ""
+        )
         raise TypeError(
             "dataset must be map-style, with len(dataset) and dataset[i], or a folder of images, got "
-            f"{type(dataset).__name__}: {cure}"
+            f"{type(dataset).__name__}: {parts or 'a list of its items will do where they fit in memory'}"
         )
     if len(dataset) == 0:
         raise ValueError("dataset must hold at least one image, got an empty one")

@@ -84,7 +84,8 @@ class Features:
         if differences:
             raise StoreMismatchError(
                 f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. "
-                "Restore it, or featurize again into another folder"
+                "Give the model, checkpoints and select that they were made with, or featurize again into another "
+                "folder"
             )
 
 
@@ -137,6 +138,18 @@ def open_features(
     features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
     features.check_model()
     return features
+
+
+def check_choices(measurement: Any, draws: Any, projector: Any) -> None:
+    """Refuse what cannot be a choice of how to measure: a class instead of one of its objects, a name, a number.
+
+    Raises:
+        TypeError: If one has no fingerprint to tell it from others.
+    """
+    examples = {"measurement": "SquaredNorm()", "draws": "StratifiedDraws()", "projector": "CountSketch(4096)"}
+    for (name, example), given in zip(examples.items(), (measurement, draws, projector), strict=True):
+        if isinstance(given, type) or not hasattr(given, "fingerprint"):
+            raise TypeError(f"{name} must be an object such as journey.{example}, got {given!r}")
 
 
 def use_store_fits(featurizer: Featurizer, folder: Path) -> bool:

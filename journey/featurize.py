@@ -16,7 +16,7 @@ from journey.datasets import Dataset, ImageFolder, check_dataset, check_range, i
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
-from journey.features import Features, fingerprints, use_store_fits
+from journey.features import Features, check_choices, fingerprints, use_store_fits
 from journey.featurizer import Featurizer, Selection
 from journey.fill_store import fill_store
 from journey.fingerprint import TensorFingerprint, fingerprint_json
@@ -114,6 +114,10 @@ def featurize(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = DEFAULT_DRAWS if draws is None else draws
+    projector = Whitened() if projector is None else projector
+    if measurement is None:
+        measurement = LeftOutLoss() if isinstance(projector, Whitened) else TrainingLoss()
+    check_choices(measurement, draws, projector)
     # Before there is a store: refuses a schedule with fewer timesteps than bins.
     draws.timesteps([0], denoiser.num_train_timesteps)
     adaptive = batch_size == "auto"
@@ -122,9 +126,6 @@ def featurize(
     if memory is not None and (not adaptive or memory < 1):
         raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
     weights = as_checkpoints(checkpoints)
-    projector = Whitened() if projector is None else projector
-    if measurement is None:
-        measurement = LeftOutLoss() if isinstance(projector, Whitened) else TrainingLoss()
     featurizer = Featurizer(
         denoiser,
         measurement=measurement,
@@ -214,7 +215,7 @@ def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
         image = image_of(item, name)
         denoiser.check_image(image, name)
         pixels.update(str(i), image)
-        extremes.append(tuple(image.aminmax()))
+        extremes.append((image.min(), image.max()))
         if (description := denoiser.describe(item, name)) is not None:
             told[str(i)] = description
     check_range(extremes)

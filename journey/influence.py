@@ -107,7 +107,10 @@ def influence_matrix(
         CorruptShardError: If a file of the store was damaged.
     """
     check_arguments(features, trajectory)
-    chosen = torch.as_tensor(train_ids, dtype=torch.int64).flatten()
+    chosen = torch.as_tensor(train_ids).flatten()
+    if len(chosen) and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
+        raise TypeError(f"train_ids must be integers, got {chosen.dtype}")
+    chosen = chosen.long()
     outside = sorted({i for i in chosen.tolist() if not 0 <= i < features.num_samples})
     if outside or len(chosen) == 0:
         raise ValueError(f"train_ids must be in 0..{features.num_samples - 1}, got {outside or 'none'}")

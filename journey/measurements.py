@@ -67,7 +67,22 @@ class PixelMeasurement(Measurement):
         """Return what each pixel gives, differentiable with respect to ``p.prediction``. [num_rows, C, H, W]"""
 
     def __call__(self, p: Prediction) -> Tensor:
-        """Return the masked mean of each row. [num_rows]"""
+        """Return the masked mean of each row.
+
+        Args:
+            p: The batch.
+
+        Returns:
+            [num_rows]
+
+        Raises:
+            ValueError: If the prediction has not the shape of the target.
+        """
+        if p.prediction.shape != p.target.shape:
+            raise ValueError(
+                f"network must predict what has the shape of its target {list(p.target.shape)}, got "
+                f"{list(p.prediction.shape)}"
+            )
         pixels = self.pixels(p)
         return (pixels if p.mask is None else pixels * p.mask).flatten(1).mean(1)
 

@@ -15,7 +15,7 @@ from journey.publish import publish
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.saved import check_fields, read_json, read_tensors, write_tensors
+from journey.saved import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
@@ -23,7 +23,7 @@ from journey.transitions import Transition
 _MAX_SIDE = 256  # pixels of a kept training image
 _NONE = type(None)
 # What run.json holds, and what stands there about each region and each transition.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+_FIELDS: Fields = {
     "top": int,
     "num_samples": int,
     "labels": (dict, _NONE),
@@ -182,6 +182,7 @@ class Run:
 
         Raises:
             ValueError: As ``journey.report.write_report`` does.
+            OSError: If the folder cannot be written to; it holds no run then.
         """
         view = make_view(self.trajectory, self.scores, len(self.dataset), top, self.regions)
         kept = {i for q in range(view.num_queries) for ranking in view.rankings for i in view.shown(q, ranking)}
@@ -192,6 +193,7 @@ class Run:
                 kept |= {entry.train_id for around in ranges for entry in view.average(query, *around)}
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
+        (root / "run.json").unlink(missing_ok=True)  # written last: files of two runs are none
         self.trajectory.save(root / "trajectory.safetensors")
         self.scores.save(root / "scores.safetensors")
         _save_images(root / "training.safetensors", self.dataset, sorted(kept))

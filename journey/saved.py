@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from journey.fingerprint import fingerprint_tensors
 from journey.publish import publish
+
+# The type, or types, of each field of a JSON object.
+Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
 
 def write_tensors(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]) -> None:
@@ -110,7 +113,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def check_fields(found: Any, fields: Mapping[str, type | tuple[type, ...]], where: str) -> dict[str, Any]:
+def check_fields(found: Any, fields: Fields, where: str) -> dict[str, Any]:
     """Refuse a JSON object without some fields, or with others in their place.
 
     Args:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index as as_int
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from journey.condition import Condition
 from journey.denoiser import Denoiser, as_denoiser
 from journey.keys import derive_key
 from journey.sampler import Sampler
-from journey.saved import check_fields, read_tensors, write_tensors
+from journey.saved import Fields, check_fields, read_tensors, write_tensors
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
-_SETTINGS = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}
+_SETTINGS: Fields = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,9 @@ class Trajectory:
         """
         saved = read_tensors(path, "trajectory", (*_TENSORS, "settings"))
         try:
-            found = json.loads(bytes(saved["settings"].tolist()))
+            settings = check_fields(json.loads(bytes(saved["settings"].tolist())), _SETTINGS, "settings")
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}; record it again") from error
-        settings = check_fields(found, _SETTINGS, f"settings of {os.fspath(path)}")
 
         def told(name: str) -> Condition | None:
             rows = {key.partition(".")[2]: t for key, t in saved.items() if key.startswith(f"{name}.")}
@@ -204,6 +204,7 @@ def record(
             other.
         TypeError: If the model has an unknown form, does not tell the shape of its images, or is told what it cannot
             read.
+        RuntimeError: If an image becomes NaN or infinite; names the timestep.
 
     Reference:
         Ho et al., NeurIPS 2020, Eq. 15, for the predicted image; Georgiev et al., 2023, section 3, for its use.
@@ -248,6 +249,9 @@ def record(
         disable=not progress,
         dynamic_ncols=True,
     ):
+        if not step.x0_hat.isfinite().all():
+            cure = "check the model's weights, and a float16 model may need bfloat16 or float32"
+            raise RuntimeError(f"images became NaN or infinite at timestep {step.timestep}; {cure}")
         if step.timestep in kept:
             # Where a sampler visits a timestep twice (PNDM, Heun), the later visit is on its path.
             x_t[step.timestep], x0_hat[step.timestep] = step.x_t.cpu(), step.x0_hat.cpu()
@@ -283,7 +287,7 @@ def _told(
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         return denoiser.encode_prompt(prompts), prompts
     if class_labels is not None:
-        labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
+        labels = [as_int(label) for label in torch.as_tensor(class_labels).flatten().tolist()]
         return denoiser.encode_labels(labels), [f"class {label}" for label in labels]
     return condition, []
 

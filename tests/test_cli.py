@@ -117,6 +117,7 @@ def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
         (["--model", "/nowhere/at/all"], "model must be the path of a saved pipeline or a repo id"),
         (["--device", "nonsense"], "device must be one that torch can use, such as cpu or cuda, got nonsense"),
         (["--device", "cuda:9999"], "device must be one that torch can use, such as cpu or cuda, got cuda:9999"),
+        (["--trajectory", "nowhere"], "trajectory was recorded already: leave out --num-inference-steps"),
         (["--top", "0"], "top must be at least 1, got 0"),
         (["--num-scored", "0"], "num_scored must be at least 1, got 0"),
         (["--completion-steps", "2"], "num_inference_steps is of completions' sampler, got 2 with completions=0"),
@@ -155,7 +156,7 @@ def test_training_images_that_are_not_those_of_the_features_are_refused_before_t
     assert f"data must be the images that {features} was made from, got {tmp_path}" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+def test_a_file_that_cannot_be_written_or_is_not_there_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nowhere, folder = str(tmp_path / "no" / "file"), str(tmp_path)
@@ -165,6 +166,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
         assert f"{name} must be a file in a folder that is there, got {nowhere}" in capsys.readouterr().err
         assert main([*arguments, folder]) == 1
         assert f"{name} must be a file, got {folder}, which is a folder" in capsys.readouterr().err
+    assert main(["transitions", "--model", "m", "--trajectory", nowhere, "--classifier", "json:loads"]) == 1
+    assert f"trajectory must be a folder or file that record or score wrote, got {nowhere}" in capsys.readouterr().err
     assert main(["record", "--model", "m", "--out", __file__]) == 1
     assert "which is a file" in capsys.readouterr().err
 

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_scheduler
+from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_scheduler, make_unet
 from score_runs import featurize, make_trajectory, score
 from torch import Tensor, nn
 
 import journey
 from journey.exclusive import exclusively
+from journey.models.conditional import ConditionalDenoiser
 
-SECONDS = 30  # until what hangs is given up
+SECONDS = 120  # until what hangs is given up
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,59 @@ def test_paths_in_place_of_features_and_trajectories_are_told_how_to_open_them(f
 def test_influence_takes_an_id_of_any_kind_of_integer(ids: Any, features: journey.Features) -> None:
     found = journey.influence_matrix(features, make_trajectory(), ids, num_draws=2, progress=False)
     assert found.train_ids.tolist() == [3]
+    with pytest.raises(TypeError, match=r"train_ids must be integers, got torch\.float32"):
+        journey.influence_matrix(features, make_trajectory(), 1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            {"projector": journey.CountSketch},
+            r"projector must be an object such as journey\.CountSketch\(4096\), got <class",
+        ),
+        ({"projector": "sketch"}, "projector must be an object .* got 'sketch'"),
+        ({"measurement": journey.SquaredNorm}, "measurement must be an object .* got <class"),
+        ({"draws": 4}, "draws must be an object .* got 4"),
+    ],
+)
+def test_what_is_no_choice_of_how_to_measure_is_refused(
+    choice: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        featurize(tmp_path, **choice)
+
+
+@pytest.mark.parametrize("labels", [2, np.int64(2), torch.tensor(2), torch.tensor([2]), [np.int64(2)]])
+def test_class_labels_may_be_any_kind_of_integer(labels: Any) -> None:
+    found = journey.record(make_class_model(), class_labels=labels, num_inference_steps=1, progress=False)
+    assert found.prompts == ("class 2",)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_class_that_the_network_does_not_know_is_refused(label: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"class_labels must have class labels in 0\.\.2, got \[{label}\]"):
+        journey.record(make_class_model(), class_labels=label, num_inference_steps=1, progress=False)
+    dataset = [(torch.zeros(1, 8, 8), 0), (torch.zeros(1, 8, 8), label)]
+    with pytest.raises(ValueError, match=rf"dataset\[1\] must have class labels in 0\.\.2, got \[{label}\]"):
+        journey.featurize(make_class_model(), dataset, tmp_path, progress=False)
+
+
+def make_class_model() -> tuple[nn.Module, Any]:
+    return make_unet(num_class_embeds=3), make_scheduler()
+
+
+def test_conditions_of_different_shapes_are_refused_by_name() -> None:
+    denoiser = ConditionalDenoiser(make_unet(), make_scheduler())
+    items = [{"image": torch.zeros(1, 8, 8), "encoder_hidden_states": torch.zeros(n, 4)} for n in (2, 2, 3)]
+    with pytest.raises(
+        ValueError, match=r"encoder_hidden_states of dataset\[7\] must be \[2, 4\] as that of dataset\[5\]"
+    ):
+        denoiser.encode(items, [5, 6, 7])
+
+
+def test_images_that_become_nan_are_not_recorded() -> None:
+    network = SmallDenoiser()
+    torch.nn.init.constant_(network.outward.bias, float("nan"))
+    with pytest.raises(RuntimeError, match="images became NaN or infinite at timestep 75; check the model's weights"):
+        journey.record((network, make_scheduler()), num_inference_steps=4, progress=False)

@@ -20,7 +20,7 @@ from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.layer_sample import read_sizes, sampled_ids, write_sizes
 from journey.store import FeatureStore
 
-module = importlib.import_module("journey.featurize")
+module = importlib.import_module("journey.fill_store")
 
 
 def run(out: Path, network: nn.Module | None = None, num_samples: int = 9, **options: Any) -> journey.Features:

@@ -57,6 +57,12 @@ def test_a_mask_leaves_the_mean_over_all_pixels_so_that_complements_add_up(measu
     torch.testing.assert_close(part + rest, measurement(p), rtol=1e-6, atol=0)
 
 
+def test_a_prediction_that_would_be_stretched_to_its_target_is_refused() -> None:
+    p = make_prediction()
+    with pytest.raises(ValueError, match=r"shape of its target \[4, 2, 3, 5\], got \[4, 1, 3, 5\]"):
+        TrainingLoss()(replace(p, prediction=p.prediction[:, :1]))
+
+
 @dataclass(frozen=True)
 class Power(Measurement):
     """A measurement of a user's own."""

@@ -351,7 +351,7 @@ def test_a_distilled_flux_is_not_told_a_guidance() -> None:
     [
         ("DiT", {"prompt": "two"}, TypeError, "prompt must be None for DiT, which reads no text"),
         ("DiT", {"class_labels": 1000}, ValueError, r"class_labels must be in \[0, 1000\), got \[1000\]"),
-        ("DiT", {}, ValueError, "condition must be given for DiT, got None"),
+        ("DiT", {}, ValueError, "DiT must be told something: give prompt, class_labels or condition, got None"),
         ("Flux", {"class_labels": 3}, TypeError, "class_labels must be None for Flux, which has no classes"),
         ("Flux", {**PROMPT, "class_labels": 3}, ValueError, "only one of prompt, class_labels and condition"),
         ("Flux", {**PROMPT, "negative_prompt": "ugly"}, ValueError, "negative_prompt needs classifier-free guidance"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from report_cases import HOSTILE, Case, make_case, make_region, make_transition
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from journey import Run
+from journey import Run, Scores
 from journey.cli import main
 
 
@@ -138,6 +139,19 @@ def test_a_file_of_a_run_that_lacks_a_tensor_names_it(name: str, key: str, run: 
         metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys() if k != key}  # noqa: SIM118
     save_file(tensors, path, metadata)
     with pytest.raises(ValueError, match=rf"{name}\.safetensors is damaged.* lacks {key}"):
+        Run.load(tmp_path)
+
+
+def test_a_run_that_was_written_in_part_is_none(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Scores, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        run.save(tmp_path)
+    with pytest.raises(ValueError, match=r"is no run: it has no run\.json"):
         Run.load(tmp_path)
 
 

@@ -321,7 +321,9 @@ def test_a_model_that_changed_since_featurizing_is_refused(tmp_path: Path) -> No
     network = SmallDenoiser()
     features = featurize(tmp_path / "f", network)
     network.outward.bias.data += 1e-6
-    with pytest.raises(StoreMismatchError, match=r"fingerprints\.weights\[0\]: .* Restore it, or featurize again"):
+    with pytest.raises(
+        StoreMismatchError, match=r"fingerprints\.weights\[0\]: .* Give the model, .* or featurize again"
+    ):
         score(features)
 
 

@@ -226,13 +226,19 @@ def load_trajectory(options: argparse.Namespace) -> Trajectory:
 
     Raises:
         ValueError: If it is also said what to generate.
+        FileNotFoundError: If there is none.
     """
     excess = [option for option in _RECORDING.values() if getattr(options, option, None) is not None]
     if excess:
         names = ", ".join(f"--{option.replace('_', '-')}" for option in excess)
         raise ValueError(f"trajectory was recorded already: leave out {names}, or record anew without --trajectory")
     path: Path = options.trajectory
-    return Trajectory.load(path / TRAJECTORY if path.is_dir() else path)
+    file = path / TRAJECTORY if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(
+            f"trajectory must be a folder or file that record or score wrote, got {path}: no {file}"
+        )
+    return Trajectory.load(file)
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -126,7 +126,7 @@ def check_data(features: Features, dataset: ImageFolder) -> None:
     Raises:
         StoreMismatchError: If the number of images, or one of those that the store names by their pixels, differs.
     """
-    stored = features.store.manifest.fingerprints["dataset"]
+    stored = features.store.manifest.fingerprints.get("dataset")
     found = fingerprint_dataset(dataset, features.featurizer.denoiser)
     if stored != found:
         raise StoreMismatchError(

@@ -104,10 +104,11 @@ class Denoiser:
             The prediction, float32. [num_rows, C, H, W]
 
         Raises:
-            ValueError: If the network's answer has another shape.
+            ValueError: If the network's answer has other rows, or more entries.
         """
         found = self._call(x_t.to(self.dtype), times, condition)
-        if found.shape != x_t.shape:
+        # Fewer entries may be what a measurement of the caller's own is about.
+        if len(found) != len(x_t) or found.numel() > x_t.numel():
             raise ValueError(
                 f"network must return what has the shape of its input {list(x_t.shape)}, got {list(found.shape)}; one "
                 "that predicts a variance too needs a Denoiser of your own that leaves it away"
@@ -123,7 +124,9 @@ class Denoiser:
     def _told(self, condition: Condition | None) -> Condition:
         """The condition on the model's device, for a network that cannot do without."""
         if condition is None:
-            raise ValueError(f"condition must be given for {type(self).__name__}, got None")
+            raise ValueError(
+                f"{type(self).__name__} must be told something: give prompt, class_labels or condition, got None"
+            )
         return condition.to(self.device)
 
     def null_condition(self) -> Condition:

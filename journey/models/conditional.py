@@ -63,7 +63,17 @@ class ConditionalDenoiser(Denoiser):
         """Return the condition of some class labels, see ``Denoiser.encode_labels``."""
         if self.name != "class_labels":
             return super().encode_labels(labels)
+        self._check_labels(labels, "class_labels")
         return Condition({self.name: torch.tensor(labels, dtype=torch.int64)})
+
+    def _check_labels(self, labels: list[int], what: str) -> None:
+        """Refuse labels that the network has no row for; on a GPU looking one up would end the process's use of it."""
+        table = getattr(self.network, "class_embedding", None)
+        if not isinstance(table, nn.Embedding):
+            return
+        wrong = [label for label in labels if not 0 <= label < table.num_embeddings]
+        if wrong:
+            raise ValueError(f"{what} must have class labels in 0..{table.num_embeddings - 1}, got {wrong[:3]}")
 
     def null_condition(self) -> Condition:
         """Return what stands for nothing told, see ``Denoiser.null_condition``."""
@@ -75,6 +85,10 @@ class ConditionalDenoiser(Denoiser):
         """Return one row per caption or item, see ``Denoiser.encode_conditions``."""
         if self._encode_prompt is None:
             rows = [self._ready(item, name) for item, name in zip(items, names, strict=True)]
+            for row, name in zip(rows, names, strict=True):
+                if row.shape != rows[0].shape:
+                    expected = f"{list(rows[0].shape)} as that of {names[0]}"
+                    raise ValueError(f"{self.name} of {name} must be {expected}, got {list(row.shape)}")
             return Condition({self.name: torch.stack(rows)}), [1] * len(items)
         captions = [captions_of(item, name) for item, name in zip(items, names, strict=True)]
         return self.encode_prompt([text for several in captions for text in several]), [len(c) for c in captions]
@@ -94,7 +108,9 @@ class ConditionalDenoiser(Denoiser):
 
     def _ready(self, item: Any, name: str) -> Tensor:
         if self.name == "class_labels":
-            return torch.tensor(label_of(item, name))
+            label = label_of(item, name)
+            self._check_labels([label], name)
+            return torch.tensor(label)
         if not isinstance(item, dict) or self.name not in item:
             found = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
             raise ValueError(f"{name} must be a dict with an image and {self.name!r}, got {found}")
