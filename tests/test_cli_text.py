@@ -199,7 +199,8 @@ def test_a_classifier_that_is_none_is_explained(
 def test_every_command_has_examples_that_its_own_parser_takes(capsys: pytest.CaptureFixture[str]) -> None:
     for command in _COMMANDS:
         for line in command.EXAMPLES.strip().splitlines():
-            _parser().parse_args(shlex.split(line)[1:])
+            words = shlex.split(line)
+            _parser().parse_args(words[words.index("journey") + 1 :])
         with pytest.raises(SystemExit):
             main([command.__name__.rpartition(".")[2], "--help"])
         assert command.EXAMPLES.strip().splitlines()[0] in capsys.readouterr().out
