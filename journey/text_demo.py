@@ -44,6 +44,8 @@ class TextDemoResult:
         timesteps: The scored steps. [num_steps]
         num_proponents: How many training images are among the top proponents of any image, per step. [num_steps]
         matches: What they have in common with the prompt.
+        ranks: Place of the nearest emoji among all training images, 1 for the strongest proponent; median over the
+            images, per step. [num_steps]
         seconds: How long each part took.
     """
 
@@ -54,6 +56,7 @@ class TextDemoResult:
     timesteps: list[int]
     num_proponents: list[int]
     matches: list[Match]
+    ranks: list[float]
     seconds: dict[str, float]
 
 
@@ -150,6 +153,7 @@ def run_text_demo(
         steps,
         [len(ids) for ids in proponents],
         matches,
+        (1 + (scores.values > scores.values[..., [like]]).sum(-1)).double().quantile(0.5, 0).tolist(),
         seconds,
     )
     (out / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
@@ -190,5 +194,6 @@ def format_text_result(result: TextDemoResult) -> str:
         shares = [f"{count / n:.0%}" for count, n in zip(found.counts, result.num_proponents, strict=True)]
         lines.append(row(found.name, [*shares, f"{found.chance:.1%}"]))
         lines.append(row("  p, binomial test, one-sided", [f"{p:.1g}" for p in found.p_values]))
+    lines.append(row(f'rank of "{result.nearest}", median', [f"{rank:g}" for rank in result.ranks]))
     lines += ["", "Seconds: " + ", ".join(f"{part} {value:.0f}" for part, value in result.seconds.items()), CREDIT]
     return "\n".join(lines)

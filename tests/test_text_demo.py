@@ -163,12 +163,13 @@ def test_one_caption_in_ten_is_replaced_by_the_empty_one(
 
 def test_findings_are_printed_beside_chance() -> None:
     matches = [Match("a word of the prompt in the caption", 0.02, [1, 6], [0.2, 3e-9])]
-    result = TextDemoResult("apple", "red apple", "Food", 2, [900, 40], [10, 12], matches, {"score": 3.0})
+    result = TextDemoResult("apple", "red apple", "Food", 2, [900, 40], [10, 12], matches, [1.0, 2.5], {"score": 3.0})
     lines = [line.split() for line in format_text_result(result).splitlines()]
     assert ["step", "900", "40", "chance"] in lines
     assert ["proponents", "10", "12"] in lines
     assert ["a", "word", "of", "the", "prompt", "in", "the", "caption", "10%", "50%", "2.0%"] in lines
     assert lines[5][-2:] == ["0.2", "3e-09"]
+    assert ["rank", "of", '"red', 'apple",', "median", "1", "2.5"] in lines
 
 
 @pytest.mark.parametrize(
