@@ -91,6 +91,9 @@ class Encoded:
     condition: Condition | None
     counts: list[int]
 
+    def __len__(self) -> int:
+        return len(self.counts)
+
     def select(self, begin: int, end: int) -> Encoded:
         """Return the samples of a range of positions."""
         if self.condition is None:
@@ -111,6 +114,16 @@ class Encoded:
             return None
         counts = torch.tensor(self.counts)
         return self.condition.select((counts.cumsum(0) - counts)[:, None].add(choice).flatten())
+
+    @staticmethod
+    def single(x0: Tensor, condition: Condition | None = None) -> Encoded:
+        """Return samples of one caption each, or of none.
+
+        Args:
+            x0: Images or their latents, float32. [num_samples, C, H, W]
+            condition: One row per sample; None for an unconditional model.
+        """
+        return Encoded(x0, condition, [1] * len(x0))
 
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:

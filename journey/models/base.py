@@ -158,12 +158,13 @@ class Denoiser:
         """Whether encodings are worth a cache on disk."""
         return bool(self.frozen)
 
-    def encode(self, items: list[Any], ids: list[int]) -> Encoded:
+    def encode(self, items: list[Any], ids: list[int], names: list[str] | None = None) -> Encoded:
         """Return samples as the network takes them; the frozen parts run here and nowhere else.
 
         Args:
             items: What the dataset gave.
             ids: Their positions in the dataset.
+            names: What they are called in errors, ``dataset[i]`` by default.
 
         Returns:
             The samples.
@@ -172,7 +173,7 @@ class Denoiser:
             ValueError: If an image does not fit the model or is not finite, or a caption or label is missing.
             TypeError: If an item has an unknown form.
         """
-        names = [f"dataset[{i}]" for i in ids]
+        names = [f"dataset[{i}]" for i in ids] if names is None else names
         images = [image_of(item, name) for item, name in zip(items, names, strict=True)]
         for image, name in zip(images, names, strict=True):
             self.check_image(image, name)
