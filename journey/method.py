@@ -142,7 +142,7 @@ class Method:
         if not weights:
             raise ValueError("checkpoints must name at least one set of weights, got none")
         samples = encode_all(denoiser, dataset)
-        asked = self._encode_queries(denoiser, samples, queries)
+        asked = _encode_queries(denoiser, samples, queries)
         total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         method = self if len(weights) > 1 else self.change(preconditioner=self.preconditioner.alone())
         for checkpoint in weights:
@@ -191,7 +191,7 @@ class Method:
         if noise is not None and not self.at_steps:
             raise ValueError(f"noise is for methods that ask at_steps; {self.name} takes it from its draws")
         samples = encode_all(denoiser, dataset)
-        asked = self._encode_queries(denoiser, samples, queries)
+        asked = _encode_queries(denoiser, samples, queries)
         projector = self.projector
         if not isinstance(projector, Projector):
             projector = projector(denoiser, samples)
@@ -199,7 +199,7 @@ class Method:
         measuring = DrawFeatures(featurizer, self.per_draw, self.name, batch_size, progress)
         train, values = measuring.of_samples(samples, self.draws)
         if self.at_steps:
-            trajectory, chosen = self._along_steps(denoiser, len(samples), asked, steps)
+            trajectory, chosen = _along_steps(denoiser, len(samples), asked, steps)
             num_draws, shape = self.query_draws, tuple(trajectory.images.shape[1:])
             if noise is not None:
                 num_draws = check_query_noise(noise, trajectory.num_queries, chosen, shape)
@@ -231,24 +231,27 @@ class Method:
             flat = self.adjust(self, denoiser, encode_all(denoiser, dataset), measured, flat)
         return flat.view(*query.shape[:2], -1), damping
 
-    def _encode_queries(
-        self, denoiser: Denoiser, samples: Encoded, queries: Trajectory | Dataset | Tensor | Encoded
-    ) -> Trajectory | Encoded:
-        if isinstance(queries, Trajectory):
-            return queries
-        return encode_all(denoiser, queries, first_id=len(samples), name="queries")
 
-    def _along_steps(
-        self, denoiser: Denoiser, first_id: int, queries: Trajectory | Encoded, steps: Sequence[int] | None
-    ) -> tuple[Trajectory, list[int]]:
-        """The generations that are asked about, or what stands in for them, and the steps that are."""
-        if isinstance(queries, Encoded):
-            ids = range(first_id, first_id + len(queries))
-            told = queries.conditions(choose_captions(0, ids, queries.counts, 1))
-            queries = noised_trajectory(denoiser, queries.x0, steps, condition=told)
-        recorded = queries.timesteps.tolist()
-        chosen = recorded if steps is None else [int(t) for t in steps]
-        unknown = [t for t in chosen if t not in recorded]
-        if unknown or not chosen:
-            raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown or 'none'}")
-        return queries, chosen
+def _encode_queries(
+    denoiser: Denoiser, samples: Encoded, queries: Trajectory | Dataset | Tensor | Encoded
+) -> Trajectory | Encoded:
+    """The generations, or the images as the network takes them, with ids that continue those of the training images."""
+    if isinstance(queries, Trajectory):
+        return queries
+    return encode_all(denoiser, queries, first_id=len(samples), name="queries")
+
+
+def _along_steps(
+    denoiser: Denoiser, first_id: int, queries: Trajectory | Encoded, steps: Sequence[int] | None
+) -> tuple[Trajectory, list[int]]:
+    """The generations that are asked about, or what stands in for them, and the steps that are."""
+    if isinstance(queries, Encoded):
+        ids = range(first_id, first_id + len(queries))
+        told = queries.conditions(choose_captions(0, ids, queries.counts, 1))
+        queries = noised_trajectory(denoiser, queries.x0, steps, condition=told)
+    recorded = queries.timesteps.tolist()
+    chosen = recorded if steps is None else [int(t) for t in steps]
+    unknown = [t for t in chosen if t not in recorded]
+    if unknown or not chosen:
+        raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown or 'none'}")
+    return queries, chosen
