@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from journey.batch import Drawn, draw_batch
 from journey.condition import Encoded
 from journey.draws import Draws, query_noise
-from journey.encoding import Drawn, draw
 from journey.featurizer import Featurizer
 from journey.trajectory import Trajectory
 
@@ -62,7 +62,7 @@ class DrawFeatures:
         for first in tqdm(range(0, count, size), unit="batch", desc=self.name, disable=not self.progress):
             batch = samples.select(first, min(first + size, count))
             ids = [first_id + first + i for i in range(len(batch))]
-            found, measured = self._measure(batch.x0, draw(denoiser, draws, batch, ids), ids)
+            found, measured = self._measure(batch.x0, draw_batch(denoiser, draws, batch, ids), ids)
             if self.per_draw == "concatenated":
                 rows.append(found.flatten(1))
             else:

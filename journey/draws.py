@@ -159,6 +159,11 @@ class StratifiedDraws(_KeyedDraws):
         return (strata + self._uniforms(ids, independent)) / independent
 
 
+# What journey.featurize takes: a feature for each tenth of the range, of an antithetic pair, as scores of single steps
+# need it.
+DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
+
+
 @dataclass(frozen=True)
 class UniformDraws(_KeyedDraws):
     """Independent uniform timesteps, with replacement.

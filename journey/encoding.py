@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,6 @@ from torch import Tensor
 from journey import ops
 from journey.condition import Condition, Encoded
 from journey.datasets import Dataset
-from journey.draws import Draws
 from journey.errors import CorruptShardError
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.keys import derive_key, to_signed
@@ -116,45 +115,6 @@ def encode_all(
     encoded = Encoded.cat(parts)
     _check_finite(_tensors(encoded), name)
     return encoded
-
-
-class Drawn(NamedTuple):
-    """What some samples are measured with, as ``Featurizer.features`` takes it.
-
-    Attributes:
-        timesteps: int64. [num_samples, bins, num_draws]
-        noise: float32. [num_samples, bins, num_draws, C, H, W]
-        condition: What the network is told at each draw, draws fastest; None for an unconditional model.
-        weights: See ``Draws.row_weights``. [num_samples, bins, num_draws]
-    """
-
-    timesteps: Tensor
-    noise: Tensor
-    condition: Condition | None
-    weights: Tensor | None
-
-
-def draw(denoiser: Denoiser, draws: Draws, samples: Encoded, ids: Sequence[int]) -> Drawn:
-    """Return timesteps, noise and condition of every draw of some samples.
-
-    Args:
-        denoiser: The model.
-        draws: Timesteps and noise. Of several captions each draw takes one, keyed by their seed; draws without a seed
-            of their own (the caller's timesteps and noise) take captions by seed 0.
-        samples: The samples.
-        ids: Their ids.
-
-    Returns:
-        What they are measured with.
-    """
-    timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-    choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
-    return Drawn(
-        timesteps,
-        draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device),
-        samples.conditions(choice),
-        draws.row_weights(timesteps, denoiser.num_train_timesteps),
-    )
 
 
 def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_draws: int) -> Tensor:

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-
 from journey import _native
-from journey.checkpoints import Checkpoint, loaded
+from journey.batch import measure_batch
+from journey.checkpoints import Checkpoint
 from journey.condition import Encoded
 from journey.curvature import Whitened
 from journey.datasets import Dataset, ImageFolder, image_of
 from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, StratifiedDraws
-from journey.encoding import EncodedDataset, choose_captions
-from journey.errors import NonFiniteGradientError
+from journey.draws import DEFAULT_DRAWS, Draws
+from journey.encoding import EncodedDataset
 from journey.features import Features, fingerprints, use_store_curvature
 from journey.featurizer import Featurizer, Selection
+from journey.fill_store import fill_store
 from journey.fingerprint import TensorFingerprint, fingerprint_json
-from journey.layer_gauge import LayerSizes
-from journey.layer_sample import sampled_ids, write_sizes
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
-from journey.memory import default_budget, is_out_of_memory, largest_batch
+from journey.memory import default_budget, largest_batch
 from journey.projectors import Projector
 from journey.store import FeatureStore, StoreMismatchError
-from journey.store_curvature import fit_store_curvature, fitted_ids, read_samples
+from journey.store_curvature import fit_store_curvature
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
-# One feature for each tenth of the range, of an antithetic pair: what scores of single steps need.
-_DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
 # Images whose pixels enter the dataset's fingerprint, evenly spread.
 _FINGERPRINTED_IMAGES = 64
 
@@ -118,7 +110,7 @@ def featurize(
         raise ValueError("dataset must hold at least one image, got an empty one")
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    draws = _DEFAULT_DRAWS if draws is None else draws
+    draws = DEFAULT_DRAWS if draws is None else draws
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
@@ -167,8 +159,18 @@ def featurize(
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
     if not use_store_curvature(featurizer, features.store.path):
-        _fit_curvature(features, encoded, size, adaptive, progress)
-    _fill(features, encoded, size, adaptive, rank, world_size, check, progress)
+        rows = size * draws.bins * draws.num_draws
+        fit_store_curvature(features, encoded, rows, adaptive, progress=progress)
+    fill_store(
+        features,
+        encoded,
+        size,
+        adaptive=adaptive,
+        rank=rank,
+        world_size=world_size,
+        check=check,
+        progress=progress,
+    )
     return features
 
 
@@ -182,20 +184,16 @@ def _stored_batch_size(out: str | os.PathLike[str]) -> int | None:
 
 def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
     """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
-    denoiser, projector = featurizer.denoiser, featurizer.projector
-    if isinstance(projector, Whitened):
-        featurizer.projector = projector.inner  # a curvature may still have to be fitted
-    sample = denoiser.encode([dataset[0]], [0])
+    if isinstance(featurizer.projector, Whitened):
+        featurizer = featurizer.with_projector(featurizer.projector.inner)  # a curvature may still have to be fitted
+    sample = featurizer.denoiser.encode([dataset[0]], [0])
 
     def run(size: int) -> None:
-        _measure(featurizer, draws, Encoded.cat([sample] * size), [0] * size, check=False)
+        measure_batch(featurizer, draws, Encoded.cat([sample] * size), [0] * size)
 
-    device = denoiser.device
+    device = featurizer.denoiser.device
     budget = default_budget(device) if memory is None else memory
-    try:
-        return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
-    finally:
-        featurizer.projector = projector
+    return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
 
 
 def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
@@ -211,96 +209,3 @@ def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]
             told[str(i)] = description
     conditions = {"sampled_conditions": fingerprint_json(told)} if told else {}
     return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}
-
-
-def _fit_curvature(
-    features: Features, encoded: EncodedDataset, batch_size: int, adaptive: bool, progress: bool
-) -> None:
-    try:
-        rows = batch_size * features.draws.bins * features.draws.num_draws
-        fit_store_curvature(features, encoded, rows, adaptive, progress=progress)
-    except NonFiniteGradientError:
-        # Where the images' own gradients are not finite either, these name the image, the timestep and the layer.
-        spec = features.featurizer.projector
-        assert isinstance(spec, Whitened)
-        features.featurizer.projector = spec.inner
-        for i in fitted_ids(features.num_samples):
-            _measure(features.featurizer, features.draws, read_samples(features, encoded, [i]), [i], check=False)
-        raise
-
-
-def _fill(
-    features: Features,
-    encoded: EncodedDataset,
-    batch_size: int,
-    adaptive: bool,
-    rank: int,
-    world_size: int,
-    check: bool,
-    progress: bool,
-) -> None:
-    """Compute the shards of this process that are missing."""
-    store = features.store
-    names = store.manifest.checkpoints
-    todo = {name: [i for i in store.missing(name) if i % world_size == rank] for name in names}
-    num_images = sum(end - begin for name in names for begin, end in map(store.shard_range, todo[name]))
-    zeros: list[int] = []
-    gauged = sampled_ids(store.manifest.num_samples)
-    with tqdm(total=num_images, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
-        for name, checkpoint in zip(names, features.checkpoints, strict=True):
-            if not todo[name]:
-                continue
-            with loaded(features.featurizer.denoiser.network, checkpoint):
-                for index in todo[name]:
-                    begin, end = store.shard_range(index)
-                    read, first = encoded.reader(index, begin, end), begin
-                    rows, values, sizes = [], [], dict[int, LayerSizes]()
-                    while first < end:
-                        ids = list(range(first, min(first + batch_size, end)))
-                        try:
-                            samples = read(ids)
-                            batch, measured = _measure(features.featurizer, features.draws, samples, ids, check=check)
-                        except Exception as error:
-                            if not (adaptive and len(ids) > 1 and is_out_of_memory(error)):
-                                raise
-                            batch_size = len(ids) // 2
-                            text = (
-                                f"memory ran out for a batch of {len(ids)} samples; going on with {batch_size}: {error}"
-                            )
-                            warnings.warn(text, stacklevel=3)
-                            continue
-                        check = False
-                        rows.append(batch.cpu())
-                        values.append(measured.cpu())
-                        for i in gauged.intersection(ids):
-                            sample = samples.select(i - first, i - first + 1)
-                            drawn = _drawn(features.featurizer, features.draws, sample, [i])
-                            sizes[i] = features.featurizer.layer_sizes(sample.x0, **drawn)
-                        zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
-                        bar.update(len(ids))
-                        first = ids[-1] + 1
-                    write_sizes(store, name, index, sizes)
-                    store.write_shard(
-                        name, index, features=torch.cat(rows), values=torch.cat(values), ids=torch.arange(begin, end)
-                    )
-    if zeros:
-        shown = ", ".join(map(str, zeros[:16]))
-        warnings.warn(f"the gradient of {len(zeros)} samples is zero in every entry: {shown}", stacklevel=3)
-
-
-def _measure(
-    featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool
-) -> tuple[Tensor, Tensor]:
-    drawn = _drawn(featurizer, draws, samples, ids)
-    return featurizer.features(samples.x0, **drawn, ids=ids, check=check)
-
-
-def _drawn(featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int]) -> dict[str, Any]:
-    """Timesteps, noise, conditions and weights of every draw of some samples, as the featurizer takes them."""
-    denoiser = featurizer.denoiser
-    timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-    noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
-    # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
-    choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
-    weights = draws.row_weights(timesteps, denoiser.num_train_timesteps)
-    return {"timesteps": timesteps, "noise": noise, "condition": samples.conditions(choice), "weights": weights}

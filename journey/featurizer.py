@@ -6,6 +6,7 @@ Training images and queries go through the same code, so that their features can
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -56,7 +57,17 @@ class Featurizer:
         self.projector = projector
         chosen = selector(select, denoiser)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
-        self.features_dim = projector.features_dim(self.engine.num_parameters)
+
+    @property
+    def features_dim(self) -> int:
+        """Length of the features."""
+        return self.projector.features_dim(self.engine.num_parameters)
+
+    def with_projector(self, projector: Projector) -> Featurizer:
+        """Return a featurizer of the same model and parameters with another projector."""
+        other = copy(self)
+        other.projector = projector
+        return other
 
     def features(
         self,

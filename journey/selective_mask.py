@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from journey.batch import measure_batch
 from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import Draws
-from journey.encoding import draw
 from journey.featurizer import Featurizer
 from journey.fingerprint import fingerprint_tensors
 from journey.measurements import Measurement
@@ -104,7 +104,7 @@ def fit_selective_mask(
     for index in range(count):
         i = index * len(samples) // count
         sample = samples.select(i, i + 1)
-        features, _ = featurizer.features(sample.x0, **draw(denoiser, draws, sample, [i])._asdict(), ids=[i])
+        features, _ = measure_batch(featurizer, draws, sample, [i])
         grads.append(features.mean(1))
     whole = torch.cat(grads)
     queries = torch.arange(count) % _QUERY_SHARE == 0

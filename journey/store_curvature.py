@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from itertools import groupby
 
+from journey.batch import measure_batch
 from journey.checkpoints import loaded
 from journey.condition import Encoded
-from journey.curvature import FITTED_TO_STORE
+from journey.curvature import FITTED_TO_STORE, Whitened
 from journey.draws import StratifiedDraws
 from journey.encoding import EncodedDataset, choose_captions
+from journey.errors import NonFiniteGradientError
 from journey.features import CURVATURE_FILE, Features, use_store_curvature
 from journey.kfac import ROWS_PER_BATCH, fit_factors
 from journey.memory import is_out_of_memory
@@ -32,11 +34,12 @@ def fit_store_curvature(
         progress: Show a progress bar.
 
     Raises:
-        NonFiniteGradientError: If a gradient is NaN or infinite; names the parameter.
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer, or
+            else the parameter.
     """
     featurizer, folder = features.featurizer, features.store.path
     ids = fitted_ids(features.num_samples)
-    samples = read_samples(features, encoded, ids)
+    samples = _read_samples(features, encoded, ids)
     draws = StratifiedDraws(FITTED_TO_STORE["num_draws"], antithetic=False)
     told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
     gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
@@ -46,6 +49,9 @@ def fit_store_curvature(
         try:
             with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
                 curvature = fit_factors(gradients, featurizer.engine, rows, progress=progress)
+        except NonFiniteGradientError:
+            _name_fault(features, samples, ids)
+            raise
         except Exception as error:
             if not (adaptive and rows > 1 and is_out_of_memory(error)):
                 raise
@@ -53,6 +59,16 @@ def fit_store_curvature(
     with contextlib.suppress(FileExistsError):
         curvature.save(folder / CURVATURE_FILE, exclusive=True)
     use_store_curvature(featurizer, folder)
+
+
+def _name_fault(features: Features, samples: Encoded, ids: list[int]) -> None:
+    """Raise with image, timestep and layer, where the images' own gradients are not finite either."""
+    spec = features.featurizer.projector
+    assert isinstance(spec, Whitened)
+    plain = features.featurizer.with_projector(spec.inner)
+    with loaded(plain.denoiser.network, features.checkpoints[-1]):
+        for at, i in enumerate(ids):
+            measure_batch(plain, features.draws, samples.select(at, at + 1), [i])
 
 
 def fitted_ids(num_samples: int) -> list[int]:
@@ -64,8 +80,8 @@ def fitted_ids(num_samples: int) -> list[int]:
     return [j * (num_samples - run) // (runs - 1) + i for j in range(runs) for i in range(run)]
 
 
-def read_samples(features: Features, encoded: EncodedDataset, ids: list[int]) -> Encoded:
-    """Return some images as the network takes them, whichever shards they are in."""
+def _read_samples(features: Features, encoded: EncodedDataset, ids: list[int]) -> Encoded:
+    """Some images as the network takes them, whichever shards they are in."""
     shard_size, parts = features.store.manifest.shard_size, []
     for index, some in groupby(ids, key=lambda i: i // shard_size):
         read = encoded.reader(index, *features.store.shard_range(index))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from journey.batch import draw_batch
 from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser
 from journey.draws import Draws
-from journey.encoding import draw
 from journey.measurements import Measurement, Prediction
 
 # Rows that go through the network at once, fewer of large images: so many that they have 2**20 entries, 64 of 4x64x64.
@@ -53,7 +53,7 @@ def measure_values(
     for first in range(0, len(names), size):
         some = names[first : first + size]
         batch = samples.select(first, first + len(some))
-        timesteps, noise, told, counts = draw(denoiser, draws, batch, some)
+        timesteps, noise, told, counts = draw_batch(denoiser, draws, batch, some)
         x0 = batch.x0.to(device).repeat_interleave(timesteps[0].numel(), 0)
         noise, times = noise.flatten(0, 2), timesteps.flatten().to(device)
         parts = [slice(begin, begin + rows) for begin in range(0, len(times), rows)]

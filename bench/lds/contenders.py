@@ -16,7 +16,7 @@ import journey
 from bench.lds.truth import Setting
 from journey import baselines
 from journey.denoiser import Denoiser
-from journey.draws import StratifiedDraws
+from journey.draws import DEFAULT_DRAWS, StratifiedDraws
 from journey.fingerprint import fingerprint_tensors
 from journey.measurements import MeanOutput
 from journey.method import Measured, Method, noised_trajectory
@@ -67,7 +67,7 @@ def contenders() -> list[Contender]:
     found.append(Contender("loss, 8 draws, asked at steps", default, tune=False))
     found += [
         Contender("ours", recommended()),
-        Contender("library default", baseline=_library_default, stored=10 * 4096),
+        Contender("library default", baseline=_library_default, stored=DEFAULT_DRAWS.bins * _SKETCH.proj_dim),
         Contender("mean output, squared", MEAN_OUTPUT),
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 import journey
 from bench.lds.truth import Setting
 from journey import baselines
-from journey.draws import Draws, StratifiedDraws
+from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.fingerprint import fingerprint_json
 from journey.projectors import Projector
 from journey.recommended import recommended
@@ -24,7 +24,6 @@ DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 PLAIN = "plain gradients, damping 1"
 _WINDOW = 200  # timesteps on either side of a step
 _OURS = recommended()
-_DRAWS = StratifiedDraws(2, bins=10)  # the default
 _SKETCH, _LONG = journey.CountSketch(), journey.CountSketch(16384)
 
 
@@ -55,7 +54,7 @@ def step_contenders() -> list[StepContender]:
         _library("training draws near the step", window=True),
         _library("signed squares", adjust=lambda scores: scores * scores.abs()),
         _library("sketched to 16,384", projector=lambda _: journey.Whitened(_LONG), proj_dim=16384),
-        _library("independent draws", StratifiedDraws(2, bins=10, antithetic=False)),
+        _library("independent draws", replace(DEFAULT_DRAWS, antithetic=False)),
         _library("32 bins of 1 draw", StratifiedDraws(1, bins=32)),
         _library("1 bin of 8 draws", StratifiedDraws(8)),
         _library("1 bin of 32 draws", StratifiedDraws(32)),
@@ -83,7 +82,7 @@ def measured_scores(setting: Setting, trajectory: Trajectory, contender: StepCon
 
 def _library(
     name: str,
-    draws: Draws = _DRAWS,
+    draws: Draws = DEFAULT_DRAWS,
     damping: float | Literal["auto"] = DEFAULT_DAMPING,
     *,
     projector: Callable[[Setting], Projector] = lambda _: journey.Whitened(),

@@ -105,7 +105,7 @@ def _cifar2(data: Path | None) -> Tensor:
 
 TIERS = {
     "laptop": Tier("digits8", _digits(8)),
-    "digits16": Tier("digits16", _digits(16), num_train=512, steps=1000),
+    "digits16": Tier("digits16", _digits(16), num_train=512, steps=600, num_subsets=16, num_tuning=8),
     "fashion": Tier("fashion", _fashion, num_train=512, steps=600, num_subsets=16, num_tuning=8),
     "cifar2": Tier(
         "cifar2",
