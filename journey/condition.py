@@ -38,11 +38,6 @@ class Condition:
         """Return every row ``times`` times in a row."""
         return Condition({name: tensor.repeat_interleave(times, 0) for name, tensor in self.tensors.items()})
 
-    def part(self, first: int, count: int, num_samples: int) -> Condition:
-        """Return the rows of ``count`` of the ``num_samples`` samples, of which each has equally many."""
-        rows = len(self) // num_samples
-        return self.select(slice(first * rows, (first + count) * rows))
-
     def select(self, rows: Sequence[int] | slice | Tensor) -> Condition:
         """Return some rows."""
         index = torch.as_tensor(rows) if isinstance(rows, Sequence) else rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from journey.condition import Condition, Encoded
 from journey.datasets import image_of
 from journey.fingerprint import fingerprint_tensors
 from journey.schedules import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Denoiser:
@@ -42,6 +46,21 @@ class Denoiser:
         self.network = network
         self.scheduler = scheduler
         self.schedule: Schedule = as_schedule(scheduler)
+
+    def around(self, network: nn.Module) -> Self:
+        """Return the model around another network of the same architecture, to train it.
+
+        The parts that encode images and text stay behind: it is small, and can be sent to another process.
+
+        Args:
+            network: The other network.
+
+        Returns:
+            The model, which predicts and encodes nothing.
+        """
+        other = copy(self)
+        other.network = network
+        return other
 
     @property
     def num_train_timesteps(self) -> int:
