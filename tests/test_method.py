@@ -194,6 +194,16 @@ def test_checkpoints_are_averaged() -> None:
     assert torch.allclose(both, (alone[0] + alone[1]) / 2, rtol=1e-5)
 
 
+def test_a_factor_on_all_features_cancels_but_for_a_rescaled_inverse_where_it_is_squared() -> None:
+    query, train = torch.randn(2, 7), torch.randn(4, 7)
+    for rescaled, factor in ((False, 1.0), (True, 9.0)):
+        gram = Gram(0.2, rescaled)
+        found, _ = gram.scores(3 * query, 3 * train, torch.zeros(4), [7])
+        expected, _ = gram.scores(query, train, torch.zeros(4), [7])
+        # To the rounding of the tripled features.
+        assert torch.allclose(found, factor * expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_block_gram_adds_the_kernels_of_its_blocks() -> None:
     query, train = torch.randn(2, 7), torch.randn(4, 7)
     found, _ = BlockGram(0.2).scores(query, train, torch.zeros(4), [3, 4])
