@@ -116,7 +116,7 @@ class Method:
 
         Args:
             model: The model, as for ``journey.featurize``.
-            dataset: The training images, with captions or labels where the model reads them, likewise.
+            dataset: The training images, a map-style dataset, with captions or labels where the model reads them.
             queries: Recorded generations, measured with what they were made with; or images in the same forms as the
                 training images, with captions or labels of their own. A method that asks ``at_steps`` sees images
                 through ``noised_trajectory``; another one sees only the finished images of generations.

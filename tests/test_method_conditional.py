@@ -39,13 +39,19 @@ class ByHand:
             self.model: Any = ConditionalDenoiser(unet, scheduler, name="class_labels")
             self.network, self.scheduler = unet, scheduler
             self.train: Any = [{"image": x, "class_labels": i} for i, x in enumerate(make_images(NUM_TRAIN))]
-            self.queries: Any = [{"image": x, "class_labels": 2} for x in make_images(NUM_QUERIES, seed=8)]
+            self.queries: Any = [
+                {"image": x, "class_labels": 2 - i} for i, x in enumerate(make_images(NUM_QUERIES, seed=8))
+            ]
         else:
             self.model = make_family(name)
             self.network, self.scheduler = as_denoiser(self.model).network, self.model.scheduler
             self.train = Captioned(NUM_TRAIN, several=True)
             pictures = [Image.fromarray(np.full((16, 16, 3), 60 + 90 * i, np.uint8)) for i in range(NUM_QUERIES)]
-            self.queries = [{"image": x, "text": f"{x.size} red pears", "label": 7} for x in pictures]
+            texts = ["two red pears", "a green apple"]
+            self.queries = [
+                {"image": x, "text": text, "label": 7 + i}
+                for i, (x, text) in enumerate(zip(pictures, texts, strict=True))
+            ]
         self.num_timesteps = self.scheduler.config.num_train_timesteps
 
     @torch.no_grad()
