@@ -237,6 +237,7 @@ def test_what_is_random_in_an_encoding_is_keyed_by_ids_that_continue_those_of_an
 
 def test_an_encoding_in_memory_that_is_not_finite_is_refused() -> None:
     pipeline = make_family("DiT")
-    pipeline.vae.config["scaling_factor"] = float("inf")
+    with torch.no_grad():
+        next(pipeline.vae.encoder.parameters()).fill_(float("inf"))
     with pytest.raises(ValueError, match="x0 of queries must be finite, got NaN or infinity from the model's encoders"):
         encode_all(as_denoiser(pipeline), Captioned(3), name="queries")
