@@ -19,6 +19,7 @@ from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.kfac import fit_kfac
+from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
@@ -55,10 +56,12 @@ __all__ = [
     "ImageFolder",
     "ImportanceDraws",
     "InfluenceMatrix",
+    "LeftOutLoss",
     "MeanOutput",
     "Measurement",
     "PixelMeasurement",
     "Prediction",
+    "Prior",
     "Projector",
     "Rademacher",
     "Ranked",

@@ -13,8 +13,8 @@ INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_sketch_dim(features: Tensor) -> None:
-    if features.shape[1] % LANES:
-        raise ValueError(f"proj_dim must be a multiple of {LANES}, got features {list(features.shape)}")
+    if features.shape[1] % LANES or features.shape[1] == 0:
+        raise ValueError(f"proj_dim must be a positive multiple of {LANES}, got features {list(features.shape)}")
 
 
 def check_features(features: Tensor, rows: int, rows_name: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from journey.exclusive import exclusively
 
 # The file of a network inside a folder that diffusers saved.
 _WEIGHT_FILES = (
@@ -28,7 +31,7 @@ def loaded(network: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
     """Put a checkpoint's weights into a network for a while.
 
     Args:
-        network: The network; has its own weights back afterwards.
+        network: The network; has its own weights back afterwards. Other threads wait for it meanwhile.
         checkpoint: A state dict, a module of the same architecture, a ``.safetensors`` file or a folder that diffusers
             saved; None leaves the weights alone. For a network with a LoRA adapter it may be the adapter's weights
             alone, as ``save_lora_weights`` writes them.
@@ -40,23 +43,51 @@ def loaded(network: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
         FileNotFoundError: If there is no such file, or the folder holds no weights.
         ValueError: If names or shapes of the weights do not fit the network.
     """
-    if checkpoint is None:
-        yield
-        return
-    weights = _adapter_weights(network, _read(checkpoint))
-    partial = any(".lora_" in name for name in weights) and all(".lora_" in name for name in weights)
-    state = network.state_dict()
-    own = {name: tensor.clone() for name, tensor in state.items() if not partial or ".lora_" in name}
-    if partial and set(weights) != set(own):
-        raise ValueError(f"checkpoint does not fit the adapter: {_differing(own, weights)}")
-    try:
+    with exclusively(network):
+        if checkpoint is None:
+            yield
+            return
+        weights = _adapter_weights(network, _read(checkpoint))
+        partial = any(".lora_" in name for name in weights) and all(".lora_" in name for name in weights)
+        state = network.state_dict()
+        own = {name: tensor.clone() for name, tensor in state.items() if not partial or ".lora_" in name}
+        if set(weights) != set(own):
+            raise ValueError(
+                f"checkpoint does not fit the {'adapter' if partial else 'model'}: {_differing(own, weights)}"
+            )
         try:
-            network.load_state_dict(weights, strict=not partial)
-        except RuntimeError as error:
-            raise ValueError(f"checkpoint does not fit the model: {error}") from None
-        yield
-    finally:
-        network.load_state_dict(own, strict=not partial)
+            try:
+                network.load_state_dict(weights, strict=not partial)
+            except RuntimeError as error:
+                raise ValueError(f"checkpoint does not fit the model: {error}") from None
+            yield
+        finally:
+            network.load_state_dict(own, strict=not partial)
+
+
+def as_checkpoints(checkpoints: Sequence[Checkpoint] | None) -> tuple[Checkpoint | None, ...]:
+    """Return the sets of weights to measure under, one after the other.
+
+    Args:
+        checkpoints: As given to ``journey.featurize``; None stands for the network's own weights.
+
+    Returns:
+        At least one, None for the network's own.
+
+    Raises:
+        TypeError: If it is one checkpoint instead of a sequence of them.
+        ValueError: If it is empty.
+    """
+    if checkpoints is None:
+        return (None,)
+    if isinstance(checkpoints, str | os.PathLike | Mapping | nn.Module):
+        raise TypeError(
+            f"checkpoints must be a list of checkpoints, got a single {type(checkpoints).__name__}; put it in a list: "
+            "checkpoints=[...]"
+        )
+    if not checkpoints:
+        raise ValueError("checkpoints must name at least one set of weights, got none")
+    return tuple(checkpoints)
 
 
 def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -72,7 +103,12 @@ def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         path = files[0]
     if not path.exists():
         raise FileNotFoundError(f"checkpoint must be an existing .safetensors file or folder, got {path}")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"checkpoint must be a .safetensors file, got {path}, which is another kind of file or damaged: {error}"
+        ) from error
 
 
 def _adapter_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
 from journey.fingerprint import fingerprint_tensors
 from journey.geometry import ConvGeometry
 from journey.projectors import CountSketch, ParameterSlot, Projector
-from journey.publish import publish
+from journey.saved import read_hashed, write_hashed
 
 # How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
 # to be encoded for it. With the model and the images that a store names this determines it.
@@ -63,8 +61,7 @@ class Curvature:
         Raises:
             FileExistsError: If ``exclusive`` and the file exists.
         """
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
-        publish(Path(path), [save(tensors, metadata={"sha256": fingerprint_tensors(tensors)})], exclusive=exclusive)
+        write_hashed(path, self._tensors(), exclusive=exclusive)
 
     @staticmethod
     def load(path: str | Path, origin: Mapping[str, Any] | None = None) -> Curvature:
@@ -80,14 +77,7 @@ class Curvature:
         Raises:
             ValueError: If the file holds something else, or is damaged.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                sha256 = (file.metadata() or {}).get("sha256")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 safe_open is no mapping
-        except SafetensorError as error:
-            raise ValueError(f"path must be a file that Curvature.save wrote, got {path}, which is damaged") from error
-        if sha256 != fingerprint_tensors(tensors):
-            raise ValueError(f"path must be a file that Curvature.save wrote, got {path}, of another or no SHA-256")
+        tensors = read_hashed(path, "Curvature.save")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("/")

@@ -148,10 +148,10 @@ class KroneckerBlock(Block):
         if self.input_values is not None:
             by_channel = grads.unflatten(2, (len(self.input_values), -1))
             grads = (self._root("input", damping, grads) @ by_channel.flatten(0, 1)).view_as(by_channel).flatten(2)
-        if self.output_values is not None:
-            part = slice(row_begin, row_begin + grads.shape[1])
-            grads, row_begin = self._root("output", damping, grads)[:, part] @ grads, 0
-        return grads * self._factor().to(grads), row_begin
+        if self.output_values is None:
+            return grads * self._factor().to(grads), row_begin
+        part = slice(row_begin, row_begin + grads.shape[1])
+        return self._root("output", damping, grads)[:, part] @ grads, 0
 
     def whiten_outer(self, a: Tensor, g: Tensor, conv: ConvGeometry | None, damping: float) -> tuple[Tensor, Tensor]:
         """Whiten the layer input and output gradient whose product the weight gradient is.
@@ -171,10 +171,9 @@ class KroneckerBlock(Block):
         a, g = a.to(_matmul_dtype(a)), g.to(_matmul_dtype(g))
         if self.input_values is not None:
             a = _mix(self._root("input", damping, a), a, channels)
-        g = g * self._factor().to(g)
-        if self.output_values is not None:
-            g = _mix(self._root("output", damping, g), g, channels)
-        return a, g
+        if self.output_values is None:
+            return a, g * self._factor().to(g)
+        return a, _mix(self._root("output", damping, g), g, channels)
 
     def _factor(self) -> Tensor:
         return torch.where(self.scale > 0, torch.rsqrt(self.scale), 0.0)
@@ -187,6 +186,8 @@ class KroneckerBlock(Block):
                 getattr(self, f"{side}_{part}").to(like.device).double() for part in ("values", "vectors")
             )
             inverse = torch.rsqrt((values.clamp(min=0) + damping) / (1 + damping))
+            if side == "output":  # the scale goes with it: one pass over the gradients fewer
+                inverse = inverse * self._factor().to(inverse)
             self._roots[key] = ((vectors * inverse) @ vectors.T).to(like.dtype)
         return self._roots[key]
 

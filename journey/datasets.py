@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Iterable, Mapping
 from operator import index as as_int
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -32,7 +34,8 @@ class ImageFolder:
 
     A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face library
     ``datasets`` has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
-    ``image``; otherwise they are images.
+    ``image``; otherwise they are images. Photographs are turned as their EXIF orientation says; of 16 bits the upper 8
+    are kept; transparency is dropped, as ``convert("RGB")`` does.
 
     Args:
         folder: Where the images are.
@@ -42,7 +45,7 @@ class ImageFolder:
     Raises:
         NotADirectoryError: If there is no such folder.
         ValueError: If it holds no image, ``metadata.jsonl`` is damaged or names a file that is not there, or
-            ``channels`` is neither 1 nor 3.
+            ``channels`` is neither 1 nor 3; when an image is asked for, if its file cannot be read.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class ImageFolder:
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         self.root = root
-        self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = sorted(path for path in root.rglob("*") if _is_image(path))
         if not self.paths:
             raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
         self.size = size
@@ -85,8 +88,17 @@ class ImageFolder:
         return name
 
     def _image(self, path: Path) -> Image.Image:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if self.channels == 1 else "RGB")
+        try:
+            with Image.open(path) as opened:
+                turned = ImageOps.exif_transpose(opened)
+                turned.load()
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # what Pillow raises for files that are cut off or no images
+            raise ValueError(f"{path} cannot be read as an image: {error}; repair or remove it") from error
+        image = _eight_bits(turned, str(path)).convert("L" if self.channels == 1 else "RGB")
         if self.size is None:
             return image
         height, width = self.size
@@ -95,6 +107,61 @@ class ImageFolder:
         image = image.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a path names an image; ``._photo.png`` and the like hold what other systems note about one."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and not path.is_dir()
+
+
+def _eight_bits(image: Image.Image, what: str) -> Image.Image:
+    """The same picture with 8 bits a channel; Pillow's own conversion cuts off what is above 255."""
+    if image.mode == "F":
+        raise ValueError(f"{what} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"{what} must have pixels of 8 or 16 bits, got {values.min()} to {values.max()}")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def check_dataset(dataset: Any) -> None:
+    """Refuse what is no map-style dataset, or an empty one.
+
+    Args:
+        dataset: As given to ``journey.featurize``.
+
+    Raises:
+        TypeError: If it cannot be indexed by position.
+        ValueError: If it is empty.
+    """
+    if isinstance(dataset, Mapping) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        cure = "a list of its items will do where they fit in memory"
+        if isinstance(dataset, Mapping):
+            cure = f"give one of its parts, {', '.join(map(repr, list(dataset)[:3]))}"
+        raise TypeError(
+            "dataset must be map-style, with len(dataset) and dataset[i], or a folder of images, got "
+            f"{type(dataset).__name__}: {cure}"
+        )
+    if len(dataset) == 0:
+        raise ValueError("dataset must hold at least one image, got an empty one")
+
+
+def check_range(extremes: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Warn if no image has a pixel below zero: then they are most likely in [0, 1] or [0, 255] instead of [-1, 1].
+
+    Args:
+        extremes: The smallest and the largest pixel of some images.
+    """
+    lowest, highest = (torch.stack(ends) for ends in zip(*extremes, strict=True))
+    if lowest.min() >= 0 and highest.max() > 0:
+        warnings.warn(
+            f"dataset has pixels from {lowest.min():g} to {highest.max():g}, none below zero; models take [-1, 1], and "
+            "floating-point images are not rescaled. Give 2 * image - 1, or uint8 images, unless the model was trained "
+            "on this range",
+            stacklevel=4,
+        )
 
 
 def _read_metadata(path: Path) -> dict[Path, dict[str, Any]]:
@@ -113,8 +180,8 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
     """Return one image of a dataset in the model's form.
 
     Args:
-        dataset: Items are float tensors in [-1, 1], uint8 tensors or arrays, PIL images, (image, ...) tuples, or dicts
-            with one of the keys ``image``, ``pixel_values``, ``images``, ``img``.
+        dataset: Items are float tensors in [-1, 1], uint8 tensors or arrays, both [C, H, W], PIL images, (image, ...)
+            tuples, or dicts with one of the keys ``image``, ``pixel_values``, ``images``, ``img``.
         index: Which item.
 
     Returns:
@@ -122,7 +189,7 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
 
     Raises:
         TypeError: If the item is none of these.
-        ValueError: If a dict has none of the keys.
+        ValueError: As ``image_of``.
     """
     return image_of(dataset[index], f"dataset[{index}]")
 
@@ -139,28 +206,37 @@ def image_of(item: Any, what: str) -> Tensor:
 
     Raises:
         TypeError: If the item is none of the forms of ``get_image``.
-        ValueError: If a dict has none of the keys.
+        ValueError: If a dict has none of the keys, or a uint8 image has its channels last.
     """
     if isinstance(item, dict):
         item = item[_key(item, IMAGE_KEYS, what)]
     elif isinstance(item, tuple | list) and item:
         item = item[0]
     if isinstance(item, Image.Image):
+        item = _eight_bits(item, what)
         array = np.asarray(item.convert("RGB") if item.mode not in ("L", "RGB") else item)
         item = torch.from_numpy(array.copy())
         item = item.unsqueeze(0) if item.dim() == 2 else item.permute(2, 0, 1)
     elif isinstance(item, np.ndarray):
-        item = torch.from_numpy(item)
+        # A copy, for torch takes neither read-only arrays nor negative strides nor the other order of bytes.
+        item = torch.from_numpy(item.astype(item.dtype.newbyteorder("="), order="C", copy=True))
     if not isinstance(item, Tensor):
         raise TypeError(
             f"{what} must be an image (tensor, array, PIL image, or a dict or tuple with one), "
             f"got {type(item).__name__}"
         )
     if item.dtype == torch.uint8:
+        if item.dim() == 3 and channels_are_last(item):
+            raise ValueError(f"{what} must be [C, H, W], got {list(item.shape)}; give it as permute(2, 0, 1) does")
         return item.float() / 127.5 - 1
     if not item.is_floating_point():
         raise TypeError(f"{what} must be uint8 or floating point in [-1, 1], got {item.dtype}")
     return item.float()
+
+
+def channels_are_last(image: Tensor) -> bool:
+    """Whether an image looks like [H, W, C]. [*, *, *]"""
+    return image.shape[2] in (1, 3) and image.shape[0] not in (1, 3)
 
 
 def captions_of(item: Any, what: str) -> list[str]:

@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from journey.curvature import Whitened
 from journey.denoiser import Denoiser
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.draws import StratifiedDraws
@@ -119,7 +120,7 @@ def run_demo(
         dataset,
         out / "features",
         draws=StratifiedDraws(num_draws=num_draws, bins=10, seed=seed),
-        projector=CountSketch(4096, seed=seed),
+        projector=Whitened(CountSketch(seed=seed)),
         progress=progress,
     )
     clock.lap("featurize")

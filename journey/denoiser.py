@@ -15,6 +15,7 @@ from journey.models.base import Denoiser
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
+from journey.models.network import unwrapped
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
@@ -80,6 +81,7 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
 
 def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     """The denoiser of a network alone: conditional if it cannot run without being told something."""
+    network = unwrapped(network)
     config = getattr(network, "config", None)
     more = [name for name in ("addition_embed_type", "time_cond_proj_dim") if getattr(config, name, None) is not None]
     if more:
@@ -115,7 +117,8 @@ def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
     where = Path(path) if Path(path).exists() else os.fspath(path)
     try:
         pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where)
-    except OSError as error:
+    # Where no such path is, huggingface_hub finds fault with it as a repo id; an AttributeError is an unknown class.
+    except (OSError, ValueError, AttributeError) as error:
         raise OSError(
             f"model must be the path of a saved pipeline or a repo id that is cached or reachable, got {where}: {error}"
         ) from error

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint, loaded
+from journey.checkpoints import Checkpoint, as_checkpoints, loaded
 from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
-from journey.errors import StoreMismatchError
+from journey.errors import CorruptShardError, StoreMismatchError
 from journey.featurizer import Featurizer, Selection
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
+from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
 from journey.solve import Spectrum
 from journey.store import FeatureStore
 
-# Of the curvature that a store fits to some of its own images, see ``journey.store_curvature``.
-CURVATURE_FILE = "curvature.safetensors"
+# What a store fits to some of its own images, see ``journey.store_fits``.
+PRIOR_FILE, CURVATURE_FILE = "prior.safetensors", "curvature.safetensors"
+_Fit = TypeVar("_Fit")
 
 
 @dataclass(frozen=True)
@@ -121,43 +123,69 @@ def open_features(
     stored = store.manifest.fingerprints
     featurizer = Featurizer(
         as_denoiser(model),
-        measurement=measurement or _rebuild(stored, "measurement", _MEASUREMENTS),
+        measurement=measurement or _rebuild_measurement(stored),
         projector=projector or _rebuild_projector(stored["projector"]),
         select=select,
         uncovered=uncovered,
     )
-    if not use_store_curvature(featurizer, store.path):
+    if not use_store_fits(featurizer, store.path):
         raise FileNotFoundError(
-            f"{store.path} is without the curvature that its features were whitened by; run featurize again with the "
-            "same arguments, it measures only what is missing"
+            f"{store.path} is without the {PRIOR_FILE} or {CURVATURE_FILE} that its features were measured by; run "
+            "featurize again with the same arguments, it measures only what is missing"
         )
-    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
+    weights = as_checkpoints(checkpoints)
     features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
     features.check_model()
     return features
 
 
-def use_store_curvature(featurizer: Featurizer, folder: Path) -> bool:
-    """Give a projector that is without a curvature the one of a store.
+def use_store_fits(featurizer: Featurizer, folder: Path) -> bool:
+    """Give a measurement that is without a prior, and a projector that is without a curvature, those of a store.
 
     Args:
-        featurizer: Has the projector.
+        featurizer: Has measurement and projector.
         folder: Of the store.
 
     Returns:
-        Whether the projector is ready for use: it has a curvature now, or needs none.
+        Whether both are ready for use: they have now, or need not have, what is fitted.
+
+    Raises:
+        CorruptShardError: If a file is damaged.
     """
-    projector = featurizer.projector
+    measurement, projector, ready = featurizer.measurement, featurizer.projector, True
+    if isinstance(measurement, LeftOutLoss) and measurement.prior is None:
+        prior = _read_fit(folder / PRIOR_FILE, Prior.load, PRIOR_OF_STORE)
+        ready = prior is not None
+        featurizer.measurement = replace(measurement, prior=prior)
     if isinstance(projector, Whitened) and projector.curvature is None:
-        if not (folder / CURVATURE_FILE).exists():
-            return False
-        featurizer.projector = replace(projector, curvature=Curvature.load(folder / CURVATURE_FILE, FITTED_TO_STORE))
-    return True
+        curvature = _read_fit(folder / CURVATURE_FILE, Curvature.load, FITTED_TO_STORE)
+        ready = ready and curvature is not None
+        featurizer.projector = replace(projector, curvature=curvature)
+    return ready
+
+
+def _read_fit(path: Path, load: Callable[[Path, dict[str, Any]], _Fit], origin: dict[str, Any]) -> _Fit | None:
+    if not path.exists():
+        return None
+    try:
+        return load(path, origin)
+    except ValueError as error:
+        raise CorruptShardError(
+            f"{path} is damaged: {error}. Delete this file and run featurize again with the same arguments; it fits "
+            "it anew and keeps the features"
+        ) from error
 
 
 _MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm, MeanOutput)}
 _PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
 _DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws, ImportanceDraws)}
+
+
+def _rebuild_measurement(stored: Mapping[str, Any]) -> Measurement:
+    if stored["measurement"].get("prior") == PRIOR_OF_STORE:
+        return LeftOutLoss(stored["measurement"]["weight"])
+    found: Measurement = _rebuild(stored, "measurement", _MEASUREMENTS)
+    return found
 
 
 def _rebuild_projector(stored: Any) -> Projector:

@@ -9,23 +9,24 @@ from typing import Any, Literal
 
 from journey import _native
 from journey.batch import measure_batch
-from journey.checkpoints import Checkpoint
+from journey.checkpoints import Checkpoint, as_checkpoints
 from journey.condition import Encoded
 from journey.curvature import Whitened
-from journey.datasets import Dataset, ImageFolder, image_of
+from journey.datasets import Dataset, ImageFolder, check_dataset, check_range, image_of
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
-from journey.features import Features, fingerprints, use_store_curvature
+from journey.features import Features, fingerprints, use_store_fits
 from journey.featurizer import Featurizer, Selection
 from journey.fill_store import fill_store
 from journey.fingerprint import TensorFingerprint, fingerprint_json
+from journey.left_out import LeftOutLoss
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, largest_batch
 from journey.projectors import Projector
 from journey.store import FeatureStore, StoreMismatchError
-from journey.store_curvature import fit_store_curvature
+from journey.store_fits import fit_to_store
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
@@ -67,13 +68,16 @@ def featurize(
             image is its index. For models that read text or classes, items also have captions or a label (see
             ``journey.datasets.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
-        measurement: What is differentiated, ``TrainingLoss()`` by default.
+        measurement: What is differentiated. By default, if the projector is ``Whitened``, ``LeftOutLoss()``: the
+            training loss with the residual that an image leaves when it is left out. It needs the mean of the images,
+            which is taken from up to 512 of them and kept in ``out/prior.safetensors``. With any other projector
+            ``TrainingLoss()``, as published.
         draws: Timesteps and noise; ``StratifiedDraws(num_draws=2, bins=10)`` by default. One bin takes a tenth
             of the storage and gives scores that agree less with retraining (docs/evaluation.md).
         projector: Maps gradients to features. By default ``Whitened(CountSketch(4096))``: gradients are divided by the
             root of the curvature of the training loss, which is fitted to up to 512 of the images before anything else
-            and kept in ``out/curvature.safetensors``. ``CountSketch(4096)`` alone costs less and gives scores that
-            agree less with retraining (docs/evaluation.md).
+            and kept in ``out/curvature.safetensors``. ``CountSketch(4096)`` alone leaves gradients plain: it costs less
+            and gives scores that agree less with retraining (docs/evaluation.md).
         checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
@@ -106,23 +110,25 @@ def featurize(
     denoiser = as_denoiser(model)
     if isinstance(dataset, str | os.PathLike):
         dataset = ImageFolder(dataset, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
-    if len(dataset) == 0:
-        raise ValueError("dataset must hold at least one image, got an empty one")
+    check_dataset(dataset)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     draws = DEFAULT_DRAWS if draws is None else draws
+    # Before there is a store: refuses a schedule with fewer timesteps than bins.
+    draws.timesteps([0], denoiser.num_train_timesteps)
     adaptive = batch_size == "auto"
     if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
     if memory is not None and (not adaptive or memory < 1):
         raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
-    weights: tuple[Checkpoint | None, ...] = (None,) if checkpoints is None else tuple(checkpoints)
-    if not weights:
-        raise ValueError("checkpoints must name at least one set of weights, got none")
+    weights = as_checkpoints(checkpoints)
+    projector = Whitened() if projector is None else projector
+    if measurement is None:
+        measurement = LeftOutLoss() if isinstance(projector, Whitened) else TrainingLoss()
     featurizer = Featurizer(
         denoiser,
-        measurement=TrainingLoss() if measurement is None else measurement,
-        projector=Whitened() if projector is None else projector,
+        measurement=measurement,
+        projector=projector,
         select=select,
         uncovered=uncovered,
     )
@@ -142,7 +148,7 @@ def featurize(
         library_version=_native.build_info()["version"],
         fingerprints={
             **fingerprints(featurizer, draws, weights),
-            "dataset": _fingerprint_dataset(dataset, denoiser),
+            "dataset": fingerprint_dataset(dataset, denoiser),
             "batch_size": size,
         },
     )
@@ -158,9 +164,9 @@ def featurize(
     features = Features(store, featurizer, draws, weights)
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
-    if not use_store_curvature(featurizer, features.store.path):
+    if not use_store_fits(featurizer, features.store.path):
         rows = size * draws.bins * draws.num_draws
-        fit_store_curvature(features, encoded, rows, adaptive, progress=progress)
+        fit_to_store(features, encoded, rows, adaptive, progress=progress)
     fill_store(
         features,
         encoded,
@@ -184,8 +190,11 @@ def _stored_batch_size(out: str | os.PathLike[str]) -> int | None:
 
 def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
     """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
+    # What may still have to be fitted is left away.
+    if isinstance(featurizer.measurement, LeftOutLoss):
+        featurizer = featurizer.change(measurement=TrainingLoss())
     if isinstance(featurizer.projector, Whitened):
-        featurizer = featurizer.with_projector(featurizer.projector.inner)  # a curvature may still have to be fitted
+        featurizer = featurizer.change(projector=featurizer.projector.inner)
     sample = featurizer.denoiser.encode([dataset[0]], [0])
 
     def run(size: int) -> None:
@@ -196,16 +205,18 @@ def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws,
     return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
 
 
-def _fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
+def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
     """Hash some items: tells datasets apart without reading them twice, but not one exchanged image."""
     count = min(len(dataset), _FINGERPRINTED_IMAGES)
-    pixels, told = TensorFingerprint(), {}
+    pixels, told, extremes = TensorFingerprint(), {}, []
     for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
         item, name = dataset[i], f"dataset[{i}]"
         image = image_of(item, name)
         denoiser.check_image(image, name)
         pixels.update(str(i), image)
+        extremes.append(tuple(image.aminmax()))
         if (description := denoiser.describe(item, name)) is not None:
             told[str(i)] = description
+    check_range(extremes)
     conditions = {"sampled_conditions": fingerprint_json(told)} if told else {}
     return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}

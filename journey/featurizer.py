@@ -63,10 +63,11 @@ class Featurizer:
         """Length of the features."""
         return self.projector.features_dim(self.engine.num_parameters)
 
-    def with_projector(self, projector: Projector) -> Featurizer:
-        """Return a featurizer of the same model and parameters with another projector."""
+    def change(self, *, measurement: Measurement | None = None, projector: Projector | None = None) -> Featurizer:
+        """Return a featurizer of the same model and parameters with another measurement or projector."""
         other = copy(self)
-        other.projector = projector
+        other.measurement = measurement or self.measurement
+        other.projector = projector or self.projector
         return other
 
     def features(
@@ -229,7 +230,16 @@ class Featurizer:
             given = None if told is None else told.select(rows)
             prediction = self.denoiser.predict(x_t[rows], times[rows], given)
             found = self.measurement(
-                Prediction(prediction, target[rows], x0[rows], x_t[rows], epsilon[rows], times[rows], part)
+                Prediction(
+                    prediction,
+                    target[rows],
+                    x0[rows],
+                    x_t[rows],
+                    epsilon[rows],
+                    times[rows],
+                    self.denoiser.schedule,
+                    part,
+                )
             )
             return found if factors is None else found * factors[rows]
 

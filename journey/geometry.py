@@ -16,6 +16,9 @@ class ConvGeometry:
         padding: Zeros added on both sides.
         dilation: Input positions between two kernel positions.
         groups: Blocks of channels that do not see each other.
+
+    Raises:
+        ValueError: If there are not as many numbers for each spatial dimension, or one is too small.
     """
 
     kernel_size: tuple[int, ...]
@@ -23,6 +26,18 @@ class ConvGeometry:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            given = getattr(self, name)
+            if len(given) != len(self.kernel_size) or min(given, default=0) < least:
+                raise ValueError(
+                    f"{name} must be {len(self.kernel_size) or '1, 2 or 3'} numbers of at least {least}, one for each "
+                    f"spatial dimension, got {given!r}"
+                )
+        if self.groups < 1:
+            raise ValueError(f"groups must be positive, got {self.groups}")
 
     @property
     def spatial_dims(self) -> int:

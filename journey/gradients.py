@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from journey.capture import captured
 from journey.errors import CoverageError, GradientCheckError
+from journey.exclusive import exclusively
 from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
 from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
 from journey.projectors import ParameterSlot, Projector
@@ -77,6 +78,14 @@ class GradientEngine:
         self._uncovered = {name: p for name, p in self._parameters.items() if id(p) not in covered}
         if self._uncovered and uncovered == "error":
             raise CoverageError(describe_uncovered(model, list(self._uncovered)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from: its parameters are others, so all that looks them up is made anew."""
+        return {"model": self.model, "names": list(self._parameters)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the engine again for the copied model; what is not covered was accepted before."""
+        self.__init__(state["model"], select=set(state["names"]).__contains__, uncovered="autograd")  # type: ignore[misc]
 
     def _rule_for(self, module: nn.Module) -> Rule | None:
         if any(id(p) in self._slot_of for p in module.parameters(recurse=False)):
@@ -225,16 +234,24 @@ class GradientEngine:
 
     @contextmanager
     def _frozen(self, except_for: list[str] | None = None) -> Iterator[None]:
-        """Let no parameter of the model require a gradient, but for the named ones."""
-        before = {p: p.requires_grad for p in self.model.parameters()}
-        kept = {id(self._parameters[name]) for name in except_for or ()}
-        try:
-            for p in before:
-                p.requires_grad_(id(p) in kept)
-            yield
-        finally:
-            for p, required in before.items():
-                p.requires_grad_(required)
+        """Let no parameter of the model require a gradient, but for the named ones, and no other thread in."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("gradients cannot be measured inside torch.inference_mode(); leave it, or use no_grad()")
+        if torch.is_autocast_enabled(next(iter(self._parameters.values())).device.type):
+            raise RuntimeError(
+                "gradients cannot be measured inside torch.autocast, whose layers differ in dtype from their weights; "
+                "leave it, and convert the model instead, as with model.to(torch.bfloat16)"
+            )
+        with exclusively(self.model):
+            before = {p: p.requires_grad for p in self.model.parameters()}
+            kept = {id(self._parameters[name]) for name in except_for or ()}
+            try:
+                for p in before:
+                    p.requires_grad_(id(p) in kept)
+                yield
+            finally:
+                for p, required in before.items():
+                    p.requires_grad_(required)
 
     @torch.no_grad()
     def _contributions(

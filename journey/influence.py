@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from journey.features import Features
-from journey.queries import plan_queries
+from journey.queries import check_arguments, plan_queries
 from journey.regions import Region
 from journey.saved import read_tensors, write_tensors
 from journey.scoring import solved
@@ -61,7 +61,7 @@ class InfluenceMatrix:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or holds something else.
         """
-        saved = read_tensors(path, "influence")
+        saved = read_tensors(path, "influence", _TENSORS)
         return InfluenceMatrix(**{name: saved[name] for name in _TENSORS})
 
 
@@ -106,7 +106,8 @@ def influence_matrix(
         IncompleteStoreError: If features are missing.
         CorruptShardError: If a file of the store was damaged.
     """
-    chosen = torch.tensor([train_ids] if isinstance(train_ids, int) else list(train_ids), dtype=torch.int64)
+    check_arguments(features, trajectory)
+    chosen = torch.as_tensor(train_ids, dtype=torch.int64).flatten()
     outside = sorted({i for i in chosen.tolist() if not 0 <= i < features.num_samples})
     if outside or len(chosen) == 0:
         raise ValueError(f"train_ids must be in 0..{features.num_samples - 1}, got {outside or 'none'}")

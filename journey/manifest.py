@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import StoreError, StoreFormatError, naming_folder
+from .errors import StoreError, StoreFormatError
 from .fingerprint import JSONValue, canonical_json, fingerprint_json
 from .publish import is_temporary, publish
 
@@ -161,7 +161,7 @@ def publish_manifest(folder: Path, manifest: Manifest) -> None:
         raise FileExistsError(
             f"{folder} has no {_FILE_NAME} but holds other files ({shown}); give an empty or a new folder"
         )
-    with contextlib.suppress(FileExistsError), naming_folder(folder):  # exists: another process was first
+    with contextlib.suppress(FileExistsError):  # exists: another process was first
         publish(path, [manifest.to_json().encode()], exclusive=True)
 
 

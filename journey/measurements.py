@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from journey.schedules import Schedule
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -25,6 +27,7 @@ class Prediction:
         x_t: The noised images, the network's input. [num_rows, C, H, W]
         noise: The noise in them. [num_rows, C, H, W]
         timesteps: int64. [num_rows]
+        schedule: How much image and noise there is at a timestep, and what the target is made of.
         mask: The weight of each pixel in [0, 1], float32; None is one everywhere. [num_rows, 1, H, W]
     """
 
@@ -34,6 +37,7 @@ class Prediction:
     x_t: Tensor
     noise: Tensor
     timesteps: Tensor
+    schedule: Schedule
     mask: Tensor | None = None
 
 
@@ -69,7 +73,7 @@ class PixelMeasurement(Measurement):
 
 
 class TrainingLoss(PixelMeasurement):
-    """The denoising loss ``mean((target - prediction)**2)`` over the pixels of a row: the default.
+    """The denoising loss ``mean((target - prediction)**2)`` over the pixels of a row.
 
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023, section 3;

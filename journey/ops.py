@@ -346,6 +346,8 @@ def sketch_outer_(
     check_sketch_dim(features)
     check_key(key)
     check_nnz(nnz)
+    if a.numel() == 0 or g.numel() == 0:
+        return  # a sum of nothing
     sizes = ([], [], [], [], 1) if conv is None else walk(conv)
     torch.ops.journey.sketch_outer_(features, a, g, to_signed(key), nnz, *sizes)
 

@@ -18,6 +18,8 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from journey.errors import naming_folder
+
 _PREFIX = ".journey-"
 _SUFFIX = ".tmp"
 _ATTEMPTS = 8
@@ -33,9 +35,14 @@ def publish(path: Path, chunks: Sequence[bytes | memoryview], *, exclusive: bool
 
     Raises:
         FileExistsError: If ``exclusive`` and the file exists.
-        OSError: If the disk or the permissions do not allow it. Nothing is left under the final name, except when
-            only the last step (syncing the folder) failed: then the file is there and complete.
+        OSError: If the disk or the permissions do not allow it; names the folder. Nothing is left under the final
+            name, except when only the last step (syncing the folder) failed: then the file is there and complete.
     """
+    with naming_folder(path.parent):
+        _publish(path, chunks, exclusive)
+
+
+def _publish(path: Path, chunks: Sequence[bytes | memoryview], exclusive: bool) -> None:
     for _ in range(_ATTEMPTS):
         temporary = path.with_name(f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}")
         try:

@@ -136,6 +136,8 @@ def plan_queries(
         StoreMismatchError: If the model's weights are no longer those of the features.
     """
     recorded = trajectory.timesteps.tolist()
+    if steps is not None and not hasattr(steps, "__iter__"):
+        raise TypeError(f"steps must be a list of timesteps, got {type(steps).__name__}")
     chosen = recorded if steps is None else [int(t) for t in steps]
     unknown = [t for t in chosen if t not in recorded]
     if unknown or not chosen:
@@ -154,6 +156,11 @@ def plan_queries(
         raise ValueError(f"num_draws must be positive, got {num_draws}")
     if completions < 0:
         raise ValueError(f"completions must be 0, for the predicted image, or positive, got {completions}")
+    if num_inference_steps is not None and not completions:
+        raise ValueError(
+            f"num_inference_steps is of completions' sampler, got {num_inference_steps} with completions=0, which "
+            "measures the predicted image"
+        )
     masks = None
     if region is not None:
         measurement = features.featurizer.measurement
@@ -180,6 +187,20 @@ def plan_queries(
         )
     ids = list(range(trajectory.num_queries))
     return Queries(images, trajectory.condition, ids, chosen, interval is not None, masks, num_draws, seed, noise)
+
+
+def check_arguments(features: Features, trajectory: Trajectory) -> None:
+    """Refuse what is neither features nor a trajectory, such as their paths.
+
+    Raises:
+        TypeError: If one of them is of another type.
+    """
+    if not isinstance(features, Features):
+        cure = "journey.open_features(path, model) reads them"
+        raise TypeError(f"features must be Features, {cure} from a folder, got {type(features).__name__}")
+    if not isinstance(trajectory, Trajectory):
+        cure = "journey.Trajectory.load(path) reads it"
+        raise TypeError(f"trajectory must be a Trajectory, {cure} from a file, got {type(trajectory).__name__}")
 
 
 def check_query_noise(noise: Tensor, num_queries: int, steps: Sequence[int], shape: tuple[int, ...]) -> int:

@@ -6,21 +6,36 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from journey.datasets import Dataset, get_image
+from journey.publish import publish
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.saved import read_json, read_tensors, write_tensors
+from journey.saved import check_fields, read_json, read_tensors, write_tensors
 from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition
 
 _MAX_SIDE = 256  # pixels of a kept training image
+_NONE = type(None)
+# What run.json holds, and what stands there about each region and each transition.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "top": int,
+    "num_samples": int,
+    "labels": (dict, _NONE),
+    "query_captions": (list, _NONE),
+    "regions": list,
+    "transitions": list,
+    "notes": list,
+    "title": str,
+    "credit": str,
+}
+_REGION_FIELDS = {"name": str, "file": str}
+_TRANSITION_FIELDS = {"query": int, **_REGION_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -200,7 +215,7 @@ class Run:
             "title": self.title,
             "credit": self.credit,
         }
-        (root / "run.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        publish(root / "run.json", [json.dumps(described, indent=1).encode() + b"\n"])
 
     @staticmethod
     def load(folder: str | Path) -> Run:
@@ -217,9 +232,16 @@ class Run:
             ValueError: If the folder holds no run, or a file is damaged or holds something else.
         """
         root = Path(folder)
-        if not (root / "run.json").is_file():
+        path = root / "run.json"
+        if not path.is_file():
             raise ValueError(f"{root} is no run: it has no run.json, which journey score and journey demo write")
-        described: dict[str, Any] = read_json(root / "run.json")
+        found = read_json(path)
+        earlier = {"title": TITLE, "credit": ""}  # runs of earlier versions have neither
+        described = check_fields({**earlier, **found} if isinstance(found, dict) else found, _FIELDS, str(path))
+        regions = [check_fields(part, _REGION_FIELDS, f"a region in {path}") for part in described["regions"]]
+        changes = [
+            check_fields(part, _TRANSITION_FIELDS, f"a transition in {path}") for part in described["transitions"]
+        ]
         labels = described["labels"]
         return Run(
             Trajectory.load(root / "trajectory.safetensors"),
@@ -227,14 +249,13 @@ class Run:
             Shown(described["num_samples"], _load_images(root / "training.safetensors")),
             labels=None if labels is None else {int(i): words for i, words in labels.items()},
             query_captions=described["query_captions"],
-            regions={part["name"]: Scores.load(_inside(root, part["file"])) for part in described["regions"]},
+            regions={part["name"]: Scores.load(_inside(root, part["file"])) for part in regions},
             transitions={
-                (found["query"], found["name"]): Transition.load(_inside(root, found["file"]))
-                for found in described["transitions"]
+                (part["query"], part["name"]): Transition.load(_inside(root, part["file"])) for part in changes
             },
             notes=described["notes"],
-            title=described.get("title", TITLE),  # runs of earlier versions have neither
-            credit=described.get("credit", ""),
+            title=described["title"],
+            credit=described["credit"],
             top=described["top"],
         )
 
@@ -264,5 +285,8 @@ def _save_images(path: Path, dataset: Dataset, ids: list[int]) -> None:
 def _load_images(path: Path) -> dict[int, Tensor]:
     saved = read_tensors(path, "training images")
     groups = [name.partition(".")[2] for name in saved if name.startswith("ids.")]
+    missing = [f"images.{group}" for group in groups if f"images.{group}" not in saved]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
     pairs = [(saved[f"ids.{group}"], saved[f"images.{group}"]) for group in groups]
     return {i: image for ids, images in pairs for i, image in zip(ids.tolist(), images, strict=True)}

@@ -79,7 +79,8 @@ class VariancePreserving(Schedule):
         scheduler: A diffusers scheduler with ``alphas_cumprod`` and ``config.prediction_type``.
 
     Raises:
-        ValueError: If the prediction type is not one of ``PREDICTION_TYPES``.
+        TypeError: If the scheduler does not tell its prediction type.
+        ValueError: If that is not one of ``PREDICTION_TYPES``.
 
     Reference:
         Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, Eq. 4; Salimans and Ho, "Progressive
@@ -87,7 +88,13 @@ class VariancePreserving(Schedule):
     """
 
     def __init__(self, scheduler: Any) -> None:
-        self.prediction_type = str(scheduler.config.prediction_type)
+        told = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+        if told is None:
+            raise TypeError(
+                "scheduler must tell config.prediction_type, as those of diffusers do, "
+                f"{type(scheduler).__name__} does not"
+            )
+        self.prediction_type = str(told)
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "

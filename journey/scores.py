@@ -134,7 +134,7 @@ class Scores:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or holds something else.
         """
-        saved = read_tensors(path, "scores")
+        saved = read_tensors(path, "scores", ("values", "timesteps", "train_ids", "damping"))
         return Scores(
             saved["values"],
             saved["timesteps"],

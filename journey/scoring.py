@@ -11,7 +11,7 @@ from torch import Tensor
 from journey.bin_gram import decompose_bins
 from journey.features import Features
 from journey.intervals import Interval, check_interval
-from journey.queries import plan_queries
+from journey.queries import check_arguments, plan_queries
 from journey.regions import Region
 from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
@@ -78,7 +78,8 @@ def score(
     Raises:
         ValueError: If a step was not recorded, an argument is out of range, or ``train_interval`` is given with
             features in one bin.
-        TypeError: If ``region`` is of an unknown form, or the features' measurement cannot be restricted to one.
+        TypeError: If ``features`` or ``trajectory`` is a path, ``region`` is of an unknown form, or the features'
+            measurement cannot be restricted to one.
         StoreMismatchError: If the model's weights are no longer those of the features.
         IncompleteStoreError: If features are missing.
         CorruptShardError: If a file of the store was damaged.
@@ -86,6 +87,7 @@ def score(
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023, section 3.
     """
+    check_arguments(features, trajectory)
     check_damping(damping)
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     if train_interval is not None:

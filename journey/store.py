@@ -178,8 +178,7 @@ class FeatureStore:
             OSError: If the folder cannot be written to.
         """
         path, form = self.shard_path(checkpoint, index), self._format(checkpoint, index)
-        with naming_folder(self.path):
-            write_shard_file(path, form, {"features": features, "values": values, "ids": ids})
+        write_shard_file(path, form, {"features": features, "values": values, "ids": ids})
 
     def read_shard(self, checkpoint: str, index: int, verify: bool = True) -> Shard:
         """Read one shard.

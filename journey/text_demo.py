@@ -20,7 +20,6 @@ from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
 from journey.featurize import featurize
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
-from journey.projectors import CountSketch
 from journey.run import Run
 from journey.scores import Scores
 from journey.scoring import score
@@ -125,9 +124,8 @@ def run_text_demo(
     features = featurize(
         denoiser,
         dataset,
-        folder / f"features-10x{num_draws}",
+        folder / f"features-whitened-10x{num_draws}",
         draws=StratifiedDraws(num_draws=num_draws, bins=10),
-        projector=CountSketch(4096),
         progress=progress,
     )
     clock.lap("featurize")

@@ -16,9 +16,10 @@ from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser, as_denoiser
 from journey.keys import derive_key
 from journey.sampler import Sampler
-from journey.saved import read_tensors, write_tensors
+from journey.saved import check_fields, read_tensors, write_tensors
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
+_SETTINGS = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,12 @@ class Trajectory:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, holds something else or is of an older version.
         """
-        saved = read_tensors(path, "trajectory")
-        if "settings" not in saved:
-            raise ValueError(f"{os.fspath(path)} was saved by an older version; record it again")
-        settings = json.loads(bytes(saved["settings"].tolist()))
+        saved = read_tensors(path, "trajectory", (*_TENSORS, "settings"))
+        try:
+            found = json.loads(bytes(saved["settings"].tolist()))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is damaged: {error}; record it again") from error
+        settings = check_fields(found, _SETTINGS, f"settings of {os.fspath(path)}")
 
         def told(name: str) -> Condition | None:
             rows = {key.partition(".")[2]: t for key, t in saved.items() if key.startswith(f"{name}.")}

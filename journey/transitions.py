@@ -117,7 +117,7 @@ class Transition:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or holds something else.
         """
-        saved = read_tensors(path, "transition")
+        saved = read_tensors(path, "transition", (*_TENSORS, "confidence"))
         return Transition(confidence=saved["confidence"].item(), **{name: saved[name] for name in _TENSORS})
 
 

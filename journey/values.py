@@ -47,7 +47,8 @@ def measure_values(
 
     def measure(x0: Tensor, noise: Tensor, times: Tensor, told: Condition | None) -> Tensor:
         x_t, target = denoiser.add_noise(x0, noise, times), denoiser.target(x0, noise, times)
-        return measurement(Prediction(denoiser.predict(x_t, times, told), target, x0, x_t, noise, times))
+        prediction = denoiser.predict(x_t, times, told)
+        return measurement(Prediction(prediction, target, x0, x_t, noise, times, denoiser.schedule))
 
     values = []
     for first in range(0, len(names), size):

@@ -101,3 +101,12 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
         loaded(network, tmp_path),
     ):
         pass
+
+
+def test_a_checkpoint_of_another_kind_of_file_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save(SmallDenoiser().state_dict(), tmp_path / "weights.pt")
+    with (
+        pytest.raises(ValueError, match=r"must be a \.safetensors file, got .*weights\.pt, which is another kind"),
+        loaded(SmallDenoiser(), tmp_path / "weights.pt"),
+    ):
+        pass

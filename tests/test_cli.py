@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from journey import Scores, Trajectory, __version__, demo, record
 from journey.cli import main
+from journey.commands.transitions import load_transitions
 from journey.digits import DigitsDataset, load_digits_dataset
 
 
@@ -112,6 +114,14 @@ def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
         (["--threads", "0"], "threads must be at least 1, got 0"),
         (["--features", "nowhere"], "nowhere"),
         (["--data", "nowhere"], "dataset must be a folder of images, got nowhere"),
+        (["--model", "/nowhere/at/all"], "model must be the path of a saved pipeline or a repo id"),
+        (["--device", "nonsense"], "device must be one that torch can use, such as cpu or cuda, got nonsense"),
+        (["--device", "cuda:9999"], "device must be one that torch can use, such as cpu or cuda, got cuda:9999"),
+        (["--top", "0"], "top must be at least 1, got 0"),
+        (["--num-scored", "0"], "num_scored must be at least 1, got 0"),
+        (["--completion-steps", "2"], "num_inference_steps is of completions' sampler, got 2 with completions=0"),
+        (["--out", __file__], "test_cli.py, which is a file"),
+        (["--out", "/proc/nowhere"], "cannot write to this folder"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line_and_exits_with_one(
@@ -129,6 +139,64 @@ def test_a_mistake_is_explained_in_one_line_and_exits_with_one(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("journey: ")
     assert message in error
+
+
+@pytest.mark.parametrize("changed", ["number", "pixels"])
+def test_training_images_that_are_not_those_of_the_features_are_refused_before_the_work(
+    changed: str, features: Path, model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, tmp_path / "data")
+    if changed == "number":
+        (tmp_path / "data" / "3.png").unlink()
+    else:
+        Image.new("RGB", (10, 12)).save(tmp_path / "data" / "3.png")
+    arguments = ["score", "--model", str(model), "--data", str(tmp_path / "data"), "--features", str(features)]
+    assert main([*arguments, "--quiet", "--out", str(tmp_path / "out"), "--trajectory", "nowhere"]) == 1
+    assert f"data must be the images that {features} was made from, got {tmp_path}" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere, folder = str(tmp_path / "no" / "file"), str(tmp_path)
+    influence = ["influence", "--model", "m", "--features", "f", "--trajectory", "t", "--ids", "1", "--csv"]
+    for arguments, name in ((influence, "csv"), (["inspect", "--features", "f", "--json"], "json")):
+        assert main([*arguments, nowhere]) == 1
+        assert f"{name} must be a file in a folder that is there, got {nowhere}" in capsys.readouterr().err
+        assert main([*arguments, folder]) == 1
+        assert f"{name} must be a file, got {folder}, which is a folder" in capsys.readouterr().err
+    assert main(["record", "--model", "m", "--out", __file__]) == 1
+    assert "which is a file" in capsys.readouterr().err
+
+
+def test_score_samples_completions_in_as_many_steps_as_it_is_told(
+    features: Path, model: Path, images: Path, tmp_path: Path
+) -> None:
+    common = ["--model", str(model), "--data", str(images), "--features", str(features), "--quiet"]
+    numbers = ["--num-inference-steps", "4", "--query-draws", "1", "--steps", "500", "--completions", "1"]
+    found = {}
+    for steps in ("default", "2", "4"):
+        told = [] if steps == "default" else ["--completion-steps", steps]
+        assert main(["score", *common, *numbers, *told, "--out", str(tmp_path / steps)]) == 0
+        found[steps] = Scores.load(tmp_path / steps / "scores.safetensors").values
+    assert torch.equal(found["default"], found["4"])
+    assert not torch.equal(found["default"], found["2"])
+
+
+def test_a_rank_that_is_no_number_is_explained(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "first")
+    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--quiet"]) == 1
+    assert "environment variable RANK must be a number, got 'first'" in capsys.readouterr().err
+
+
+def test_a_damaged_index_of_transitions_is_explained(tmp_path: Path) -> None:
+    for text, message in (("[{}]", "it lacks query"), ('{"a": 1}', "it must be a list of transitions")):
+        (tmp_path / "transitions.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"transitions\.json is damaged.*{message}"):
+            load_transitions(tmp_path)
 
 
 def test_a_batch_size_that_cannot_be_read_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +290,7 @@ def test_a_region_that_cannot_be_read_is_explained(
 def test_inspect_prints_a_table_and_writes_json(
     features: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", str(features), "--json", str(tmp_path / "health.json")]) == 0
+    assert main(["inspect", "--features", str(features), "--json", str(tmp_path / "health.json")]) == 0
     printed = capsys.readouterr().out
     assert "6 training images, 64 features each" in printed
     assert "effective rank" in printed
@@ -230,7 +298,7 @@ def test_inspect_prints_a_table_and_writes_json(
     record((DDPMPipeline.from_pretrained(model).unet.eval(), DDPMScheduler()), num_inference_steps=2).save(
         tmp_path / "trajectory"
     )
-    arguments = ["inspect", str(features), "--model", str(model), "--query-draws", "4", "--quiet"]
+    arguments = ["inspect", "--features", str(features), "--model", str(model), "--query-draws", "4", "--quiet"]
     assert main([*arguments, "--trajectory", str(tmp_path / "trajectory"), "--steps", "500"]) == 0
     assert "standard errors" in capsys.readouterr().out
     assert main(arguments) == 1

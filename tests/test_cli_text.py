@@ -115,7 +115,7 @@ def test_a_prompt_goes_from_recording_to_a_page_with_its_features(
 
     assert main([*arguments, "--prompt", "two", "--guidance", "2"]) == 1
     assert "leave out --prompt, --guidance, or record anew" in capsys.readouterr().err
-    assert main(["inspect", features]) == 0
+    assert main(["inspect", "--features", features]) == 0
     assert "layers, from 1 of the images" in capsys.readouterr().out
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from models import SmallDenoiser, make_scheduler
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from journey.datasets import ImageFolder, captions_of, get_image, label_of
+from journey import Denoiser
+from journey.datasets import ImageFolder, captions_of, check_dataset, check_range, get_image, label_of
 
 PIXELS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)  # [2, 3]
 EXPECTED = torch.tensor([[[-1.0, -0.6, -0.2], [0.2, 0.6, 1.0]]])  # [1, 2, 3]
@@ -74,6 +78,105 @@ def test_floating_point_images_are_not_rescaled() -> None:
 def test_an_item_that_is_no_image_is_refused(item: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         get_image([None, item], 1)
+
+
+def test_16_bits_become_8_instead_of_white(tmp_path: Path) -> None:
+    wide = Image.fromarray(PIXELS.astype(np.uint16) * 257)
+    assert wide.mode == "I;16"
+    for image in (wide, wide.convert("I")):
+        torch.testing.assert_close(get_image([image], 0), EXPECTED, rtol=0, atol=1e-6)
+    wide.save(tmp_path / "a.png")
+    for channels in (1, 3):
+        found = get_image(ImageFolder(tmp_path, channels=channels), 0)
+        torch.testing.assert_close(found, EXPECTED.expand(channels, -1, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(FLOAT[0].numpy()), r"dataset\[0\] has floating-point pixels, whose range is unknown"),
+        (Image.new("I", (2, 2), 1 << 16), r"dataset\[0\] must have pixels of 8 or 16 bits, got 65536 to 65536"),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused(image: Image.Image, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_image([image], 0)
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by a quarter, clockwise
+    upright = Image.fromarray(np.repeat(np.repeat(PIXELS, 16, 0), 16, 1))
+    upright.save(tmp_path / "a.png", exif=exif)
+    found = get_image(ImageFolder(tmp_path, channels=1), 0)
+    torch.testing.assert_close(found[:, ::16, ::16], EXPECTED.rot90(-1, (1, 2)), rtol=0, atol=1e-6)
+
+
+def test_arrays_that_torch_cannot_share_memory_with_are_copied() -> None:
+    fixed = PIXELS[None].copy()
+    fixed.setflags(write=False)
+    for array in (fixed, PIXELS[None, :, ::-1][:, :, ::-1], FLOAT.numpy().astype(">f4")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(get_image([array], 0), EXPECTED, rtol=0, atol=1e-6)
+
+
+def test_channels_in_the_last_dimension_are_refused_with_the_cure() -> None:
+    with pytest.raises(
+        ValueError, match=r"dataset\[0\] must be \[C, H, W\], got \[8, 6, 3\]; give it as permute\(2, 0, 1\)"
+    ):
+        get_image([np.zeros((8, 6, 3), dtype=np.uint8)], 0)
+    denoiser = Denoiser(SmallDenoiser(), make_scheduler())
+    with pytest.raises(ValueError, match=r"must have 1 channels, .* permute\(2, 0, 1\) makes them so"):
+        denoiser.check_image(torch.zeros(8, 8, 1), "dataset[0]")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        ({"train": [FLOAT]}, TypeError, r"got dict: give one of its parts, 'train'"),
+        (iter([FLOAT]), TypeError, r"must be map-style, .* got list_iterator: a list of its items will do"),
+        (DataLoader([FLOAT]), TypeError, r"must be map-style, .* got DataLoader"),
+        (None, TypeError, r"must be map-style, .* got NoneType"),
+        ([], ValueError, r"dataset must hold at least one image"),
+    ],
+)
+def test_what_is_no_dataset_is_refused(dataset: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_dataset(dataset)
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_floating_point_images_without_a_pixel_below_zero_are_warned_of(scale: float) -> None:
+    images = [(FLOAT + 1) / 2 * scale, FLOAT.clamp(min=0.5)]
+    with pytest.warns(
+        UserWarning, match=rf"dataset has pixels from 0 to {scale:g}, none below zero; .* 2 \* image - 1"
+    ):
+        check_range(image.aminmax() for image in images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_range(image.aminmax() for image in [*images, FLOAT])
+        check_range([torch.zeros(1, 2, 2).aminmax()])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "text", "empty", "nowhere"])
+def test_an_image_that_cannot_be_read_is_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes({"cut off": whole[: len(whole) // 2], "text": b"not an image"}.get(damage, b""))
+    if damage == "nowhere":
+        path.unlink()
+        path.symlink_to(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image: .*; repair or remove it"):
+        ImageFolder(tmp_path)[0]
+
+
+def test_folders_and_notes_of_other_systems_that_are_named_like_images_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    save(tmp_path / "folder.png" / "a.png", (4, 4), (9, 9, 9))
+    (tmp_path / "._a.png").write_bytes(b"notes")
+    assert ImageFolder(tmp_path).paths == [tmp_path / "folder.png" / "a.png"]
 
 
 def save(path: Path, size: tuple[int, int], colour: tuple[int, int, int]) -> None:

@@ -238,7 +238,13 @@ def test_a_store_of_whitened_features_belongs_to_its_curvature_and_damping(tmp_p
 
     def store(projector: Whitened) -> Tensor:
         return journey.featurize(
-            model, list(IMAGES), tmp_path, draws=DRAWS, projector=projector, progress=False
+            model,
+            list(IMAGES),
+            tmp_path,
+            measurement=TrainingLoss(),
+            draws=DRAWS,
+            projector=projector,
+            progress=False,
         ).matrix()
 
     found = store(projector)

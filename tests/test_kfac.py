@@ -30,7 +30,7 @@ from journey.layer_rules import Direct, Outer
 from journey.measurements import TrainingLoss
 from journey.projectors import CountSketch, Identity, ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
-from journey.store_curvature import fitted_ids
+from journey.store_fits import fitted_ids
 from journey.weight_grad import weight_grad_tiles
 
 IMAGES, DRAWS = make_images(5), StratifiedDraws(num_draws=2, antithetic=False)
@@ -297,7 +297,7 @@ def test_batches_change_the_curvature_only_by_rounding() -> None:
 
 
 def test_featurize_whitens_by_what_it_fits_to_its_images(tmp_path: Path) -> None:
-    features = store(tmp_path / "f", draws=DRAWS)
+    features = store(tmp_path / "f", measurement=TrainingLoss(), draws=DRAWS)
     curvature = fit_kfac(MODEL, IMAGES, progress=False)
     kept = Curvature.load(tmp_path / "f" / "curvature.safetensors")
     assert kept.fingerprint() == curvature.fingerprint()
@@ -322,7 +322,7 @@ def test_a_store_that_lost_its_curvature_says_so_and_gets_the_same_again(tmp_pat
     file = tmp_path / "f" / "curvature.safetensors"
     before = file.read_bytes()
     file.unlink()
-    with pytest.raises(FileNotFoundError, match="without the curvature"):
+    with pytest.raises(FileNotFoundError, match=r"without the .*curvature\.safetensors"):
         journey.open_features(tmp_path / "f", MODEL)
     store(tmp_path / "f")
     assert file.read_bytes() == before

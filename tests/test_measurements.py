@@ -7,15 +7,20 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from cases import randn
+from diffusers import DDPMScheduler
 from torch import Tensor
 
+from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.schedules import as_schedule
+
+MEASUREMENTS = [TrainingLoss(), SquaredNorm(), LeftOutLoss(1.0, Prior.of(randn(5, 2, 3, 5, seed=5)))]
 
 
 def make_prediction(num_rows: int = 4) -> Prediction:
     """Random tensors in every field, all different."""
     images = [randn(num_rows, 2, 3, 5, seed=seed) for seed in range(5)]
-    return Prediction(*images, timesteps=torch.arange(num_rows))
+    return Prediction(*images, timesteps=torch.arange(num_rows), schedule=as_schedule(DDPMScheduler()))
 
 
 def test_the_training_loss_is_the_mean_squared_error_of_each_row() -> None:
@@ -31,7 +36,7 @@ def test_the_squared_norm_is_the_mean_square_of_each_prediction() -> None:
     torch.testing.assert_close(SquaredNorm()(p), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("measurement", [TrainingLoss(), SquaredNorm()])
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda m: type(m).__name__)
 def test_a_value_depends_on_its_own_row_alone_and_can_be_differentiated(measurement: Measurement) -> None:
     p = make_prediction()
     prediction = p.prediction.requires_grad_()
@@ -42,7 +47,7 @@ def test_a_value_depends_on_its_own_row_alone_and_can_be_differentiated(measurem
     assert not grad[[0, 1, 3]].any()
 
 
-@pytest.mark.parametrize("measurement", [TrainingLoss(), SquaredNorm()])
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda m: type(m).__name__)
 def test_a_mask_leaves_the_mean_over_all_pixels_so_that_complements_add_up(measurement: PixelMeasurement) -> None:
     p = make_prediction()
     mask = torch.rand(4, 1, 3, 5, generator=torch.Generator().manual_seed(0))

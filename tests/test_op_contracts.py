@@ -11,6 +11,7 @@ from cases import CONVS, DEVICES, DTYPES, KEY, MATRICES, integers, layer_tensors
 from torch import Tensor
 
 from journey import _native, ops, reference
+from journey.geometry import ConvGeometry
 
 # ------------------------------------------------------------------------------------------------ errors
 
@@ -41,6 +42,7 @@ def good() -> dict[str, dict[str, object]]:
     }
 
 
+SKETCHES = ("sketch_", "sketch_many_", "sketch_outer_", "sketch_outer_ conv")
 INT32 = torch.arange(3).int()
 SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("philox_words", {"keys": INT32}, TypeError, "keys must be int64, got torch.int32"),
@@ -58,7 +60,12 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("sketch_", {"features": torch.zeros(2, 96).half()}, TypeError, "features must be float32, got torch.float16"),
     ("sketch_", {"features": torch.zeros(96)}, ValueError, r"features must be \[batch, proj_dim\], got \[96\]"),
     ("sketch_", {"features": torch.zeros(96, 2).T}, ValueError, "features must have contiguous rows, got strides"),
-    ("sketch_", {"features": torch.zeros(2, 100)}, ValueError, r"proj_dim must be a multiple of 32, got .*\[2, 100\]"),
+    (
+        "sketch_",
+        {"features": torch.zeros(2, 100)},
+        ValueError,
+        r"proj_dim must be a positive multiple of 32, got .*\[2, 100\]",
+    ),
     ("sketch_", {"key": -1}, ValueError, r"key must be in \[0, 2\*\*64\), got -1"),
     ("sketch_", {"key": 2**64}, ValueError, r"key must be in \[0, 2\*\*64\), got 18446744073709551616"),
     ("sketch_", {"nnz": 0}, ValueError, "nnz must be between 1 and 64, got 0"),
@@ -72,7 +79,7 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("sketch_many_", {"grads": [randn(2, 1, 7).double()] * 2}, TypeError, r"grads\[0\] must be .*, got torch.float64"),
     ("sketch_many_", {"keys": [1, -1]}, ValueError, r"key must be in \[0, 2\*\*64\), got -1"),
     ("sketch_many_", {"row_begins": [0, -1]}, ValueError, "row_begins must not be negative, got -1"),
-    ("sketch_many_", {"features": torch.zeros(2, 100)}, ValueError, "proj_dim must be a multiple of 32"),
+    ("sketch_many_", {"features": torch.zeros(2, 100)}, ValueError, "proj_dim must be a positive multiple of 32"),
     ("sketch_many_", {"nnz": 65}, ValueError, "nnz must be between 1 and 64, got 65"),
     ("project_", {"grads": randn(2, 5, 7)}, ValueError, r"grads must be \[batch, grad_dim\], got \[2, 5, 7\]"),
     ("project_", {"grads": randn(7)}, ValueError, "features must have one row for each of the 7 in batch, got 2"),
@@ -109,7 +116,34 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("accumulate_gram_", {"features": randn(5, 8)}, ValueError, r"features must be \[num_samples, 7\], got \[5, 8\]"),
     ("accumulate_gram_", {"features": randn(5, 7).double()}, TypeError, "features must be .*, got torch.float64"),
     ("accumulate_gram_", {"block_size": 0}, ValueError, "block_size must be positive, got 0"),
+    *((op, {"features": torch.zeros(2, 0)}, ValueError, r"positive multiple of 32, got .*\[2, 0\]") for op in SKETCHES),
 ]
+
+
+@pytest.mark.parametrize(("channels", "gradients"), [(0, 7), (6, 0), (0, 0)])
+@pytest.mark.parametrize("conv", [None, ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1))], ids=["linear", "conv"])
+def test_a_layer_without_channels_adds_nothing(conv, channels, gradients):
+    features = randn(2, 96)
+    before = features.clone()
+    shapes = ((4, 5, channels), (4, 5, gradients)) if conv is None else ((4, channels, 8, 8), (4, gradients, 8, 8))
+    ops.sketch_outer_(features, *map(torch.zeros, shapes), key=1, conv=conv)
+    assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": (0, 1)}, r"stride must be 2 numbers of at least 1, .* got \(0, 1\)"),
+        ({"dilation": (1,)}, r"dilation must be 2 numbers of at least 1, .* got \(1,\)"),
+        ({"padding": (-1, 0)}, r"padding must be 2 numbers of at least 0, .* got \(-1, 0\)"),
+        ({"kernel_size": ()}, r"kernel_size must be 1, 2 or 3 numbers"),
+        ({"groups": 0}, "groups must be positive, got 0"),
+    ],
+)
+def test_a_walk_that_leads_nowhere_is_refused(changes, message):
+    fields = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    with pytest.raises(ValueError, match=message):
+        ConvGeometry(**fields | changes)
 
 
 @pytest.mark.parametrize("case", good())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from report_cases import HOSTILE, Case, make_case, make_region, make_transition
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from journey import Run
 from journey.cli import main
@@ -54,7 +57,7 @@ def test_a_run_keeps_the_ranked_training_images_alone_and_says_so(run: Run, tmp_
 
 def test_the_report_command_writes_all_four_files(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run.save(tmp_path)
-    assert main(["report", str(tmp_path), "--png", "--gif", "--csv", "--query", "1", "--top", "3"]) == 0
+    assert main(["report", "--run", str(tmp_path), "--png", "--gif", "--csv", "--query", "1", "--top", "3"]) == 0
     written = [Path(line).name for line in capsys.readouterr().out.splitlines()]
     assert written == ["report.html", "report.png", "report.gif", "report.csv"]
     assert (tmp_path / "report.html").read_bytes() == run.write_report(tmp_path / "again", top=3).read_bytes()
@@ -65,7 +68,7 @@ def test_another_run_of_the_same_images_becomes_a_region(run: Run, case: Case, t
     part = make_region(case, (4, 4, 8, 8))
     replace(run, regions={}).save(tmp_path / "whole")
     Run(case.trajectory, part, case.dataset, labels=run.labels).save(tmp_path / "part")
-    assert main(["report", str(tmp_path / "whole"), "--region", f"other={tmp_path / 'part'}"]) == 0
+    assert main(["report", "--run", str(tmp_path / "whole"), "--region", f"other={tmp_path / 'part'}"]) == 0
     expected = replace(run, regions={"other": part}).write_report(tmp_path / "expected")
     assert (tmp_path / "whole" / "report.html").read_bytes() == expected.read_bytes()
 
@@ -80,7 +83,7 @@ def test_a_region_that_does_not_belong_is_explained(
     run.save(tmp_path / "run")
     moved = replace(case.trajectory, images=-case.trajectory.images)
     Run(moved, make_region(case, (0, 0, 4, 4)), case.dataset).save(tmp_path / "other")
-    assert main(["report", str(tmp_path / "run"), "--region", region.format(other=tmp_path / "other")]) == 1
+    assert main(["report", "--run", str(tmp_path / "run"), "--region", region.format(other=tmp_path / "other")]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -92,6 +95,49 @@ def test_folders_that_hold_no_run_are_refused(run: Run, tmp_path: Path) -> None:
     described["regions"][0]["file"] = "../scores.safetensors"
     (tmp_path / "run.json").write_text(json.dumps(described))
     with pytest.raises(ValueError, match="must name files of the same folder"):
+        Run.load(tmp_path)
+
+
+def keys_of(run: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What may be missing of a run's JSON: a key, or one of its first region or transition."""
+    inner = [(part, key) for part in ("regions", "transitions") for key in run[part][0]]
+    return [(key,) for key in run if key not in ("title", "credit")] + inner
+
+
+def test_a_run_that_lacks_anything_names_it(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path)
+    path = tmp_path / "run.json"
+    whole = path.read_text()
+    keys = keys_of(json.loads(whole))
+    assert len(keys) == 12
+    for key in keys:
+        described = json.loads(whole)
+        del (described if len(key) == 1 else described[key[0]][0])[key[-1]]
+        path.write_text(json.dumps(described))
+        with pytest.raises(ValueError, match=rf"run\.json is damaged or of another version: it lacks {key[-1]}"):
+            Run.load(tmp_path)
+    path.write_text(json.dumps({**json.loads(whole), "top": "8"}))
+    with pytest.raises(ValueError, match=r"run\.json is damaged: top cannot be '8'"):
+        Run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("trajectory", "x_t"),
+        ("trajectory", "settings"),
+        ("scores", "damping"),
+        ("training", "images.0"),
+        ("transition-0", "bootstrap"),
+    ],
+)
+def test_a_file_of_a_run_that_lacks_a_tensor_names_it(name: str, key: str, run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys() if k != key}  # noqa: SIM118
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors is damaged.* lacks {key}"):
         Run.load(tmp_path)
 
 

@@ -82,7 +82,7 @@ def test_the_demo_writes_a_page_with_the_credit_and_a_second_prompt_uses_what_wa
     for text in (CREDIT, CREDIT_URL, "octopus number 5", "apple number 3"):
         assert text in page, text
     drawn = (tmp_path / "first" / "report.png").read_bytes()
-    assert main(["report", str(tmp_path / "first"), "--png", "--gif"]) == 0
+    assert main(["report", "--run", str(tmp_path / "first"), "--png", "--gif"]) == 0
     assert (tmp_path / "first" / "report.html").read_text() == page
     assert (tmp_path / "first" / "report.png").read_bytes() == drawn
     for name in ("report.png", "report.gif"):

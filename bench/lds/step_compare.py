@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lds.step_contenders import DEFAULT, PLAIN, WHOLE_IMAGE, measured_scores, step_contenders
+from bench.lds.step_contenders import DEFAULT, PLAIN, TRAINING_LOSS, WHOLE_IMAGE, measured_scores, step_contenders
 from bench.lds.step_truth import STEP_KINDS, StepTruth
 from bench.lds.truth import Setting
 from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
@@ -18,6 +18,7 @@ from journey.evaluate.subsets import Subsets
 # Rows of the short table and curves of the plot.
 SHOWN = (
     DEFAULT,
+    TRAINING_LOSS,
     PLAIN,
     "plain gradients, 1 bin of 8 draws",
     "optimal denoiser at the latent",

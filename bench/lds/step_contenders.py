@@ -14,6 +14,8 @@ from bench.lds.truth import Setting
 from journey import baselines
 from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.fingerprint import fingerprint_json
+from journey.left_out import LeftOutLoss
+from journey.measurements import Measurement, TrainingLoss
 from journey.projectors import Projector
 from journey.recommended import recommended
 from journey.scores import Scores
@@ -21,7 +23,7 @@ from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
-PLAIN = "plain gradients, damping 1"
+TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"
 _WINDOW = 200  # timesteps on either side of a step
 _OURS = recommended()
 _SKETCH, _LONG = journey.CountSketch(), journey.CountSketch(16384)
@@ -48,6 +50,9 @@ def step_contenders() -> list[StepContender]:
     """Return all that is compared: the default with one thing changed, plain gradients, and baselines."""
     return [
         _library(DEFAULT),
+        _library(TRAINING_LOSS, measurement=TrainingLoss()),
+        _library("weight 0.3", measurement=LeftOutLoss(0.3)),
+        _library("weight 3", measurement=LeftOutLoss(3.0)),
         _library("damping 1", damping=1.0),
         _library("damping 100", damping=100.0),
         _library("damping cross-validated", damping="auto"),
@@ -59,10 +64,11 @@ def step_contenders() -> list[StepContender]:
         _library("1 bin of 8 draws", StratifiedDraws(8)),
         _library("1 bin of 32 draws", StratifiedDraws(32)),
         _library("whitened by EK-FAC, sketched to 16,384", projector=_ekfac, proj_dim=16384),
-        _library(PLAIN, damping=1.0, projector=lambda _: _SKETCH),
-        _library("plain gradients, damping cross-validated", damping="auto", projector=lambda _: _SKETCH),
-        _library("plain gradients, 32 bins of 1 draw", StratifiedDraws(1, bins=32), 1.0, projector=lambda _: _SKETCH),
-        _library("plain gradients, 1 bin of 8 draws", StratifiedDraws(8), "auto", projector=lambda _: _SKETCH),
+        _plain(PLAIN, damping=1.0),
+        _plain("plain gradients, left-out loss, damping 1", damping=1.0, measurement=LeftOutLoss()),
+        _plain("plain gradients, damping cross-validated", damping="auto"),
+        _plain("plain gradients, 32 bins of 1 draw", StratifiedDraws(1, bins=32), 1.0),
+        _plain("plain gradients, 1 bin of 8 draws", StratifiedDraws(8), "auto"),
         StepContender("optimal denoiser at the latent", _at_steps(_optimal_at_latent)),
         StepContender("optimal denoiser at x0_hat", _at_steps(_optimal_at_prediction)),
         StepContender("pixels of x0_hat, cosine", _at_steps(_pixels)),
@@ -85,6 +91,7 @@ def _library(
     draws: Draws = DEFAULT_DRAWS,
     damping: float | Literal["auto"] = DEFAULT_DAMPING,
     *,
+    measurement: Measurement = LeftOutLoss(),  # noqa: B008 - frozen
     projector: Callable[[Setting], Projector] = lambda _: journey.Whitened(),
     proj_dim: int = 4096,
     window: bool = False,
@@ -94,8 +101,16 @@ def _library(
 
     def scores(setting: Setting, trajectory: Trajectory) -> Tensor:
         model, chosen = setting.models[0], projector(setting)
-        out = setting.work / "steps" / f"features-{fingerprint_json([draws.fingerprint(), chosen.fingerprint()])[:16]}"
-        features = journey.featurize(model, list(setting.train), out, draws=draws, projector=chosen, progress=False)
+        names = [part.fingerprint() for part in (measurement, draws, chosen)]
+        features = journey.featurize(
+            model,
+            list(setting.train),
+            setting.work / "steps" / f"features-{fingerprint_json(names)[:16]}",
+            measurement=measurement,
+            draws=draws,
+            projector=chosen,
+            progress=False,
+        )
         if window:
             last = model.num_train_timesteps
             parts = [
@@ -114,6 +129,17 @@ def _library(
         return values if adjust is None else adjust(values)
 
     return StepContender(name, scores, draws, draws.bins * proj_dim)
+
+
+def _plain(
+    name: str,
+    draws: Draws = DEFAULT_DRAWS,
+    damping: float | Literal["auto"] = DEFAULT_DAMPING,
+    *,
+    measurement: Measurement = TrainingLoss(),  # noqa: B008 - has no state
+) -> StepContender:
+    """Features that are not whitened, of the published measurement if nothing else is said."""
+    return _library(name, draws, damping, measurement=measurement, projector=lambda _: _SKETCH)
 
 
 def _ekfac(setting: Setting) -> Projector:

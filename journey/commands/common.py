@@ -10,9 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import torch
+
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser, as_denoiser, load_pipeline
+from journey.errors import naming_folder
 from journey.features import Features, open_features
+from journey.publish import check_writable
 from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory, record
 
@@ -147,9 +151,9 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     """Return the model that the arguments of ``add_model`` name, on its device.
 
     Raises:
-        ValueError: If LoRA weights are given for a model that takes none.
+        ValueError: If there is no such device, or LoRA weights are given for a model that takes none.
     """
-    model: Any = options.model
+    model, device = options.model, _device(options.device)
     if options.lora is not None:
         model = load_pipeline(model)
         if not hasattr(model, "load_lora_weights"):
@@ -160,8 +164,17 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
         model.load_lora_weights(options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):
-        part.to(options.device)
+        part.to(device)
     return denoiser
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"device must be one that torch can use, such as cpu or cuda, got {name}: {error}") from None
+    return device
 
 
 def load_features(options: argparse.Namespace, denoiser: Denoiser) -> Features:
@@ -179,6 +192,33 @@ def record_images(options: argparse.Namespace, denoiser: Denoiser) -> Trajectory
     given = {name: getattr(options, option) for name, option in _RECORDING.items()}
     given = {name: value for name, value in given.items() if value is not None}
     return record(denoiser, seed=options.seed, progress=not options.quiet, **given)
+
+
+def prepare_folder(out: Path) -> None:
+    """Make an output folder, or refuse it before the work and not after.
+
+    Raises:
+        FileExistsError: If it is a file.
+        OSError: If it cannot be made or written to.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out must be a folder, got {out}, which is a file")
+    with naming_folder(out):
+        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
+
+
+def prepare_file(path: Path | None, name: str) -> None:
+    """Refuse an output file whose folder is not there, before the work and not after.
+
+    Raises:
+        FileNotFoundError: If its folder is not there.
+        IsADirectoryError: If it is a folder.
+    """
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"{name} must be a file, got {path}, which is a folder")
+    if path is not None and not path.parent.is_dir():
+        raise FileNotFoundError(f"{name} must be a file in a folder that is there, got {path}")
 
 
 def load_trajectory(options: argparse.Namespace) -> Trajectory:
@@ -213,10 +253,22 @@ def load_function(name: str) -> Callable[..., Any]:
         raise ValueError(f"classifier must be MODULE:FUNCTION, such as my_classifiers:is_red, got {name!r}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    found = getattr(import_module(module_name), function_name, None)
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"classifier {name} cannot be imported from {Path.cwd()} or the installed: {error}"
+        ) from error
+    found = getattr(module, function_name, None)
     if not callable(found):
         raise ValueError(f"classifier must be a function of {module_name}, got {function_name!r} that is none")
     return found  # type: ignore[no-any-return]
+
+
+def add_completion_steps(parser: argparse.ArgumentParser) -> None:
+    """Add how completions are sampled."""
+    text = "steps of the completions' sampler, which must visit the steps asked for (default: the trajectory's)"
+    parser.add_argument("--completion-steps", type=int, help=text)
 
 
 def add_damping(parser: argparse.ArgumentParser) -> None:

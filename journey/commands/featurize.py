@@ -21,16 +21,19 @@ from journey.commands.common import (
 from journey.curvature import Whitened
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
+from journey.left_out import LeftOutLoss
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
 
 EXAMPLES = """
 journey featurize --model ./ddpm-cifar10 --data ./images --out features
 journey featurize --model ./ddpm-cifar10 --data ./images --out features-whole --bins 1
+RANK=0 WORLD_SIZE=2 journey featurize --model ./ddpm-cifar10 --data ./images --out features
 journey featurize --model ./stable-diffusion --lora ./lora --data ./captioned --out lora-features --batch-size auto
 """
 
 _MEASUREMENTS: dict[str, type[Measurement]] = {
+    "left-out-loss": LeftOutLoss,
     "loss": TrainingLoss,
     "squared-norm": SquaredNorm,
     "mean-output": MeanOutput,
@@ -61,7 +64,11 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
     parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
-    parser.add_argument("--measurement", choices=_MEASUREMENTS, default="loss", help="what is differentiated")
+    parser.add_argument(
+        "--measurement",
+        choices=_MEASUREMENTS,
+        help="what is differentiated (default: left-out-loss for whitened gradients, loss for others)",
+    )
     parser.add_argument("--draws", choices=_DRAWS, default="stratified", help="how timesteps are chosen")
     parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 8, with several bins 2)")
     parser.add_argument(
@@ -87,6 +94,14 @@ def _batch_size(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"must be a number of images or auto, got {text!r}") from None
 
 
+def _from_environment(name: str, default: int) -> int:
+    """What ``torchrun`` or a job array says about the processes that share the work."""
+    try:
+        return int(environ.get(name, default))
+    except ValueError:
+        raise ValueError(f"environment variable {name} must be a number, got {environ[name]!r}") from None
+
+
 def _run(options: argparse.Namespace) -> None:
     denoiser = load_denoiser(options)
     num_draws = options.num_draws if options.num_draws is not None else 8 if options.bins == 1 else 2
@@ -96,7 +111,7 @@ def _run(options: argparse.Namespace) -> None:
         denoiser,
         load_data(options, denoiser),
         options.out,
-        measurement=_MEASUREMENTS[options.measurement](),
+        measurement=None if options.measurement is None else _MEASUREMENTS[options.measurement](),
         draws=draws,
         projector=projector,
         checkpoints=options.checkpoints,
@@ -104,7 +119,7 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         memory=None if options.memory is None else int(options.memory * 2**30),
         shard_size=options.shard_size,
-        rank=int(environ.get("RANK", 0)),
-        world_size=int(environ.get("WORLD_SIZE", 1)),
+        rank=_from_environment("RANK", 0),
+        world_size=_from_environment("WORLD_SIZE", 1),
         progress=not options.quiet,
     )

@@ -20,6 +20,7 @@ from journey.commands.common import (
     load_trajectory,
     parse_damping,
     parse_region,
+    prepare_file,
 )
 from journey.influence import influence_matrix
 
@@ -49,6 +50,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    prepare_file(options.csv, "csv")
     damping, region = parse_damping(options.damping), parse_region(options.region)
     denoiser = load_denoiser(options)
     found = influence_matrix(

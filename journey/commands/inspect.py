@@ -9,7 +9,7 @@ from journey.commands.common import (
     Commands,
     add_command,
     add_damping,
-    add_measured,
+    add_features,
     add_model,
     add_running,
     add_trajectory,
@@ -17,13 +17,14 @@ from journey.commands.common import (
     load_features,
     load_trajectory,
     parse_damping,
+    prepare_file,
 )
 from journey.health import inspect
 
 EXAMPLES = """
-journey inspect features
-journey inspect features --json health.json
-journey inspect features --model ./ddpm-cifar10 --trajectory generated
+journey inspect --features features
+journey inspect --features features --json health.json
+journey inspect --features features --model ./ddpm-cifar10 --trajectory generated
 """
 
 
@@ -31,11 +32,10 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     text = "look for what is numerically wrong with stored features, and measure the noise of their scores"
     parser = add_command(commands, "inspect", text, EXAMPLES, _run)
-    parser.add_argument("features", type=Path, metavar="STORE", help="folder that featurize wrote")
+    add_features(parser)
     parser.add_argument("--json", type=Path, help="file for the same as JSON")
     # With both, the noise of scores is measured as well.
     add_model(parser, required=False)
-    add_measured(parser)
     add_trajectory(parser, required=False)
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
     add_damping(parser)
@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    prepare_file(options.json, "json")
     damping = parse_damping(options.damping)
     if (options.model is None) != (options.trajectory is None):
         raise ValueError("model and trajectory must be given together: --model MODEL --trajectory PATH")

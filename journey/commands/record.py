@@ -13,6 +13,7 @@ from journey.commands.common import (
     add_recording,
     add_running,
     load_denoiser,
+    prepare_folder,
     record_images,
 )
 from journey.report_view import to_picture
@@ -36,8 +37,8 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     out: Path = options.out
+    prepare_folder(out)
     trajectory = record_images(options, load_denoiser(options))
-    out.mkdir(parents=True, exist_ok=True)
     trajectory.save(out / TRAJECTORY)
     print(out / TRAJECTORY)
     for i, image in enumerate(trajectory.image_pixels):

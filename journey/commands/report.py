@@ -9,8 +9,8 @@ from journey.commands.common import Commands, add_command
 from journey.run import Run
 
 EXAMPLES = """
-journey report attribution --gif --csv
-journey report attribution --region "top left"=corner
+journey report --run attribution --gif --csv
+journey report --run attribution --region "top left"=corner
 """
 
 
@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     text = "show a run again: report.html, and on demand a picture, an animation and a table"
     parser = add_command(commands, "report", text, EXAMPLES, _run)
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="folder that score or demo wrote")
+    parser.add_argument("--run", type=Path, required=True, dest="folder", help="folder that score or demo wrote")
     parser.add_argument("--png", action="store_true", help="write report.png too: one image, some steps")
     parser.add_argument("--gif", action="store_true", help="write report.gif too: one image, step after step")
     parser.add_argument("--csv", action="store_true", help="write report.csv too: every ranked training image")
@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    folder: Path = options.run_folder
+    folder: Path = options.folder
     run = Run.load(folder)
     for words in options.region:
         name, separator, other = words.partition("=")

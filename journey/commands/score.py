@@ -8,6 +8,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_completion_steps,
     add_damping,
     add_data,
     add_features,
@@ -21,9 +22,14 @@ from journey.commands.common import (
     load_trajectory,
     parse_damping,
     parse_region,
+    prepare_folder,
     record_images,
 )
 from journey.commands.transitions import load_transitions
+from journey.datasets import ImageFolder
+from journey.errors import StoreMismatchError
+from journey.features import Features
+from journey.featurize import fingerprint_dataset
 from journey.run import Run
 from journey.scoring import score
 from journey.trajectory import Trajectory
@@ -72,6 +78,7 @@ def add(commands: Commands) -> None:
         default=0,
         help="images completed from each step that are measured instead of the predicted one (default 0)",
     )
+    add_completion_steps(parser)
     add_damping(parser)
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
     parser.add_argument("--top", type=int, default=8, help="proponents and opponents in the report (default 8)")
@@ -80,8 +87,13 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     damping, region = parse_damping(options.damping), parse_region(options.region)
+    for name in ("num_scored", "top"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+    prepare_folder(options.out)
     denoiser = load_denoiser(options)
     features, dataset = load_features(options, denoiser), load_data(options, denoiser)
+    check_data(features, dataset)
     recorded = options.trajectory is not None
     trajectory = load_trajectory(options) if recorded else record_images(options, denoiser)
     scores = score(
@@ -92,6 +104,7 @@ def _run(options: argparse.Namespace) -> None:
         train_interval=_pair(options.train_interval),
         region=region,
         completions=options.completions,
+        num_inference_steps=options.completion_steps,
         damping=damping,
         num_draws=options.query_draws,
         seed=options.seed,
@@ -105,6 +118,22 @@ def _run(options: argparse.Namespace) -> None:
     run.write_png(options.out / "report.png", top=min(top, 6))
     print(f"Scores: {options.out / 'scores.safetensors'} {list(scores.values.shape)}, damping {scores.damping:.3g}")
     print(f"Report: {options.out / 'report.html'}")
+
+
+def check_data(features: Features, dataset: ImageFolder) -> None:
+    """Refuse training images that are not those of the features: the page would show others than were measured.
+
+    Raises:
+        StoreMismatchError: If the number of images, or one of those that the store names by their pixels, differs.
+    """
+    stored = features.store.manifest.fingerprints["dataset"]
+    found = fingerprint_dataset(dataset, features.featurizer.denoiser)
+    if stored != found:
+        raise StoreMismatchError(
+            f"data must be the images that {features.store.path} was made from, got {dataset.root}, which differ from "
+            f"them in number ({len(dataset)}, {features.num_samples} were measured), order, size, pixels or what "
+            "metadata.jsonl says; what was featurized in Python from other forms is scored there too"
+        )
 
 
 def _spread(trajectory: Trajectory, count: int) -> list[int]:

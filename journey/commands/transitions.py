@@ -9,6 +9,7 @@ from pathlib import Path
 from journey.commands.common import (
     Commands,
     add_command,
+    add_completion_steps,
     add_model,
     add_running,
     add_trajectory,
@@ -18,10 +19,11 @@ from journey.commands.common import (
 )
 from journey.publish import publish
 from journey.report_story import Transitions
-from journey.saved import read_json
+from journey.saved import check_fields, read_json
 from journey.transitions import Transition, transitions
 
 INDEX = "transitions.json"
+_FIELDS = {"query": int, "name": str, "file": str}
 EXAMPLES = """
 journey transitions --model ./ddpm-cifar10 --trajectory generated --classifier my_classifiers:is_ship
 journey transitions --model ./stable-diffusion --trajectory apple --classifier my_classifiers:is_red --name "red"
@@ -47,7 +49,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--completions", type=int, default=16, help="images completed from each step (default 16)")
     parser.add_argument("--refine", type=int, default=4, help="further steps, where the rise is largest (default 4)")
-    parser.add_argument("--completion-steps", type=int, help="steps of their sampler (default: the trajectory's)")
+    add_completion_steps(parser)
     parser.add_argument("--confidence", type=float, default=0.95, help="of all bands (default 0.95)")
     parser.add_argument("--batch-size", type=int, default=64, help="completions at once (default 64)")
     add_running(parser)
@@ -132,5 +134,7 @@ def _index(folder: Path) -> list[dict[str, str | int]]:
     path = folder / INDEX
     if not path.exists():
         return []
-    found: list[dict[str, str | int]] = read_json(path)
-    return found
+    found = read_json(path)
+    if not isinstance(found, list):
+        raise ValueError(f"{path} is damaged: it must be a list of transitions, got {found!r:.60}")
+    return [check_fields(entry, _FIELDS, f"a transition in {path}") for entry in found]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from journey.condition import Condition, Encoded
-from journey.datasets import image_of
+from journey.datasets import channels_are_last, image_of
 from journey.fingerprint import fingerprint_tensors
+from journey.models.network import check_network, sample_of, unwrapped
 from journey.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ class Denoiser:
 
     Args:
         network: Called as ``network(x_t, time)``; returns the prediction or an object with ``.sample``. In eval mode.
+            Taken out of ``torch.compile(network)`` and of ``DataParallel``, which would come between its layers and
+            their gradients.
         scheduler: A diffusers scheduler, see ``journey.schedules.as_schedule``.
 
     Raises:
-        ValueError: If the network or a dropout in it is in train mode, or the prediction type is unknown.
+        ValueError: If the network or a dropout in it is in train mode, some of its layers are compiled, or the
+            prediction type is unknown.
         TypeError: If the scheduler has no known schedule.
     """
 
@@ -35,14 +39,8 @@ class Denoiser:
     default_guidance = 1.0
 
     def __init__(self, network: nn.Module, scheduler: Any) -> None:
-        if network.training:
-            raise ValueError("model must be in eval mode, got train mode; call model.eval()")
-        # Loading LoRA weights leaves the new layers in train mode, which matters only to what is random in it.
-        chance = [name for name, module in network.named_modules() if module.training and _is_random(module)]
-        if chance:
-            raise ValueError(
-                f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call model.eval()"
-            )
+        network = unwrapped(network)
+        check_network(network)
         self.network = network
         self.scheduler = scheduler
         self.schedule: Schedule = as_schedule(scheduler)
@@ -123,15 +121,23 @@ class Denoiser:
 
         Returns:
             The prediction, float32. [num_rows, C, H, W]
+
+        Raises:
+            ValueError: If the network's answer has another shape.
         """
-        return self._call(x_t.to(self.dtype), times, condition).float()
+        found = self._call(x_t.to(self.dtype), times, condition)
+        if found.shape != x_t.shape:
+            raise ValueError(
+                f"network must return what has the shape of its input {list(x_t.shape)}, got {list(found.shape)}; one "
+                "that predicts a variance too needs a Denoiser of your own that leaves it away"
+            )
+        return found.float()
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
         """Run the network. [num_rows, C, H, W]"""
         if condition is not None:
             raise ValueError(f"condition must be None for an unconditional model, got {', '.join(condition.tensors)}")
-        output = self.network(x_t, times)
-        return output if isinstance(output, Tensor) else output.sample
+        return sample_of(self.network(x_t, times))
 
     def _told(self, condition: Condition | None) -> Condition:
         """The condition on the model's device, for a network that cannot do without."""
@@ -228,7 +234,8 @@ class Denoiser:
         """
         if self.shape is None:
             raise TypeError(
-                f"model must tell in_channels and sample_size in its config, {type(self.network).__name__} does not"
+                f"model must tell in_channels and sample_size in its config, {type(self.network).__name__} does not; "
+                "network.config = types.SimpleNamespace(in_channels=3, sample_size=32) would"
             )
         return self.shape if size is None else (self.shape[0], *size)
 
@@ -284,16 +291,11 @@ class Denoiser:
         if image.dim() != 3:
             raise ValueError(f"{what} must be an image [C, H, W], got {list(image.shape)}")
         if self.in_channels is not None and image.shape[0] != self.in_channels:
+            cure = "; images are [C, H, W], permute(2, 0, 1) makes them so" if channels_are_last(image) else ""
             raise ValueError(
-                f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}"
+                f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}{cure}"
             )
 
     def _check_finite(self, image: Tensor, what: str) -> None:
         if not torch.isfinite(image).all():
             raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Whether train mode makes the output depend on chance or on the rest of the batch."""
-    dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout | nn.FeatureAlphaDropout
-    return module.p > 0 if isinstance(module, dropout) else isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -12,6 +12,7 @@ from journey.condition import Condition
 from journey.datasets import captions_of, label_of
 from journey.fingerprint import fingerprint_tensors
 from journey.models.base import Denoiser
+from journey.models.network import sample_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -111,5 +112,4 @@ class ConditionalDenoiser(Denoiser):
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
         told = self._told(condition)[self.name]
         told = told.to(self.dtype) if told.is_floating_point() else told
-        output = self.network(x_t, times, **{self.name: told})
-        return output if isinstance(output, Tensor) else output.sample
+        return sample_of(self.network(x_t, times, **{self.name: told}))

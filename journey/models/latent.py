@@ -39,7 +39,7 @@ class LatentDenoiser(Denoiser):
         if latents not in ("mean", "sample"):
             raise ValueError(f'latents must be "mean" or "sample", got {latents!r}')
         self.pipeline = pipeline
-        self.config: Any = network.config
+        self.config: Any = self.network.config
         self.latents = latents
         self.seed = seed
         training = [name for name, part in self.frozen.items() if part.training]

@@ -1,4 +1,4 @@
-"""The curvature that a store fits to some of its own images and keeps beside their features."""
+"""What a store fits to some of its own images and keeps beside their features: their prior, and the curvature."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from itertools import groupby
 from journey.batch import measure_batch
 from journey.checkpoints import loaded
 from journey.condition import Encoded
-from journey.curvature import FITTED_TO_STORE, Whitened
+from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
 from journey.draws import StratifiedDraws
 from journey.encoding import EncodedDataset, choose_captions
 from journey.errors import NonFiniteGradientError
-from journey.features import CURVATURE_FILE, Features, use_store_curvature
+from journey.features import CURVATURE_FILE, PRIOR_FILE, Features, use_store_fits
 from journey.kfac import ROWS_PER_BATCH, fit_factors
+from journey.left_out import LeftOutLoss, Prior
 from journey.memory import is_out_of_memory
 from journey.pseudo_gradients import PseudoGradients
 
 
-def fit_store_curvature(
+def fit_to_store(
     features: Features, encoded: EncodedDataset, rows_per_batch: int, adaptive: bool, *, progress: bool
 ) -> None:
-    """Fit the curvature of the last checkpoint to a few hundred images, keep it, and give it to the projector.
+    """Fit the prior and the curvature that measurement and projector are without, keep them, and put them in place.
 
-    Which images depends on their number alone. Several processes may do this at once: the first to finish decides for
-    all.
+    To which images depends on their number alone. Several processes may do this at once: the first to finish decides
+    for all.
 
     Args:
-        features: The store and the featurizer, whose projector is without a curvature.
+        features: The store, and the featurizer, whose measurement or projector is not ready for use.
         encoded: The images as the network takes them.
         rows_per_batch: Draws that featurizing has room for at once.
         adaptive: Go on with half as many where memory runs out.
@@ -37,18 +38,32 @@ def fit_store_curvature(
         NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer, or
             else the parameter.
     """
-    featurizer, folder = features.featurizer, features.store.path
     ids = fitted_ids(features.num_samples)
     samples = _read_samples(features, encoded, ids)
+    measurement = features.featurizer.measurement
+    if isinstance(measurement, LeftOutLoss) and measurement.prior is None:
+        with contextlib.suppress(FileExistsError):
+            Prior.of(samples.x0).save(features.store.path / PRIOR_FILE, exclusive=True)
+    if not use_store_fits(features.featurizer, features.store.path):
+        curvature = _fit_curvature(features, samples, ids, rows_per_batch, adaptive, progress)
+        with contextlib.suppress(FileExistsError):
+            curvature.save(features.store.path / CURVATURE_FILE, exclusive=True)
+        use_store_fits(features.featurizer, features.store.path)
+
+
+def _fit_curvature(
+    features: Features, samples: Encoded, ids: list[int], rows_per_batch: int, adaptive: bool, progress: bool
+) -> Curvature:
+    """Fit the curvature of the last checkpoint."""
+    featurizer = features.featurizer
     draws = StratifiedDraws(FITTED_TO_STORE["num_draws"], antithetic=False)
     told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
     gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
     rows = min(ROWS_PER_BATCH, rows_per_batch)
-    curvature = None
-    while curvature is None:
+    while True:
         try:
             with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
-                curvature = fit_factors(gradients, featurizer.engine, rows, progress=progress)
+                return fit_factors(gradients, featurizer.engine, rows, progress=progress)
         except NonFiniteGradientError:
             _name_fault(features, samples, ids)
             raise
@@ -56,16 +71,13 @@ def fit_store_curvature(
             if not (adaptive and rows > 1 and is_out_of_memory(error)):
                 raise
             rows //= 2
-    with contextlib.suppress(FileExistsError):
-        curvature.save(folder / CURVATURE_FILE, exclusive=True)
-    use_store_curvature(featurizer, folder)
 
 
 def _name_fault(features: Features, samples: Encoded, ids: list[int]) -> None:
     """Raise with image, timestep and layer, where the images' own gradients are not finite either."""
     spec = features.featurizer.projector
     assert isinstance(spec, Whitened)
-    plain = features.featurizer.with_projector(spec.inner)
+    plain = features.featurizer.change(projector=spec.inner)
     with loaded(plain.denoiser.network, features.checkpoints[-1]):
         for at, i in enumerate(ids):
             measure_batch(plain, features.draws, samples.select(at, at + 1), [i])

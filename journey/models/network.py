@@ -1,0 +1,70 @@
+"""What a network must be like so that its layers can be watched one by one, and what it may return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return the network inside of ``torch.compile(network)``, ``DataParallel`` and ``DistributedDataParallel``."""
+    for name in ("module", "_orig_mod"):
+        inner = getattr(network, name, None)
+        wrapped = name == "_orig_mod" or isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        if wrapped and isinstance(inner, nn.Module):
+            return unwrapped(inner)
+    return network
+
+
+def check_network(network: nn.Module) -> None:
+    """Refuse a network that cannot be measured.
+
+    Args:
+        network: The network, unwrapped.
+
+    Raises:
+        ValueError: If it or a dropout in it is in train mode, a layer is compiled, or a parameter was made in
+            ``torch.inference_mode()``.
+    """
+    if network.training:
+        raise ValueError("model must be in eval mode, got train mode; call model.eval()")
+    # Loading LoRA weights leaves the new layers in train mode, which matters only to what is random in it.
+    chance = [name for name, module in network.named_modules() if module.training and _is_random(module)]
+    if chance:
+        raise ValueError(f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call model.eval()")
+    compiled = [name or "all of it" for name, module in network.named_modules() if _is_compiled(module)]
+    if compiled:
+        raise ValueError(
+            f"model must not be compiled, for its layers are watched one by one, got {', '.join(compiled[:3])} "
+            "compiled; load it again without compile()"
+        )
+    made = [name for name, p in network.named_parameters() if p.is_inference()]
+    if made:
+        raise ValueError(
+            f"model must be made or loaded outside of torch.inference_mode(), which {made[0]} was made in: nothing can "
+            "be differentiated by it"
+        )
+
+
+def sample_of(output: Any) -> Tensor:
+    """Return the prediction in what a network returned.
+
+    Raises:
+        TypeError: If it is neither a tensor nor an object with ``.sample``.
+    """
+    found = output if isinstance(output, Tensor) else getattr(output, "sample", None)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"network must return a tensor or an object with .sample, got {type(output).__name__}")
+    return found
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module go to what ``torch.compile`` made of it."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether train mode makes the output depend on chance or on the rest of the batch."""
+    dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout | nn.FeatureAlphaDropout
+    return module.p > 0 if isinstance(module, dropout) else isinstance(module, nn.modules.batchnorm._BatchNorm)
