@@ -1,15 +1,34 @@
-"""The measurement of a batch of encoded images at the draws of a store."""
+"""The measurement of a batch of encoded images at their draws."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from journey.condition import Encoded
+from journey.condition import Condition, Encoded
 from journey.draws import Draws
 from journey.encoding import choose_captions
 from journey.featurizer import Featurizer
+from journey.models.base import Denoiser
+
+
+class Drawn(NamedTuple):
+    """What some images are measured with, named as the arguments of ``Featurizer.features``.
+
+    Attributes:
+        timesteps: int64. [num_samples, bins, num_draws]
+        noise: float32. [num_samples, bins, num_draws, C, H, W]
+        condition: What the network is told, one row per image and draw in this order, or one per image; None for an
+            unconditional model.
+        weights: See ``Draws.row_weights``. [num_samples, bins, num_draws]
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    condition: Condition | None
+    weights: Tensor | None
 
 
 def measure_batch(
@@ -27,26 +46,27 @@ def measure_batch(
     Returns:
         What ``Featurizer.features`` returns.
     """
-    drawn = draw_batch(featurizer, draws, samples, ids)
-    return featurizer.features(samples.x0, **drawn, ids=ids, check=check)
+    drawn = draw_batch(featurizer.denoiser, draws, samples, ids)
+    return featurizer.features(samples.x0, **drawn._asdict(), ids=ids, check=check)
 
 
-def draw_batch(featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int]) -> dict[str, Any]:
-    """Return timesteps, noise, conditions and weights of every draw of some images, as the featurizer takes them.
+def draw_batch(denoiser: Denoiser, draws: Draws, samples: Encoded, ids: Sequence[int]) -> Drawn:
+    """Return timesteps, noise, conditions and weights of every draw of some images.
 
     Args:
-        featurizer: Has the model.
-        draws: Timesteps and noise.
+        denoiser: The model.
+        draws: Timesteps and noise. Of several captions each draw takes one.
         samples: The images as the network takes them.
         ids: Their ids.
 
     Returns:
-        Keyword arguments of ``Featurizer.features``.
+        What they are measured with.
     """
-    denoiser = featurizer.denoiser
     timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
     noise = draws.noise(ids, tuple(samples.x0.shape[1:]), denoiser.device)
-    # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
-    choice = choose_captions(getattr(draws, "seed", 0), ids, samples.counts, draws.bins * draws.num_draws)
-    weights = draws.row_weights(timesteps, denoiser.num_train_timesteps)
-    return {"timesteps": timesteps, "noise": noise, "condition": samples.conditions(choice), "weights": weights}
+    told = None
+    if samples.condition is not None:
+        # Draws without a seed of their own (the caller's timesteps and noise) take captions by seed 0.
+        seed, each = getattr(draws, "seed", 0), draws.bins * draws.num_draws
+        told = samples.conditions(choose_captions(seed, ids, samples.counts, each))
+    return Drawn(timesteps, noise, told, draws.row_weights(timesteps, denoiser.num_train_timesteps))

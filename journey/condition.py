@@ -38,11 +38,6 @@ class Condition:
         """Return every row ``times`` times in a row."""
         return Condition({name: tensor.repeat_interleave(times, 0) for name, tensor in self.tensors.items()})
 
-    def part(self, first: int, count: int, num_samples: int) -> Condition:
-        """Return the rows of ``count`` of the ``num_samples`` samples, of which each has equally many."""
-        rows = len(self) // num_samples
-        return self.select(slice(first * rows, (first + count) * rows))
-
     def select(self, rows: Sequence[int] | slice | Tensor) -> Condition:
         """Return some rows."""
         index = torch.as_tensor(rows) if isinstance(rows, Sequence) else rows
@@ -91,6 +86,9 @@ class Encoded:
     condition: Condition | None
     counts: list[int]
 
+    def __len__(self) -> int:
+        return len(self.counts)
+
     def select(self, begin: int, end: int) -> Encoded:
         """Return the samples of a range of positions."""
         if self.condition is None:
@@ -111,6 +109,16 @@ class Encoded:
             return None
         counts = torch.tensor(self.counts)
         return self.condition.select((counts.cumsum(0) - counts)[:, None].add(choice).flatten())
+
+    @staticmethod
+    def single(x0: Tensor, condition: Condition | None = None) -> Encoded:
+        """Return samples of one caption each, or of none.
+
+        Args:
+            x0: Images or their latents, float32. [num_samples, C, H, W]
+            condition: One row per sample; None for an unconditional model.
+        """
+        return Encoded(x0, condition, [1] * len(x0))
 
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:

@@ -20,7 +20,6 @@ from torch import Tensor
 from journey import ops
 from journey.condition import Condition, Encoded
 from journey.datasets import Dataset
-from journey.draws import Draws
 from journey.errors import CorruptShardError
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.keys import derive_key, to_signed
@@ -84,26 +83,38 @@ class EncodedDataset:
         return {"key": self._key, "begin": begin, "end": end}
 
 
-def encode_all(denoiser: Denoiser, dataset: Dataset, draws: Draws) -> tuple[Tensor, Condition | None]:
-    """Return a dataset as the network takes it, in memory, and what the network is told at each draw.
+def encode_all(
+    denoiser: Denoiser, dataset: Dataset | Tensor | Encoded, *, first_id: int = 0, name: str = "dataset"
+) -> Encoded:
+    """Return all samples of a dataset as the network takes them, in memory.
 
     Args:
         denoiser: The model.
-        dataset: Images, with captions or the like where the model needs them.
-        draws: Which of several captions each draw takes depends on their seed.
+        dataset: Images, with captions or the like where the model needs them; or samples that are encoded already,
+            which stay as they are.
+        first_id: The id of the first of them, by which what is random in an encoding is keyed.
+        name: What the dataset is called in errors.
 
     Returns:
-        Images [num_samples, C, H, W], and one row for each, or for each of its draws where there are several captions.
+        The samples.
+
+    Raises:
+        ValueError: If there is no sample, an image does not fit the model or is not finite, a caption or label is
+            missing, or an encoding is NaN or infinite.
+        TypeError: If an item has an unknown form.
     """
-    ids, parts = list(range(len(dataset))), []
-    for first in range(0, len(ids), _BATCH):
-        some = ids[first : first + _BATCH]
-        parts.append(denoiser.encode([dataset[i] for i in some], some))
+    if isinstance(dataset, Encoded):
+        return dataset
+    positions, parts = list(range(len(dataset))), []
+    if not positions:
+        raise ValueError(f"{name} must hold at least one image, got an empty one")
+    for first in range(0, len(positions), _BATCH):
+        some = positions[first : first + _BATCH]
+        names = [f"{name}[{i}]" for i in some]
+        parts.append(denoiser.encode([dataset[i] for i in some], [first_id + i for i in some], names))
     encoded = Encoded.cat(parts)
-    if encoded.condition is None or set(encoded.counts) == {1}:
-        return encoded.x0, encoded.condition
-    choice = choose_captions(getattr(draws, "seed", 0), ids, encoded.counts, draws.bins * draws.num_draws)
-    return encoded.x0, encoded.conditions(choice)
+    _check_finite(_tensors(encoded), name)
+    return encoded
 
 
 def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_draws: int) -> Tensor:
@@ -125,19 +136,26 @@ def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_dr
 
 
 def _write(path: Path, encoded: Encoded, owner: dict[str, Any]) -> None:
-    tensors = {"x0": encoded.x0, "counts": torch.tensor(encoded.counts)}
-    if encoded.condition is not None:
-        tensors |= {_PREFIX + name: tensor for name, tensor in encoded.condition.tensors.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if bad:
-        raise ValueError(
-            f"{', '.join(bad)} of samples {owner['begin']} to {owner['end']} must be finite, got NaN or infinity from "
-            "the model's encoders; a float16 encoder may need bfloat16 or float32"
-        )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(encoded).items()}
+    _check_finite(tensors, f"samples {owner['begin']} to {owner['end']}")
     text = json.dumps({**owner, "sha256": fingerprint_tensors(tensors)}, sort_keys=True)
     # One entry only: safetensors writes several in an order that changes from run to run.
     publish(path, [save(tensors, metadata={"encoding": text})])
+
+
+def _tensors(encoded: Encoded) -> dict[str, Tensor]:
+    told = {} if encoded.condition is None else encoded.condition.tensors
+    named = {_PREFIX + name: tensor for name, tensor in told.items()}
+    return {"x0": encoded.x0, "counts": torch.tensor(encoded.counts), **named}
+
+
+def _check_finite(tensors: dict[str, Tensor], what: str) -> None:
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise ValueError(
+            f"{', '.join(bad)} of {what} must be finite, got NaN or infinity from the model's encoders; a float16 "
+            "encoder may need bfloat16 or float32"
+        )
 
 
 def _read(path: Path, owner: dict[str, Any]) -> Encoded:

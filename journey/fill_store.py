@@ -127,6 +127,6 @@ def _layer_sizes(features: Features, batch: _Batch) -> dict[int, LayerSizes]:
     for i in sampled_ids(features.num_samples).intersection(batch.ids):
         at = i - batch.ids[0]
         sample = batch.samples.select(at, at + 1)
-        drawn = draw_batch(features.featurizer, features.draws, sample, [i])
-        sizes[i] = features.featurizer.layer_sizes(sample.x0, **drawn)
+        drawn = draw_batch(features.featurizer.denoiser, features.draws, sample, [i])
+        sizes[i] = features.featurizer.layer_sizes(sample.x0, **drawn._asdict())
     return sizes

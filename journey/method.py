@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
-from journey.condition import Condition
+from journey.condition import Encoded
 from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, StratifiedDraws, query_noise
-from journey.encoding import encode_all
+from journey.draw_features import DrawFeatures, PerDraw, unit
+from journey.draws import Draws, StratifiedDraws
+from journey.encoding import choose_captions, encode_all
 from journey.featurizer import Featurizer
 from journey.measurements import Measurement, TrainingLoss
 from journey.noised import noised_trajectory
@@ -29,12 +29,8 @@ from journey.queries import check_query_noise
 from journey.scores import Scores
 from journey.trajectory import Trajectory
 
-# Rows (samples x draws) that go through the denoiser at once.
-_ROWS_PER_BATCH = 128
-
-PerDraw = Literal["mean", "normalized", "concatenated"]
-MakeProjector = Callable[[Denoiser, Tensor, Condition | None], Projector]
-Adjust = Callable[["Method", Denoiser, Tensor, "Measured", Tensor], Tensor]
+MakeProjector = Callable[[Denoiser, Encoded], Projector]
+Adjust = Callable[["Method", Denoiser, Encoded, "Measured", Tensor], Tensor]
 
 
 class Measured(NamedTuple):
@@ -63,9 +59,9 @@ class Method:
         measurement: What is differentiated.
         draws: Timesteps and noise of training images, and of queries that are images; these continue the ids of the
             training images, so that keyed draws of the two are independent and shared draws are shared.
-        projector: Maps gradients to features; or a function ``projector(denoiser, images, condition)`` of the model
-            under its current weights, the training images and what the network is told with them that returns it, for
-            one that is made or fitted for them.
+        projector: Maps gradients to features; or a function ``projector(denoiser, samples)`` of the model under its
+            current weights and the training images as it takes them that returns it, for one that is made or fitted
+            for them.
         per_draw: ``"mean"``: the gradient of the mean over draws. ``"normalized"``: the mean of every draw's feature
             divided by its norm. ``"concatenated"``: these side by side, so that only equal draws are compared.
         at_steps: Queries are the images predicted along a trajectory, noised again to each step; otherwise they are
@@ -73,7 +69,7 @@ class Method:
         query_draws: Noises per query and step where ``at_steps``.
         preconditioner: The kernel.
         cosine: Divide features by their norm before they are compared.
-        adjust: Changes the scores at the end: ``adjust(method, denoiser, images, measured, scores)``.
+        adjust: Changes the scores at the end: ``adjust(method, denoiser, samples, measured, scores)``.
 
     Raises:
         ValueError: If draws are kept apart although queries are asked at a single step.
@@ -105,78 +101,82 @@ class Method:
     def run(
         self,
         model: Any,
-        dataset: Dataset,
-        queries: Tensor | Trajectory,
+        dataset: Dataset | Tensor,
+        queries: Trajectory | Dataset | Tensor,
         *,
         steps: Sequence[int] | None = None,
         noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
         checkpoints: Sequence[Checkpoint] | None = None,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> Scores:
         """Score every training image for every query.
 
+        The frozen parts of a model (VAE, text encoders) run once per image and caption.
+
         Args:
             model: The model, as for ``journey.featurize``.
-            dataset: The training images.
-            queries: Recorded generations, or images [num_queries, C, H, W]. A method that asks ``at_steps`` sees
-                images through ``noised_trajectory``; another one sees only the finished images of generations.
+            dataset: The training images, a map-style dataset, with captions or labels where the model reads them.
+            queries: Recorded generations, measured with what they were made with; or images in the same forms as the
+                training images, with captions or labels of their own. A method that asks ``at_steps`` sees images
+                through ``noised_trajectory``; another one sees only the finished images of generations.
             steps: Timesteps, of those recorded, for a method that asks ``at_steps``.
             noise: The caller's own noises for these instead, as when comparing with another implementation.
                 [num_queries, num_steps, num_draws, C, H, W]
             checkpoints: Weights whose scores are averaged; the model's own by default.
+            batch_size: Images that are measured at once, each with all its draws; by default as many as make 128 rows.
+                Changes scores only by rounding.
             progress: Show progress bars.
 
         Returns:
             Scores; positive is a proponent. A method that does not ask ``at_steps`` has one step, named 0.
 
         Raises:
-            ValueError: If a step was not recorded, an image does not fit the model, or ``noise`` has another shape or
-                is given to a method that does not ask ``at_steps``.
-            TypeError: If the model denoises latents.
+            ValueError: If a step was not recorded, an image does not fit the model, a caption or label is missing,
+                ``noise`` has another shape or is given to a method that does not ask ``at_steps``, or a number is not
+                positive.
+            TypeError: If the model or an image has an unknown form.
         """
         denoiser = as_denoiser(model)
-        if denoiser.is_latent:
-            raise TypeError(
-                f"model must denoise images, got {type(denoiser).__name__}, which denoises latents; use "
-                "journey.featurize and journey.score for it"
-            )
-        images, condition = encode_all(denoiser, dataset, self.draws)
-        total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         weights = [None] if checkpoints is None else list(checkpoints)
+        if not weights:
+            raise ValueError("checkpoints must name at least one set of weights, got none")
+        samples = encode_all(denoiser, dataset)
+        asked = _encode_queries(denoiser, samples, queries)
+        total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
         method = self if len(weights) > 1 else self.change(preconditioner=self.preconditioner.alone())
         for checkpoint in weights:
             with loaded(denoiser.network, checkpoint):
                 measured, timesteps = self.measure(
-                    denoiser, images, queries, steps=steps, noise=noise, condition=condition, progress=progress
+                    denoiser, samples, asked, steps=steps, noise=noise, batch_size=batch_size, progress=progress
                 )
-                scores, damping = method.compare(denoiser, images, measured)
+                scores, damping = method.compare(denoiser, samples, measured)
             total = scores if total is None else total + scores
             dampings.append(damping)
         assert total is not None
         damping = sum(dampings) / len(dampings)
-        return Scores((total / len(dampings)).float().cpu(), timesteps, list(range(len(images))), damping)
+        return Scores((total / len(dampings)).float().cpu(), timesteps, list(range(len(samples))), damping)
 
     def measure(
         self,
         denoiser: Denoiser,
-        images: Tensor,
-        queries: Tensor | Trajectory,
+        dataset: Dataset | Tensor | Encoded,
+        queries: Trajectory | Dataset | Tensor | Encoded,
         *,
         steps: Sequence[int] | None = None,
         noise: Tensor | None = None,
-        condition: Condition | None = None,
+        batch_size: int | None = None,
         progress: bool = True,
     ) -> tuple[Measured, Tensor]:
         """Measure training images and queries under the denoiser's current weights.
 
         Args:
             denoiser: The model.
-            images: The training images. [num_train, C, H, W]
-            queries: As for ``run``.
+            dataset: As for ``run``, or encoded already.
+            queries: As for ``run``, or images encoded already.
             steps: As for ``run``.
             noise: As for ``run``.
-            condition: What the network is told with the training images, one row for each, or for each of its draws;
-                with generations it is told what they were made with.
+            batch_size: As for ``run``.
             progress: Show progress bars.
 
         Returns:
@@ -184,31 +184,40 @@ class Method:
 
         Raises:
             ValueError: As ``run``.
+            TypeError: As ``run``.
         """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if noise is not None and not self.at_steps:
+            raise ValueError(f"noise is for methods that ask at_steps; {self.name} takes it from its draws")
+        samples = encode_all(denoiser, dataset)
+        asked = _encode_queries(denoiser, samples, queries)
         projector = self.projector
         if not isinstance(projector, Projector):
-            projector = projector(denoiser, images, condition)
+            projector = projector(denoiser, samples)
         featurizer = Featurizer(denoiser, measurement=self.measurement, projector=projector)
-        num_train, timesteps = len(images), torch.zeros(1, dtype=torch.int64)
-        train, values = self._measure(featurizer, images, range(num_train), condition, progress)
+        measuring = DrawFeatures(featurizer, self.per_draw, self.name, batch_size, progress)
+        train, values = measuring.of_samples(samples, self.draws)
         if self.at_steps:
-            query, timesteps = self._measure_steps(featurizer, queries, steps, noise, progress)
-        else:
+            trajectory, chosen = _along_steps(denoiser, len(samples), asked, steps)
+            num_draws, shape = self.query_draws, tuple(trajectory.images.shape[1:])
             if noise is not None:
-                raise ValueError(f"noise is for methods that ask at_steps; {self.name} takes it from its draws")
-            finished = queries.images if isinstance(queries, Trajectory) else queries
-            ids = range(num_train, num_train + len(finished))
-            told = queries.condition if isinstance(queries, Trajectory) else None
-            query = self._measure(featurizer, finished, ids, told, progress)[0].unsqueeze(1)
+                num_draws = check_query_noise(noise, trajectory.num_queries, chosen, shape)
+            query = measuring.of_steps(trajectory, chosen, num_draws, noise)
+        else:
+            chosen, finished = [0], asked.finished if isinstance(asked, Trajectory) else asked
+            query = measuring.of_samples(finished, self.draws, len(samples))[0].unsqueeze(1)
         blocks = list(getattr(projector, "blocks", [])) or [train.shape[1]]
-        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), timesteps
+        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), torch.tensor(chosen)
 
-    def compare(self, denoiser: Denoiser, images: Tensor, measured: Measured) -> tuple[Tensor, float]:
+    def compare(
+        self, denoiser: Denoiser, dataset: Dataset | Tensor | Encoded, measured: Measured
+    ) -> tuple[Tensor, float]:
         """Turn features into scores.
 
         Args:
             denoiser: The model, for methods whose scores need more of it.
-            images: The training images. [num_train, C, H, W]
+            dataset: As for ``measure``, likewise.
             measured: From ``measure``.
 
         Returns:
@@ -216,94 +225,33 @@ class Method:
         """
         query, train = measured.query, measured.train
         if self.cosine:
-            query, train = _unit(query), _unit(train)
+            query, train = unit(query), unit(train)
         flat, damping = self.preconditioner.scores(query.flatten(0, 1), train, measured.values, measured.blocks)
         if self.adjust is not None:
-            flat = self.adjust(self, denoiser, images, measured, flat)
+            flat = self.adjust(self, denoiser, encode_all(denoiser, dataset), measured, flat)
         return flat.view(*query.shape[:2], -1), damping
 
-    def _measure(
-        self, featurizer: Featurizer, images: Tensor, ids: Sequence[int], condition: Condition | None, progress: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Features [num_samples, proj_dim] and mean values [num_samples]."""
-        denoiser, draws = featurizer.denoiser, self.draws
-        weights = draws.weights(denoiser.num_train_timesteps).float().to(denoiser.device)
-        size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
-        rows, values = [], []
-        for first in tqdm(range(0, len(ids), size), unit="batch", desc=self.name, disable=not progress):
-            some, batch = list(ids[first : first + size]), images[first : first + size]
-            timesteps = draws.timesteps(some, denoiser.num_train_timesteps)
-            noise = draws.noise(some, tuple(batch.shape[1:]), denoiser.device)
-            told = condition and condition.part(first, len(some), len(ids))
-            counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
-            found, measured = self._per_draw(featurizer, batch, timesteps, noise, some, told, counts)
-            if self.per_draw == "concatenated":
-                rows.append(found.flatten(1))
-            else:
-                rows.append(torch.einsum("nbk,b->nk", found, weights))
-            values.append(measured @ weights)
-        return torch.cat(rows), torch.cat(values)
 
-    def _per_draw(
-        self,
-        featurizer: Featurizer,
-        images: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        ids: list[int],
-        condition: Condition | None,
-        counts: Tensor | None = None,  # as ``Draws.row_weights``
-    ) -> tuple[Tensor, Tensor]:
-        """Features, combined over the draws of each bin unless they are kept apart, and mean values."""
-        if self.per_draw == "mean":
-            return featurizer.features(images, timesteps, noise, condition=condition, weights=counts, ids=ids)
-        if counts is not None and self.per_draw == "concatenated":
-            raise ValueError("draws must all count alike where they are kept apart, got importance draws")
-        num_samples, bins, num_draws = timesteps.shape
-        # Each draw a bin of its own: its feature is its own gradient.
-        apart, values = featurizer.features(
-            images, timesteps.view(num_samples, -1, 1), noise.flatten(1, 2).unsqueeze(2), condition=condition, ids=ids
-        )
-        apart = _unit(apart).view(num_samples, bins, num_draws, -1)
-        values = values.view(num_samples, bins, num_draws)
-        if counts is not None:
-            apart, values = apart * counts.to(apart).unsqueeze(-1), values * counts.to(values)
-        values = values.mean(2)
-        return (apart if self.per_draw == "concatenated" else apart.mean(2)), values
-
-    def _measure_steps(
-        self,
-        featurizer: Featurizer,
-        queries: Tensor | Trajectory,
-        steps: Sequence[int] | None,
-        given: Tensor | None,
-        progress: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Features of predicted images at each step [num_queries, num_steps, proj_dim], and the steps."""
-        denoiser, rows = featurizer.denoiser, []
-        if not isinstance(queries, Trajectory):
-            queries = noised_trajectory(denoiser, queries, steps)
-        recorded = queries.timesteps.tolist()
-        chosen = recorded if steps is None else [int(t) for t in steps]
-        if unknown := [t for t in chosen if t not in recorded]:
-            raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown}")
-        shape, device = tuple(queries.images.shape[1:]), denoiser.device
-        num_draws = self.query_draws if given is None else check_query_noise(given, len(queries.images), chosen, shape)
-        size = max(1, _ROWS_PER_BATCH // num_draws)
-        for step, t in enumerate(tqdm(chosen, unit="step", desc=f"{self.name}, queries", disable=not progress)):
-            images, found = queries.x0_hat[:, recorded.index(t)], []
-            for first in range(0, len(images), size):
-                ids = list(range(first, min(first + size, len(images))))
-                noise = given[ids, step] if given is not None else query_noise(0, ids, t, num_draws, shape, device)
-                timesteps = torch.full((len(ids), 1, num_draws), t)
-                told = queries.condition and queries.condition.part(first, len(ids), len(images))
-                features = self._per_draw(featurizer, images[ids], timesteps, noise.unsqueeze(1), ids, told)[0]
-                found.append(features.flatten(1))
-            rows.append(torch.cat(found))
-        return torch.stack(rows, 1), torch.tensor(chosen)
+def _encode_queries(
+    denoiser: Denoiser, samples: Encoded, queries: Trajectory | Dataset | Tensor | Encoded
+) -> Trajectory | Encoded:
+    """The generations, or the images as the network takes them, with ids that continue those of the training images."""
+    if isinstance(queries, Trajectory):
+        return queries
+    return encode_all(denoiser, queries, first_id=len(samples), name="queries")
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Divide by the norm; a zero stays zero."""
-    norm = features.norm(dim=-1, keepdim=True)
-    return features / torch.where(norm > 0, norm, 1.0)
+def _along_steps(
+    denoiser: Denoiser, first_id: int, queries: Trajectory | Encoded, steps: Sequence[int] | None
+) -> tuple[Trajectory, list[int]]:
+    """The generations that are asked about, or what stands in for them, and the steps that are."""
+    if isinstance(queries, Encoded):
+        ids = range(first_id, first_id + len(queries))
+        told = queries.conditions(choose_captions(0, ids, queries.counts, 1))
+        queries = noised_trajectory(denoiser, queries.x0, steps, condition=told)
+    recorded = queries.timesteps.tolist()
+    chosen = recorded if steps is None else [int(t) for t in steps]
+    unknown = [t for t in chosen if t not in recorded]
+    if unknown or not chosen:
+        raise ValueError(f"steps must be among the recorded timesteps {recorded}, got {unknown or 'none'}")
+    return queries, chosen

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from journey.condition import Condition
 from journey.denoiser import Denoiser
 from journey.draws import query_noise
 from journey.trajectory import Trajectory
@@ -14,7 +15,12 @@ from journey.trajectory import Trajectory
 
 @torch.no_grad()
 def noised_trajectory(
-    denoiser: Denoiser, images: Tensor, steps: Sequence[int] | None = None, *, seed: int = 0
+    denoiser: Denoiser,
+    images: Tensor,
+    steps: Sequence[int] | None = None,
+    *,
+    condition: Condition | None = None,
+    seed: int = 0,
 ) -> Trajectory:
     """Stand in for the recorded generation of images that no model generated.
 
@@ -22,8 +28,9 @@ def noised_trajectory(
 
     Args:
         denoiser: The model.
-        images: The images. [num_queries, C, H, W]
+        images: The images as the network denoises them: themselves, or their latents. [num_queries, C, H, W]
         steps: Timesteps, descending; ten equally spaced ones by default.
+        condition: What the network is told, one row per image.
         seed: Names the noise.
 
     Returns:
@@ -37,6 +44,7 @@ def noised_trajectory(
     for t in chosen:
         times = torch.full((len(images),), t, device=denoiser.device)
         x_t.append(denoiser.add_noise(x0, noise, times))
-        x0_hat.append(denoiser.schedule.x0_from(denoiser.predict(x_t[-1], times), x_t[-1], times))
+        x0_hat.append(denoiser.schedule.x0_from(denoiser.predict(x_t[-1], times, condition), x_t[-1], times))
     latents, predicted = torch.stack(x_t, 1).cpu(), torch.stack(x0_hat, 1).cpu()
-    return Trajectory(torch.tensor(chosen), latents, predicted, images.cpu())
+    told = None if condition is None else condition.to(torch.device("cpu"))
+    return Trajectory(torch.tensor(chosen), latents, predicted, images.cpu(), told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from journey.condition import Encoded
 from journey.method import Measured, Method
 from journey.models.base import Denoiser
 from journey.presets import kfac_influence
@@ -33,5 +34,5 @@ def recommended(*, num_draws: int = 32, proj_dim: int = 16384, seed: int = 0) ->
     return base.change(name="ours", reference="this library", adjust=_signed_square)
 
 
-def _signed_square(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+def _signed_square(method: Method, denoiser: Denoiser, samples: Encoded, measured: Measured, scores: Tensor) -> Tensor:
     return scores * scores.abs()

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from journey.condition import Condition
+from journey.batch import measure_batch
+from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.featurizer import Featurizer
@@ -66,12 +67,11 @@ class Selected(Projector):
 
 def fit_selective_mask(
     denoiser: Denoiser,
-    images: Tensor,
+    samples: Encoded,
     *,
     draws: Draws,
     measurement: Measurement,
     keep: float = 0.1,
-    condition: Condition | None = None,
     num_images: int = 40,
 ) -> Tensor:
     """Choose the entries for a model from whole gradients of some of the training images.
@@ -80,37 +80,35 @@ def fit_selective_mask(
 
     Args:
         denoiser: The model.
-        images: The training images; image i has the draws of sample i. [num_train, C, H, W]
+        samples: The training images as the network takes them; image i has the draws of sample i.
         draws: Timesteps and noise, one bin.
         measurement: What is differentiated.
         keep: Share of the entries that is kept.
-        condition: What the network is told, one row per image, or one per image and draw in this order.
         num_images: Size of the sample, evenly spread. All their gradients are held: [num_images, grad_dim] float32.
 
     Returns:
         Which entries to keep, bool, on the CPU. [grad_dim]
 
     Raises:
-        ValueError: If ``keep`` is not in (0, 1], or there are fewer than ten images in the sample.
+        ValueError: If ``keep`` is not in (0, 1], or there are fewer than ten images to choose by.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], got {keep}")
-    count = min(num_images, len(images))
+    count = min(num_images, len(samples))
     if count < 2 * _QUERY_SHARE:
-        raise ValueError(f"num_images and images must be at least {2 * _QUERY_SHARE}, got {num_images}, {len(images)}")
+        raise ValueError(
+            f"num_images and samples must be at least {2 * _QUERY_SHARE}, got {num_images}, {len(samples)}"
+        )
     featurizer = Featurizer(denoiser, measurement=measurement, projector=Identity())
     grads = []
     for index in range(count):
-        ids = [index * len(images) // count]
-        told = condition and condition.part(ids[0], 1, len(images))
-        noise = draws.noise(ids, tuple(images.shape[1:]), denoiser.device)
-        timesteps = draws.timesteps(ids, denoiser.num_train_timesteps)
-        counts = draws.row_weights(timesteps, denoiser.num_train_timesteps)
-        features, _ = featurizer.features(images[ids], timesteps, noise, condition=told, weights=counts, ids=ids)
+        i = index * len(samples) // count
+        sample = samples.select(i, i + 1)
+        features, _ = measure_batch(featurizer, draws, sample, [i])
         grads.append(features.mean(1))
-    sample = torch.cat(grads)
+    whole = torch.cat(grads)
     queries = torch.arange(count) % _QUERY_SHARE == 0
-    chosen = select_entries(sample[~queries], sample[queries], max(1, round(keep * sample.shape[1])))
+    chosen = select_entries(whole[~queries], whole[queries], max(1, round(keep * whole.shape[1])))
     return chosen.cpu()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.condition import Condition
+from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser, as_denoiser
 from journey.keys import derive_key
 from journey.sampler import Sampler
@@ -77,6 +77,11 @@ class Trajectory:
     def num_queries(self) -> int:
         """Number of generated images."""
         return len(self.images)
+
+    @property
+    def finished(self) -> Encoded:
+        """The images at the end as samples, with what the network was told."""
+        return Encoded.single(self.images, self.condition)
 
     @property
     def image_pixels(self) -> Tensor:

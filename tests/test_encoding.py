@@ -16,7 +16,7 @@ import journey
 from journey import StratifiedDraws
 from journey.condition import Encoded
 from journey.denoiser import as_denoiser
-from journey.encoding import EncodedDataset, choose_captions
+from journey.encoding import EncodedDataset, choose_captions, encode_all
 from journey.errors import CorruptShardError, StoreMismatchError
 
 NUM_SAMPLES = 3
@@ -225,3 +225,19 @@ def test_a_folder_with_captions_is_measured_like_the_same_dataset(tmp_path: Path
 def test_prompts_of_the_fixture_differ() -> None:
     states = as_denoiser(make_family("Stable Diffusion")).encode_prompt(list(PROMPTS))["encoder_hidden_states"]
     assert (states[0] - states[2]).abs().max() > 1e-3
+
+
+def test_what_is_random_in_an_encoding_is_keyed_by_ids_that_continue_those_of_another_set() -> None:
+    denoiser, dataset = as_denoiser(make_family("DiT"), latents="sample"), Captioned(3)
+    later = encode_all(denoiser, dataset, first_id=3)
+    assert torch.equal(later.x0, denoiser.encode_images(dataset.images, [3, 4, 5]))
+    assert not torch.allclose(later.x0, encode_all(denoiser, dataset).x0, rtol=1e-2)
+    assert encode_all(denoiser, later) is later
+
+
+def test_an_encoding_in_memory_that_is_not_finite_is_refused() -> None:
+    pipeline = make_family("DiT")
+    with torch.no_grad():
+        next(pipeline.vae.encoder.parameters()).fill_(float("inf"))
+    with pytest.raises(ValueError, match="x0 of queries must be finite, got NaN or infinity from the model's encoders"):
+        encode_all(as_denoiser(pipeline), Captioned(3), name="queries")

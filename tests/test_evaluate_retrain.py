@@ -103,11 +103,8 @@ def test_removal_training_on_all_images_is_the_plain_one() -> None:
 
 
 def test_removal_training_exchanges_the_images_that_are_left_out_and_no_others() -> None:
-    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 8, 8)
-    train = RemovalTraining((make_unet(), make_scheduler()), images, steps=1, batch_size=600)
-    every, some = (
-        train._batches(kept, 0)(torch.Generator().manual_seed(3))[:, 0, 0, 0] for kept in (range(6), (0, 3, 5))
-    )
+    train = RemovalTraining((make_unet(), make_scheduler()), make_images(6), steps=1, batch_size=600)
+    every, some = (train._batches(kept, 0)(torch.Generator().manual_seed(3)) for kept in (range(6), (0, 3, 5)))
     gone = sum(every == left_out for left_out in (1, 2, 4)).bool()
     assert torch.equal(every[~gone], some[~gone])
     assert set(some[gone].tolist()) == {0, 3, 5}

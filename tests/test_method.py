@@ -14,7 +14,7 @@ from torch import Tensor
 
 import journey
 from journey import baselines
-from journey.condition import Condition
+from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser
 from journey.draws import Draws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
@@ -121,7 +121,7 @@ def test_carv_is_a_cosine_of_mean_normalised_gradients_at_shared_draws() -> None
 def test_kfac_influence_has_the_inverse_curvature_between_mean_gradients() -> None:
     method = kfac_influence(num_draws=4, damping=0.2)
     assert callable(method.projector)
-    whitened = method.projector(denoiser(), TRAIN, None)
+    whitened = method.projector(denoiser(), Encoded.single(TRAIN))
     train, query = gradients(method.draws, TRAIN, 0).mean(1), gradients(method.draws, QUERIES, NUM_TRAIN).mean(1)
     expected, begin = torch.zeros(NUM_QUERIES, NUM_TRAIN, dtype=torch.float64), 0
     for name, p in denoiser().network.named_parameters():
@@ -180,7 +180,7 @@ def test_kfac_influence_tells_the_network_what_belongs_to_each_image() -> None:
     labels = torch.tensor([2, 0, 1, 2, 0])
     make = kfac_influence(num_draws=4).projector
     assert callable(make)
-    found = make(model, TRAIN, Condition({"class_labels": labels.repeat_interleave(4)}))
+    found = make(model, Encoded.single(TRAIN, Condition({"class_labels": labels})))
     draws = StratifiedDraws(2, antithetic=False)
     expected = fit_ekfac(model, TRAIN, draws=draws, condition=Condition({"class_labels": labels}), progress=False)
     assert found.curvature.fingerprint() == expected.fingerprint()
@@ -192,6 +192,16 @@ def test_checkpoints_are_averaged() -> None:
     both = method.run(denoiser(), TRAIN, QUERIES, checkpoints=networks, progress=False).values
     alone = [method.run(Denoiser(net, SCHEDULER), TRAIN, QUERIES, progress=False).values for net in networks]
     assert torch.allclose(both, (alone[0] + alone[1]) / 2, rtol=1e-5)
+
+
+def test_a_factor_on_all_features_cancels_but_for_a_rescaled_inverse_where_it_is_squared() -> None:
+    query, train = torch.randn(2, 7), torch.randn(4, 7)
+    for rescaled, factor in ((False, 1.0), (True, 9.0)):
+        gram = Gram(0.2, rescaled)
+        found, _ = gram.scores(3 * query, 3 * train, torch.zeros(4), [7])
+        expected, _ = gram.scores(query, train, torch.zeros(4), [7])
+        # To the rounding of the tripled features.
+        assert torch.allclose(found, factor * expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_block_gram_adds_the_kernels_of_its_blocks() -> None:
@@ -258,10 +268,3 @@ def test_optimal_denoiser_weights_are_the_posterior_of_whole_images() -> None:
 def test_plain_scores_are_inner_products() -> None:
     query, train = torch.randn(2, 3), torch.randn(4, 3)
     assert torch.allclose(Plain().scores(query, train, torch.zeros(4), [3])[0], (query @ train.T).double(), atol=1e-6)
-
-
-def test_a_model_of_latents_is_refused() -> None:
-    model = denoiser()
-    model.__class__ = type("Latent", (type(model),), {"is_latent": True})
-    with pytest.raises(TypeError, match="model must denoise images, got Latent, which denoises latents"):
-        journey_trak().run(model, TRAIN, QUERIES, progress=False)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import journey
 from journey import CountSketch, ExplicitDraws, Scores, StratifiedDraws, Trajectory
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
+from journey.measurements import Prediction
 from journey.store import FeatureStore
 
 
@@ -59,6 +60,18 @@ def test_scores_are_the_explicit_formula(tmp_path: Path, damping: float) -> None
     found = score(featurize(tmp_path / "f"), damping=damping)
     assert_near(found.values, explicit_scores(SmallDenoiser(), damping))
     assert (found.timesteps.tolist(), found.train_ids, found.damping) == (STEPS, list(range(NUM_TRAIN)), damping)
+
+
+class Tripled(journey.TrainingLoss):
+    """Three times the loss, as a checkpoint with larger gradients would have it."""
+
+    def __call__(self, p: Prediction) -> Tensor:
+        return 3 * super().__call__(p)
+
+
+def test_larger_gradients_do_not_make_a_checkpoint_count_more(tmp_path: Path) -> None:
+    found = score(featurize(tmp_path / "f", measurement=Tripled()))
+    assert_near(found.values, explicit_scores(SmallDenoiser(), 0.1))
 
 
 def test_scores_are_the_explicit_formula_when_samples_outnumber_parameters(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from models import SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
+from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
@@ -85,15 +86,15 @@ def test_a_projector_keeps_the_chosen_entries_and_no_others() -> None:
 
 
 def test_the_preset_keeps_the_share_of_a_model_that_it_is_asked_for() -> None:
-    model, images = Denoiser(SmallDenoiser(), make_scheduler()), make_images(12)
+    model, samples = Denoiser(SmallDenoiser(), make_scheduler()), Encoded.single(make_images(12))
     draws = StratifiedDraws(num_draws=2)
-    kept = fit_selective_mask(model, images, draws=draws, measurement=TrainingLoss(), keep=0.25)
+    kept = fit_selective_mask(model, samples, draws=draws, measurement=TrainingLoss(), keep=0.25)
     assert kept.dtype == torch.bool
     assert kept.sum() == round(0.25 * 193)
     projector = grass(num_draws=2, keep=0.25, mask="selective").projector
     assert not isinstance(projector, CountSketch)
     assert callable(projector)
-    assert torch.equal(projector(model, images, None).kept, kept)
+    assert torch.equal(projector(model, samples).kept, kept)
 
 
 def test_wrong_sizes_are_refused() -> None:
@@ -102,8 +103,10 @@ def test_wrong_sizes_are_refused() -> None:
         select_entries(train, query, 11)
     model = Denoiser(SmallDenoiser(), make_scheduler())
     with pytest.raises(ValueError, match="keep"):
-        fit_selective_mask(model, make_images(12), draws=StratifiedDraws(2), measurement=TrainingLoss(), keep=0)
+        fit_selective_mask(
+            model, Encoded.single(make_images(12)), draws=StratifiedDraws(2), measurement=TrainingLoss(), keep=0
+        )
     with pytest.raises(ValueError, match="at least 10, got 40, 3"):
-        fit_selective_mask(model, make_images(3), draws=StratifiedDraws(2), measurement=TrainingLoss())
+        fit_selective_mask(model, Encoded.single(make_images(3)), draws=StratifiedDraws(2), measurement=TrainingLoss())
     with pytest.raises(ValueError, match='"selective", got'):
         grass(mask="learned")  # type: ignore[arg-type]

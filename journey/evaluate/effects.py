@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from journey.checkpoints import loaded
+from journey.condition import Encoded
+from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws, keyed_noise, query_noise
+from journey.encoding import encode_all
 from journey.keys import derive_key, to_signed
 from journey.measurements import TrainingLoss
 from journey.trajectory import Trajectory
@@ -72,7 +75,7 @@ def generation_change(
         The effect.
 
     Raises:
-        TypeError: If the sampler is not deterministic.
+        TypeError: If the sampler is not deterministic, or the model denoises latents.
     """
     denoiser = as_denoiser(model)
     _check_sampler(denoiser)
@@ -127,24 +130,26 @@ def prediction_change(model: Any, trajectory: Trajectory, step: int, *, distance
     return effect
 
 
-def loss_change(model: Any, queries: Tensor, *, draws: Draws) -> Effect:
+def loss_change(model: Any, queries: Dataset | Tensor | Trajectory, *, draws: Draws) -> Effect:
     """Return by how much the training loss of images rises: what the scores of a loss are about.
 
     Far less noisy than a generation, which a retraining also moves in directions that have nothing to do with the loss.
 
     Args:
         model: The attributed model, in any form that ``journey.featurize`` takes.
-        queries: Images in the model's range. [num_queries, C, H, W]
+        queries: As for ``measure_responses``.
         draws: Timesteps and noise, the same for all weights.
 
     Returns:
         The effect.
     """
     denoiser = as_denoiser(model)
+    samples = queries.finished if isinstance(queries, Trajectory) else encode_all(denoiser, queries, name="queries")
 
     def losses(weights: Path | None, ids: list[int]) -> Tensor:
+        chosen = Encoded.cat([samples.select(q, q + 1) for q in ids])
         with loaded(denoiser.network, weights):
-            found = measure_values(denoiser, queries[ids], draws=draws, measurement=TrainingLoss(), ids=ids)
+            found = measure_values(denoiser, chosen, draws=draws, measurement=TrainingLoss(), ids=ids)
         return found.double() @ draws.weights(denoiser.num_train_timesteps)
 
     def effect(weights: Path, ids: Sequence[int]) -> Tensor:
@@ -181,8 +186,9 @@ def step_loss_change(
         noise = query_noise(noise_seed, queries, step, num_draws, shape, denoiser.device).flatten(0, 1)
         x0 = trajectory.x0_hat[queries, column].to(denoiser.device).repeat_interleave(num_draws, 0)
         times = torch.full((len(x0),), step, device=x0.device)
+        told = trajectory.condition and trajectory.condition.select(queries).repeat(num_draws)
         with loaded(denoiser.network, weights):
-            prediction = denoiser.predict(denoiser.add_noise(x0, noise, times), times)
+            prediction = denoiser.predict(denoiser.add_noise(x0, noise, times), times, told)
         errors = (denoiser.target(x0, noise, times) - prediction).square().flatten(1).mean(1)
         return errors.view(len(queries), num_draws).mean(1).cpu()
 
@@ -216,7 +222,8 @@ def generate(
         Images in [-1, 1], on the CPU. [num_queries, C, H, W]
 
     Raises:
-        TypeError: If the sampler draws noise of its own: generations could not be compared.
+        TypeError: If the sampler draws noise of its own: generations could not be compared. Or if the model denoises
+            latents.
     """
     _check_sampler(denoiser)
     scheduler = type(denoiser.scheduler).from_config(denoiser.scheduler.config)
@@ -237,6 +244,11 @@ def generate(
 
 
 def _check_sampler(denoiser: Denoiser) -> None:
+    if denoiser.is_latent:
+        raise TypeError(
+            f"model must denoise images, got {type(denoiser).__name__}, which denoises latents; measure_effect with "
+            "prediction_change, loss_change or step_loss_change is for it"
+        )
     if "DDIM" not in type(denoiser.scheduler).__name__:
         raise TypeError(f"the sampler must be deterministic (DDIMScheduler), got {type(denoiser.scheduler).__name__}")
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from journey.checkpoints import Checkpoint
+from journey.datasets import Dataset
 from journey.draws import Draws, GridDraws, UniformDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.measurements import Measurement
+from journey.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Protocol:
         self,
         model: Any,
         checkpoints: Sequence[Checkpoint],
-        queries: Tensor,
+        queries: Dataset | Tensor | Trajectory,
         *,
         measurement: Measurement | None = None,
         progress: bool = True,
@@ -61,7 +63,7 @@ class Protocol:
         Args:
             model: As for ``measure_responses``.
             checkpoints: The retrained models in the order of ``runs``.
-            queries: Images in the model's range. [num_queries, C, H, W]
+            queries: Likewise.
             measurement: What is measured, ``TrainingLoss()`` by default.
             progress: Show progress bars.
 
@@ -72,7 +74,8 @@ class Protocol:
             measure_responses(model, checkpoints, queries, draws=draws, measurement=measurement, progress=progress)
             for draws in self.draws
         ]
-        return torch.stack(found).mean((0, 3)).view(-1, self.num_seeds, len(queries))
+        num_queries = found[0].shape[1]
+        return torch.stack(found).mean((0, 3)).view(-1, self.num_seeds, num_queries)
 
 
 def dtrak_protocol(*, num_train_timesteps: int = 1000) -> Protocol:

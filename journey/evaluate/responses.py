@@ -10,16 +10,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
+from journey.datasets import Dataset
 from journey.denoiser import as_denoiser
 from journey.draws import Draws
+from journey.encoding import encode_all
 from journey.measurements import Measurement, TrainingLoss
+from journey.trajectory import Trajectory
 from journey.values import measure_values
 
 
 def measure_responses(
     model: Any,
     checkpoints: Sequence[Checkpoint],
-    queries: Tensor,
+    queries: Dataset | Tensor | Trajectory,
     *,
     draws: Draws,
     measurement: Measurement | None = None,
@@ -30,7 +33,8 @@ def measure_responses(
     Args:
         model: The network that the weights fit, in any form that ``journey.featurize`` takes.
         checkpoints: The retrained models, as ``retrain`` returns them.
-        queries: Images in the model's range. [num_queries, C, H, W]
+        queries: Images, with captions or labels where the model reads them, in the forms of training images; or
+            generations, whose finished images are measured under what they were made with.
         draws: Timesteps and noise; query q has those of sample q.
         measurement: What is measured, ``TrainingLoss()`` by default.
         progress: Show a progress bar.
@@ -40,8 +44,9 @@ def measure_responses(
     """
     denoiser = as_denoiser(model)
     measurement = TrainingLoss() if measurement is None else measurement
+    samples = queries.finished if isinstance(queries, Trajectory) else encode_all(denoiser, queries, name="queries")
     rows = []
     for checkpoint in tqdm(checkpoints, unit="model", desc="measure", disable=not progress, dynamic_ncols=True):
         with loaded(denoiser.network, checkpoint):
-            rows.append(measure_values(denoiser, queries, draws=draws, measurement=measurement))
+            rows.append(measure_values(denoiser, samples, draws=draws, measurement=measurement))
     return torch.stack(rows)

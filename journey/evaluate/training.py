@@ -11,23 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from journey.condition import Encoded
+from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
+from journey.encoding import encode_all
 from journey.fingerprint import JSONValue, fingerprint_tensors
 from journey.keys import derive_key
 from journey.training import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
 
 
 class UNetTraining:
-    """Trains networks of one architecture on subsets of one set of images; a ``train_fn`` for ``retrain``.
+    """Trains networks of one architecture on subsets of one dataset; a ``train_fn`` for ``retrain``.
 
     The loop is that of ``journey.training.optimize``; the result is the moving average of the weights. One seed gives
     the same initial weights, timesteps and noise for every subset, and the same places in the subset for subsets of one
     size.
 
+    Every family of models is trained, on its training loss, with all its weights and from scratch. The VAE and the text
+    encoders stay as they are: they run once per image, and latents and embeddings are held in memory. Of several
+    captions each step takes one; captions are never dropped. Fine-tuning, and LoRA, need a ``train_fn`` of your own.
+
     Args:
-        model: A diffusers network with its scheduler, in any form that ``journey.featurize`` takes; only the
-            architecture and the schedule are used.
-        images: All training images, in the model's range. [num_train, C, H, W]
+        model: A diffusers pipeline, or a network with its scheduler, in any form that ``journey.featurize`` takes; of
+            the network only the architecture and the schedule are used.
+        dataset: All training images, with captions or labels where the model reads them, as for ``journey.featurize``.
         steps: Optimiser steps.
         batch_size: Images per step, drawn with replacement.
         learning_rate: The highest rate.
@@ -35,14 +42,14 @@ class UNetTraining:
         ema_decay: Decay of the average, at most; it starts as a plain mean.
 
     Raises:
-        ValueError: If a number is not positive.
-        TypeError: If the network has no diffusers config to build it from.
+        ValueError: If a number is not positive, an image does not fit the model, or a caption or label is missing.
+        TypeError: If the network has no diffusers config to build it from, or has an adapter.
     """
 
     def __init__(
         self,
         model: Any,
-        images: Tensor,
+        dataset: Dataset | Tensor,
         *,
         steps: int,
         batch_size: int = 64,
@@ -53,28 +60,44 @@ class UNetTraining:
         denoiser = as_denoiser(model)
         if not hasattr(type(denoiser.network), "from_config"):
             raise TypeError(f"model must be a diffusers network, got {type(denoiser.network).__name__}")
+        if adapters := list(getattr(denoiser.network, "peft_config", ())):
+            raise TypeError(
+                f"model must be without adapters, got {', '.join(adapters)}: whole networks are trained from scratch; "
+                "give retrain a train_fn of your own for an adapter"
+            )
         for name, value in (("steps", steps), ("batch_size", batch_size), ("learning_rate", learning_rate)):
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         self._network_class: Any = type(denoiser.network)
         self._network_config = dict(denoiser.network.config)  # type: ignore[arg-type]
-        self.scheduler = copy.deepcopy(denoiser.scheduler)
-        self.images = images.float().cpu()
+        # Neither weights nor encoders: other processes receive it.
+        self._denoiser = denoiser.around(nn.Identity())
+        samples = encode_all(denoiser, dataset)
+        told = samples.condition and samples.condition.to(torch.device("cpu"))
+        self.samples = Encoded(samples.x0.float().cpu(), told, samples.counts)
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.warm_up = warm_up
         self.ema_decay = ema_decay
 
+    @property
+    def scheduler(self) -> Any:
+        """The model's scheduler."""
+        return self._denoiser.scheduler
+
     def fingerprint(self) -> JSONValue:
         """Return what determines the models, as JSON values."""
+        told = {} if self.samples.condition is None else self.samples.condition.tensors
+        counts = torch.tensor(self.samples.counts)
         return {
             "kind": type(self).__name__,
             "architecture": self._network_class.__name__,
             "config": {name: _plain(value) for name, value in sorted(self._network_config.items()) if name[0] != "_"},
-            "schedule": fingerprint_tensors({"alphas_cumprod": self.scheduler.alphas_cumprod}),
-            "prediction_type": str(self.scheduler.config.prediction_type),
-            "images": fingerprint_tensors({"images": self.images}),
+            "schedule": self._denoiser.schedule.fingerprint(),
+            "prediction_type": self._denoiser.prediction_type,
+            "images": fingerprint_tensors({"images": self.samples.x0}),
+            **({"condition": fingerprint_tensors({**told, "captions per image": counts})} if told else {}),
             **{name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate", "warm_up", "ema_decay")},
         }
 
@@ -114,12 +137,12 @@ class UNetTraining:
         Raises:
             ValueError: If ``indices`` is empty or names an image that is not there, or a step will not be reached.
         """
-        if not len(indices) or min(indices) < 0 or max(indices) >= len(self.images):
-            raise ValueError(f"indices must name some of the {len(self.images)} images, got {len(indices)} of them")
+        if not len(indices) or min(indices) < 0 or max(indices) >= len(self.samples):
+            raise ValueError(f"indices must name some of the {len(self.samples)} images, got {len(indices)} of them")
         if not len(after) or list(after) != sorted(after) or not 0 < after[0] <= after[-1] <= self.steps:
             raise ValueError(f"after must be ascending steps up to {self.steps}, got {list(after)}")
         network, draw = self.build(seed), self._batches(indices, seed)
-        denoiser = Denoiser(network, self.scheduler)
+        denoiser = self._denoiser.around(network)
         trained = optimize(
             network,
             lambda generator: self._loss(denoiser, draw(generator), generator),
@@ -137,15 +160,20 @@ class UNetTraining:
         return kept
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
-        """Return a function that draws the images of one step."""
-        images = self.images[torch.as_tensor(indices)]
-        return lambda generator: images[torch.randint(len(images), (self.batch_size,), generator=generator)]
+        """Return a function that draws the images of one step, as positions in the dataset."""
+        kept = torch.as_tensor(indices)
+        return lambda generator: kept[torch.randint(len(kept), (self.batch_size,), generator=generator)]
 
-    def _loss(self, denoiser: Denoiser, x0: Tensor, generator: torch.Generator) -> Tensor:
+    def _loss(self, denoiser: Denoiser, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The training loss of one batch."""
+        x0, told = self.samples.x0[chosen], None
         timesteps = stratified_timesteps(len(x0), denoiser.num_train_timesteps, generator)
         noise = torch.randn(x0.shape, generator=generator)
-        prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps)
+        if self.samples.condition is not None:
+            counts = torch.tensor(self.samples.counts)
+            captions = (torch.rand(len(chosen), generator=generator) * counts[chosen]).long()
+            told = self.samples.condition.select((counts.cumsum(0) - counts)[chosen] + captions)
+        prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps, told)
         return F.mse_loss(prediction, denoiser.target(x0, noise, timesteps))
 
 
@@ -159,15 +187,15 @@ class RemovalTraining(UNetTraining):
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
         kept = torch.as_tensor(indices)
-        present = torch.zeros(len(self.images), dtype=torch.bool)
+        present = torch.zeros(len(self.samples), dtype=torch.bool)
         present[kept] = True
         # A stream of their own: the one that all subsets share must not depend on how many are replaced.
         substitutes = torch.Generator().manual_seed(derive_key(seed, "substitutes") >> 1)
 
         def draw(generator: torch.Generator) -> Tensor:
-            drawn = torch.randint(len(self.images), (self.batch_size,), generator=generator)
+            drawn = torch.randint(len(self.samples), (self.batch_size,), generator=generator)
             others = kept[torch.randint(len(kept), (self.batch_size,), generator=substitutes)]
-            return self.images[torch.where(present[drawn], drawn, others)]
+            return torch.where(present[drawn], drawn, others)
 
         return draw
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from journey.datasets import channels_are_last, image_of
 from journey.fingerprint import fingerprint_tensors
 from journey.models.network import check_network, sample_of, unwrapped
 from journey.schedules import Schedule, as_schedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Denoiser:
@@ -40,6 +44,21 @@ class Denoiser:
         self.network = network
         self.scheduler = scheduler
         self.schedule: Schedule = as_schedule(scheduler)
+
+    def around(self, network: nn.Module) -> Self:
+        """Return the model around another network of the same architecture, to train it.
+
+        The parts that encode images and text stay behind: it is small, and can be sent to another process.
+
+        Args:
+            network: The other network.
+
+        Returns:
+            The model, which predicts and encodes nothing.
+        """
+        other = copy(self)
+        other.network = network
+        return other
 
     @property
     def num_train_timesteps(self) -> int:
@@ -167,12 +186,13 @@ class Denoiser:
         """Whether encodings are worth a cache on disk."""
         return bool(self.frozen)
 
-    def encode(self, items: list[Any], ids: list[int]) -> Encoded:
+    def encode(self, items: list[Any], ids: list[int], names: list[str] | None = None) -> Encoded:
         """Return samples as the network takes them; the frozen parts run here and nowhere else.
 
         Args:
             items: What the dataset gave.
             ids: Their positions in the dataset.
+            names: What they are called in errors, ``dataset[i]`` by default.
 
         Returns:
             The samples.
@@ -181,7 +201,7 @@ class Denoiser:
             ValueError: If an image does not fit the model or is not finite, or a caption or label is missing.
             TypeError: If an item has an unknown form.
         """
-        names = [f"dataset[{i}]" for i in ids]
+        names = [f"dataset[{i}]" for i in ids] if names is None else names
         images = [image_of(item, name) for item, name in zip(items, names, strict=True)]
         for image, name in zip(images, names, strict=True):
             self.check_image(image, name)

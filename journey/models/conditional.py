@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from journey.datasets import captions_of, label_of
 from journey.fingerprint import fingerprint_tensors
 from journey.models.base import Denoiser
 from journey.models.network import sample_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ConditionalDenoiser(Denoiser):
@@ -46,6 +49,12 @@ class ConditionalDenoiser(Denoiser):
         self.name = name
         self._encode_prompt = encode_prompt
         self._null = null
+
+    def around(self, network: nn.Module) -> Self:
+        """Return the model around another network, see ``Denoiser.around``."""
+        other = super().around(network)
+        other._encode_prompt = None
+        return other
 
     @property
     def caches(self) -> bool:

@@ -34,6 +34,7 @@ class Flux(TextDenoiser, LatentDenoiser):
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        self._packing = type(pipeline)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -75,16 +76,15 @@ class Flux(TextDenoiser, LatentDenoiser):
         num_rows, channels, height, width = x_t.shape
         guidance = told["guidance"] if self.config.guidance_embeds else None
         states = told["encoder_hidden_states"].to(self.dtype)
-        pipeline = type(self.pipeline)
         output = self.network(
-            hidden_states=pipeline._pack_latents(x_t, num_rows, channels, height, width),
+            hidden_states=self._packing._pack_latents(x_t, num_rows, channels, height, width),
             timestep=times / self.num_train_timesteps,
             guidance=guidance,
             encoder_hidden_states=states,
             pooled_projections=told["pooled_projections"].to(self.dtype),
             txt_ids=states.new_zeros(states.shape[1], 3),
-            img_ids=pipeline._prepare_latent_image_ids(num_rows, height // 2, width // 2, x_t.device, x_t.dtype),
+            img_ids=self._packing._prepare_latent_image_ids(num_rows, height // 2, width // 2, x_t.device, x_t.dtype),
         ).sample
         scale = self.scale_factor
-        unpacked: Tensor = pipeline._unpack_latents(output, height * scale, width * scale, scale)
+        unpacked: Tensor = self._packing._unpack_latents(output, height * scale, width * scale, scale)
         return unpacked

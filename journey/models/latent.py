@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from journey.draws import keyed_noise
 from journey.keys import derive_key, to_signed
 from journey.models.base import Denoiser
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LatentDenoiser(Denoiser):
@@ -41,6 +45,12 @@ class LatentDenoiser(Denoiser):
         training = [name for name, part in self.frozen.items() if part.training]
         if training:
             raise ValueError(f"{', '.join(training)} of the pipeline must be in eval mode, got train mode; call eval()")
+
+    def around(self, network: nn.Module) -> Self:
+        """Return the model around another network, see ``Denoiser.around``; of the VAE it knows the sizes alone."""
+        other = super().around(network)
+        other.pipeline = SimpleNamespace(vae=SimpleNamespace(config=self.pipeline.vae.config))
+        return other
 
     @property
     def frozen(self) -> dict[str, nn.Module]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
-from journey.condition import Condition
+from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
@@ -72,10 +70,8 @@ def grass(
         raise ValueError(f'mask must be "random" or "selective", got {mask!r}')
     draws, sketch = StratifiedDraws(num_draws, seed=seed), CountSketch(proj_dim, seed=seed)
 
-    def selected(denoiser: Denoiser, images: Tensor, condition: Condition | None) -> Selected:
-        kept = fit_selective_mask(
-            denoiser, images, draws=draws, measurement=TrainingLoss(), keep=keep, condition=condition
-        )
+    def selected(denoiser: Denoiser, samples: Encoded) -> Selected:
+        kept = fit_selective_mask(denoiser, samples, draws=draws, measurement=TrainingLoss(), keep=keep)
         return Selected(sketch, kept)
 
     projector = Masked(sketch, keep, seed) if mask == "random" else selected

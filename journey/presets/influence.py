@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from journey.condition import Condition
+from journey.condition import Encoded
 from journey.curvature import Whitened
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
+from journey.encoding import choose_captions
 from journey.method import Method
 from journey.preconditioners import Plain
 from journey.projectors import CountSketch
@@ -40,11 +39,10 @@ def kfac_influence(
         Mlodozeniec et al., "Influence Functions for Scalable Data Attribution in Diffusion Models", ICLR 2025.
     """
 
-    def projector(denoiser: Denoiser, images: Tensor, condition: Condition | None) -> Whitened:
+    def projector(denoiser: Denoiser, samples: Encoded) -> Whitened:
         draws = StratifiedDraws(curvature_draws, antithetic=False, seed=seed)
-        # Where each draw has a caption of its own, the first one of every image.
-        told = condition and condition.select(slice(None, None, len(condition) // len(images)))
-        curvature = fit_ekfac(denoiser, images, draws=draws, condition=told, seed=seed, progress=False)
+        told = samples.conditions(choose_captions(seed, range(len(samples)), samples.counts, 1))
+        curvature = fit_ekfac(denoiser, samples.x0, draws=draws, condition=told, seed=seed, progress=False)
         return Whitened(CountSketch(proj_dim, seed=seed), curvature, damping)
 
     return Method(

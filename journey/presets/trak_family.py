@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import GridDraws, UniformDraws
 from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
@@ -126,14 +127,14 @@ def das(
     )
 
 
-def _residual_and_leverage(squared: bool) -> Callable[[Method, Denoiser, Tensor, Measured, Tensor], Tensor]:
+def _residual_and_leverage(squared: bool) -> Callable[[Method, Denoiser, Encoded, Measured, Tensor], Tensor]:
     """Return what DAS does to scores."""
 
-    def adjust(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+    def adjust(method: Method, denoiser: Denoiser, samples: Encoded, measured: Measured, scores: Tensor) -> Tensor:
         assert isinstance(method.preconditioner, Gram)
         spectrum, damping = method.preconditioner.spectrum(measured.train, measured.values)
         free = 1 - spectrum.leverages(damping)
-        residual = measure_values(denoiser, images, draws=method.draws, measurement=TrainingLoss()).mean(1).sqrt()
+        residual = measure_values(denoiser, samples, draws=method.draws, measurement=TrainingLoss()).mean(1).sqrt()
         adjusted = scores * residual.to(scores) / free.clamp(min=torch.finfo(torch.float32).eps)
         return adjusted.square() if squared else adjusted
 
