@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from journey import _native
-from journey._kernels import Kernels, sketch_args, with_contiguous_rows
+from journey._kernels import FLOAT32, TF32, Kernels, sketch_args, with_contiguous_rows
 from journey.geometry import ConvGeometry
 from journey.weight_grad import weight_grad_tiles
 
@@ -31,6 +31,10 @@ class CudaKernels(Kernels):
         workspace = torch.empty(floats, dtype=torch.float32, device=memory.device)
         with torch.cuda.device(memory.device):
             getattr(kernels, op)(args, workspace.data_ptr(), floats, _stream(memory))
+
+    def precision(self) -> int:
+        """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
+        return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
 
     def sketch_many_(
         self, features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int

@@ -16,7 +16,7 @@ from journey.keys import to_unsigned
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Products of float32 tensors to the rounding of float32, or of operands rounded to 11 bits (faster).
-_FLOAT32, _TF32 = 0, 1
+FLOAT32, TF32 = 0, 1
 
 
 class Kernels(ABC):
@@ -27,6 +27,10 @@ class Kernels(ABC):
     @abstractmethod
     def run(self, op: str, memory: Tensor, args: dict[str, Any]) -> None:
         """Run a kernel where ``memory`` lies; what ``args`` point to must live until it returns."""
+
+    def precision(self) -> int:
+        """How products of float32 tensors are formed."""
+        return FLOAT32
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
         """Words of each draw. [num_draws, 4]"""
@@ -90,25 +94,25 @@ class Kernels(ABC):
         """Weight gradients multiplied out in registers and sketched, never stored."""
         if not self.layers_of_any_strides:
             a, g = a.contiguous(), g.contiguous()
-        if not kernel_size:  # Linear: a line of positions
-            a, g = a.transpose(1, 2), g.transpose(1, 2)
+        c_in, in_size, a_strides = _layout(a, channels_last=not kernel_size)
+        c_out, out_size, g_strides = _layout(g, channels_last=not kernel_size)
         num_groups = features.shape[0]
         args = {
             "a": a.data_ptr(),
             "g": g.data_ptr(),
             "features": features.data_ptr(),
             "dtype": _DTYPES[a.dtype],
-            "precision": _precision(),
+            "precision": self.precision(),
             "channels_last": not kernel_size,
-            "a_strides": _strides(a),
-            "g_strides": _strides(g),
+            "a_strides": a_strides,
+            "g_strides": g_strides,
             "num_groups": num_groups,
             "rows_per_group": a.shape[0] // max(1, num_groups),
-            "c_in": a.shape[1],
-            "c_out": g.shape[1],
+            "c_in": c_in,
+            "c_out": c_out,
             "conv_groups": groups,
-            "in_size": _three(a.shape[2:], 1),
-            "out_size": _three(g.shape[2:], 1),
+            "in_size": in_size,
+            "out_size": out_size,
             "kernel": _three(kernel_size, 1),
             "stride": _three(stride, 1),
             "padding": _three(padding, 0),
@@ -127,7 +131,7 @@ class Kernels(ABC):
             "features": features.data_ptr(),
             "gram": gram.data_ptr(),
             "dtype": _DTYPES[features.dtype],
-            "precision": _precision(),
+            "precision": self.precision(),
             "num_samples": features.shape[0],
             "proj_dim": features.shape[1],
             "features_stride": features.stride(0),
@@ -138,7 +142,7 @@ class Kernels(ABC):
 
 def with_contiguous_rows(x: Tensor) -> Tensor:
     """The tensor, or a copy if it holds an item along the first dimension that is not contiguous. [*x.shape]"""
-    return x if x[0:1].is_contiguous() else x.contiguous()
+    return x if x.is_contiguous() or x[0:1].is_contiguous() else x.contiguous()
 
 
 def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> dict[str, int]:
@@ -160,17 +164,15 @@ def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: 
     }
 
 
-def _precision() -> int:
-    """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
-    return _FLOAT32 if torch.get_float32_matmul_precision() == "highest" else _TF32
+def _layout(x: Tensor, *, channels_last: bool) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Channels of a layer's tensor, its size in three dimensions, and its strides of rows, channels, lines, columns."""
+    if channels_last:  # one line of positions
+        (_, positions, channels), (row, column, channel) = x.shape, x.stride()
+        return channels, (1, 1, positions), (row, channel, 0, column)
+    (_, channels, *size), (row, channel, *spatial) = x.shape, x.stride()
+    return channels, _three(size, 1), (row, channel, *(0, *spatial)[-2:])
 
 
-def _three(sizes: Sequence[int], fill: int) -> list[int]:
+def _three(sizes: Sequence[int], fill: int) -> tuple[int, ...]:
     """Sizes of the last dimensions, with leading ones where there are fewer than three."""
-    return [fill] * (3 - len(sizes)) + list(sizes)
-
-
-def _strides(x: Tensor) -> tuple[int, ...]:
-    """Strides of rows, channels, lines and columns; a single line has none."""
-    row, channel, *spatial = x.stride()
-    return (row, channel, *[0, *spatial][-2:])
+    return (fill,) * (3 - len(sizes)) + tuple(sizes)

@@ -118,9 +118,7 @@ class Emulated:
 
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
         """Dense projection of gradients. [batch, proj_dim]."""
-        return self._added(
-            grads.shape[0], proj_dim, lambda x: self.ops.project_(x, grads, key, KINDS[kind], row_begin)
-        )
+        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.project_(x, grads, key, KINDS[kind], row_begin))
 
     def sketch_outer(
         self,
