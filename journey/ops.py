@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey import _cpu_kernels, _cuda_kernels
+from journey._cpu_kernels import CpuKernels
+from journey._cuda_kernels import CudaKernels
 from journey._op_checks import (
     check_conv,
     check_dims,
@@ -47,8 +48,10 @@ for _schema in (
 ):
     _library.define(_schema)
     _name = _schema.split("(")[0]
-    _library.impl(_name, getattr(_cpu_kernels, _name), "CPU")
-    _library.impl(_name, getattr(_cuda_kernels, _name), "CUDA")
+    _library.impl(_name, getattr(CpuKernels(), _name), "CPU")
+    _library.impl(_name, getattr(CudaKernels(), _name), "CUDA")
+    if _name.endswith("_"):  # changes its first argument and returns nothing: neither has a shape to tell
+        torch.library.register_fake(f"journey::{_name}", lambda *_: None)
 
 
 @torch.library.register_fake("journey::philox_words")
@@ -59,42 +62,6 @@ def _(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
 @torch.library.register_fake("journey::philox_normal")
 def _(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
     return keys.new_empty((keys.shape[0], numel), dtype=torch.float32)
-
-
-@torch.library.register_fake("journey::sketch_")
-def _(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> None:
-    pass
-
-
-@torch.library.register_fake("journey::sketch_many_")
-def _(features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int) -> None:
-    pass
-
-
-@torch.library.register_fake("journey::project_")
-def _(features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
-    pass
-
-
-@torch.library.register_fake("journey::sketch_outer_")
-def _(
-    features: Tensor,
-    a: Tensor,
-    g: Tensor,
-    key: int,
-    nnz: int,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> None:
-    pass
-
-
-@torch.library.register_fake("journey::accumulate_gram_")
-def _(gram: Tensor, features: Tensor, block_size: int) -> None:
-    pass
 
 
 def philox_words(

@@ -10,7 +10,8 @@ import torch
 from cases import CONVS, DTYPES, HIGH_KEY, KEY, assert_as_exact_as_torch, integers, randn
 from torch import Tensor
 
-from journey import _cuda_kernels, ops, reference
+from journey import ops, reference
+from journey._cuda_kernels import CudaKernels
 from journey.geometry import ConvGeometry
 
 pytestmark = pytest.mark.cuda
@@ -28,7 +29,7 @@ def sketch_many(*grads: Tensor, proj_dim: int = 1024) -> Tensor:
     features = torch.zeros(grads[0].shape[0], proj_dim, device=grads[0].device)
     keys = [KEY + i for i in range(len(grads))]
     if features.is_cuda:
-        _cuda_kernels.sketch_many_(features, list(grads), keys, [0] * len(grads), nnz=4)
+        CudaKernels().sketch_many_(features, list(grads), keys, [0] * len(grads), nnz=4)
     else:
         for x, key in zip(grads, keys, strict=True):
             ops.sketch_(features, x, key=key, nnz=4)

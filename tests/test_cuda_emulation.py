@@ -14,6 +14,7 @@ from cuda_emulation import emulated
 from torch import Tensor
 
 from journey import _cuda_kernels, reference
+from journey._cuda_kernels import CudaKernels
 from journey._op_checks import walk
 from journey.geometry import ConvGeometry
 from journey.keys import to_signed
@@ -531,10 +532,10 @@ def test_no_split_over_samples_shows_in_the_bits_of_a_gram(kernels):
 def device_ops(kernels, monkeypatch):
     """What torch dispatches CUDA tensors to, over the emulated kernels: for CPU tensors here."""
     kernels.library.set_order(emulated.SHUFFLED)
-    monkeypatch.setattr(_cuda_kernels, "_kernels", lambda: kernels.bindings)
+    monkeypatch.setattr(_cuda_kernels, "_kernels", lambda: kernels.ops.bindings)
     monkeypatch.setattr(_cuda_kernels, "_stream", lambda tensor: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    return _cuda_kernels
+    return CudaKernels()
 
 
 def test_python_hands_random_numbers_what_they_ask_for(device_ops):
@@ -584,29 +585,40 @@ def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
 # ----------------------------------------------------------------------------------------------- errors
 
 
+class Told(CudaKernels):
+    """Keeps what a kernel would be told: null pointers, which would crash if anything were read."""
+
+    def run(self, op, memory, args):
+        self.op, self.args = op, args | {name: 0 for name in ("grads", "a", "g", "features", "gram") if name in args}
+
+
 def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
-    sketch, project, outer = emulated.SketchArgs, emulated.ProjectArgs, emulated.SketchOuterArgs
-    gram = emulated.GramArgs
-    # 65,536 tiles of rows do not fit a grid; null pointers would crash if anything were read.
-    too_wide = gram(num_samples=1, proj_dim=128 * 65_536)
-    assert kernels.library.run_accumulate_gram(emulated.byref(too_wide)) == emulated.INVALID_CONFIGURATION
-    small = {"num_samples": 600, "proj_dim": 1}
-    outer_null = outer(num_groups=1, proj_dim=32, nnz=1, in_channels=1, out_channels=1, kernel_h=1, kernel_w=1)
-    outer_null.rows_per_group = outer_null.in_height = outer_null.in_width = outer_null.out_height = 1
-    outer_null.out_width = outer_null.conv_groups = 1
-    matrix = {"batch": 1, "rows": 1000, "cols": 1000, "nnz": 1}
-    invalid = [
-        (kernels.library.run_sketch, sketch(**{**matrix, "proj_dim": 33})),
-        (kernels.library.run_sketch, sketch(**{**matrix, "proj_dim": 32, "nnz": 0})),
-        (kernels.library.run_sketch, sketch(**{**matrix, "proj_dim": 32})),  # needs a workspace
-        (kernels.library.run_project, project(batch=1, grad_dim=10_000, proj_dim=8)),  # needs a workspace
-        (kernels.library.run_project, project(batch=1, grad_dim=10, proj_dim=8, kind=2)),
-        (kernels.library.run_sketch_outer, outer(num_groups=1, proj_dim=32, nnz=1)),  # no convolution groups
-        (kernels.library.run_sketch_outer, outer_null),  # needs a workspace
-        (kernels.library.run_sketch_many, emulated.SketchManyArgs(proj_dim=33, nnz=1)),
-        (kernels.library.run_accumulate_gram, gram(**small, dtype=3)),
-        (kernels.library.run_accumulate_gram, gram(**small, precision=2)),
-        (kernels.library.run_accumulate_gram, gram(**small, workspace_floats=2**20)),  # says more than null holds
-    ]
-    for launch, args in invalid:
-        assert launch(emulated.byref(args)) == emulated.INVALID_VALUE
+    def refuses(error: str, floats: int = 0, **changes: object) -> None:
+        with pytest.raises(RuntimeError, match=f"{told.op} failed .* cudaError{error},"):
+            getattr(kernels.ops.bindings, told.op)(told.args | changes, 0, floats, 0)
+
+    told, features = Told(), torch.zeros(1, 32)
+    told.sketch_(features, torch.zeros(1, 1000, 1000), KEY, 0, 1)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", rows=0, proj_dim=33)
+    refuses("InvalidValue", rows=0, nnz=0)
+    matrix, told.op, told.args = told.args, "sketch_many", {}
+    refuses("InvalidValue", parameters=[matrix])  # needs a workspace
+    nothing = matrix | {"rows": 0}
+    for changes in ({"proj_dim": 33}, {"dtype": 3}, {"nnz": 0}, {"cols": 2**31}):
+        refuses("InvalidValue", parameters=[nothing | changes])
+    for name in ("features", "batch", "features_stride", "proj_dim", "nnz"):  # must be alike
+        refuses("InvalidValue", parameters=[nothing, nothing | {name: 64}])
+    told.project_(features, torch.zeros(1, 10_000), KEY, 0, 0)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", grad_dim=10, kind=2)
+    told.sketch_outer_(features, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), KEY, 1, *[[1, 1]] * 4, 1)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", rows_per_group=0, conv_groups=0)
+    for name in ("kernel", "in_size", "out_size"):  # in three dimensions
+        refuses("InvalidValue", rows_per_group=0, **{name: [2, 1, 1]})
+    told.accumulate_gram_(torch.zeros(1, 1).double(), torch.zeros(600, 1), 1)
+    refuses("InvalidValue", dtype=3)
+    refuses("InvalidValue", precision=2)
+    refuses("InvalidValue", floats=2**20)  # says more than null holds
+    refuses("InvalidConfiguration", num_samples=1, proj_dim=128 * 65_536)  # more tiles of rows than a grid has

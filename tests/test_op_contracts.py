@@ -11,6 +11,7 @@ from cases import CONVS, DEVICES, DTYPES, KEY, MATRICES, integers, layer_tensors
 from torch import Tensor
 
 from journey import _native, ops, reference
+from journey._cpu_kernels import CpuKernels
 from journey.geometry import ConvGeometry
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -158,6 +159,35 @@ def test_bad_arguments_are_named_with_what_came_and_what_is_right(case, spoilt, 
     with pytest.raises(error, match=message):
         getattr(ops, case.split()[0])(**arguments)
     assert all(torch.equal(arguments[name], value) for name, value in before.items()), "written to before the check"
+
+
+@pytest.mark.parametrize(
+    ("changes", "without", "message"),
+    [
+        ({}, "num_samples", "GramArgs: num_samples is missing"),
+        ({"samples": 5}, None, "GramArgs: samples is not one of features, gram, dtype, .*, gram_stride"),
+        ({"samples": 5}, "num_samples", "GramArgs: num_samples is missing"),
+        ({"num_samples": 5.0}, None, "GramArgs: num_samples must fit long, got 5.0"),
+        ({"num_samples": 2**63}, None, "GramArgs: num_samples must fit long, got 9223372036854775808"),
+        ({"gram": "x"}, None, r"GramArgs: gram must fit double\*, got 'x'"),
+        ({"dtype": torch.float32}, None, "GramArgs: dtype must fit journey::DType, got torch.float32"),
+    ],
+)
+def test_a_kernel_names_the_argument_that_it_was_not_told_right(changes, without, message):
+    fields = "features", "gram", "dtype", "precision", "num_samples", "proj_dim", "features_stride", "gram_stride"
+    args = dict.fromkeys(fields, 0) | changes
+    args.pop(without, None)
+    with pytest.raises(TypeError, match=message):
+        _native.cpu.accumulate_gram(args, 1)
+
+
+def test_a_kernel_takes_three_numbers_for_three_dimensions(monkeypatch):
+    told = {}
+    monkeypatch.setattr(CpuKernels, "run", lambda _, op, memory, args: told.update(args))
+    CpuKernels().sketch_outer_(torch.zeros(1, 32), randn(1, 2, 3), randn(1, 2, 3), KEY, 1, [], [], [], [], 1)
+    for size in ([1, 1], [1, 1, 1, 1], 1, [1, 1, 1.5]):
+        with pytest.raises(TypeError, match=r"OuterArgs: kernel must fit long *\[3\], got "):
+            _native.cpu.sketch_outer(told | {"kernel": size}, 1)
 
 
 @pytest.mark.cuda

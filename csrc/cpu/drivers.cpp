@@ -209,20 +209,24 @@ bool project(const ProjectArgs& args, int num_threads) {
     return allocated;
 }
 
-void philox_words(
-    const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, uint32_t stream, int64_t n, int64_t* out) {
-    for (int64_t i = 0; i < n; ++i) {
-        const Philox4 draw = philox(keys[i], indices[i], minors[i], static_cast<Stream>(stream));
-        for (int w = 0; w < 4; ++w) out[i * 4 + w] = draw.word[w];
+bool philox_words(const PhiloxWordsArgs& args, int num_threads) {
+    constexpr int64_t kDrawsPerThread = 1 << 13;
+#pragma omp parallel for num_threads(worth_threads(num_threads, args.n, kDrawsPerThread)) schedule(static)
+    for (int64_t i = 0; i < args.n; ++i) {
+        const Philox4 draw = philox(args.keys[i], args.indices[i], args.minors[i], static_cast<Stream>(args.stream));
+        for (int w = 0; w < 4; ++w) args.out[i * 4 + w] = draw.word[w];
     }
+    return true;
 }
 
-void philox_normal(
-    const uint64_t* keys, const uint32_t* minors, int64_t n, int64_t numel, float* out, int num_threads) {
+bool philox_normal(const PhiloxNormalArgs& args, int num_threads) {
     constexpr int64_t kNormalsPerThread = 1 << 13;
-    num_threads = std::min(clamp_threads(num_threads, n), worth_threads(num_threads, n * numel, kNormalsPerThread));
+    num_threads = std::min(
+        clamp_threads(num_threads, args.n), worth_threads(num_threads, args.n * args.numel, kNormalsPerThread));
 #pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) g_kernels->normal_row(keys[i], minors[i], numel, out + i * numel);
+    for (int64_t i = 0; i < args.n; ++i)
+        g_kernels->normal_row(args.keys[i], args.minors[i], args.numel, args.out + i * args.numel);
+    return true;
 }
 
 const char* isa_name() { return g_kernels->name; }

@@ -199,19 +199,19 @@ int64_t count_tiles(int64_t proj_dim) {
 
 }  // namespace
 
-int64_t gram_workspace_floats(const GramArgs& args) {
+int64_t accumulate_gram_workspace_floats(const GramArgs& args) {
     if (args.proj_dim < 1) return 0;
     const int64_t tiles = count_tiles(args.proj_dim);
     const int64_t runs = std::min(ceil_div(args.num_samples, kRunSamples), kMaxPartials / tiles);
     return runs > 1 ? runs * tiles * kTileFloats : 0;
 }
 
-cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream) {
+cudaError_t accumulate_gram(const GramArgs& args, Workspace workspace, cudaStream_t stream) {
     if (args.num_samples == 0 || args.proj_dim == 0) return cudaSuccess;
     // Runs side by side in a pass; with room for one, each block goes through all of them instead.
-    const int64_t runs = args.workspace_floats / (count_tiles(args.proj_dim) * kTileFloats);
+    const int64_t runs = workspace.floats / (count_tiles(args.proj_dim) * kTileFloats);
     const bool in_passes = runs > 1;
-    if (in_passes && args.workspace == nullptr) return cudaErrorInvalidValue;
+    if (in_passes && workspace.data == nullptr) return cudaErrorInvalidValue;
 
     return dispatch(args.dtype, args.precision, [&](auto type, auto split) {
         using input_t = typename decltype(type)::type;
@@ -227,12 +227,12 @@ cudaError_t accumulate_gram(const GramArgs& args, cudaStream_t stream) {
             const auto kernel = in_passes ? &accumulate_gram_kernel<input_t, decltype(split)::value, true>
                                           : &accumulate_gram_kernel<input_t, decltype(split)::value, false>;
             cudaError_t status = launch(
-                kernel, tiles_of(args.proj_dim, slices), kTileThreads, 0, stream, features, args.gram, args.workspace,
+                kernel, tiles_of(args.proj_dim, slices), kTileThreads, 0, stream, features, args.gram, workspace.data,
                 args.gram_stride);
             if (status == cudaSuccess && in_passes)
                 status = launch(
                     sum_runs_kernel, tiles_of(args.proj_dim, kTileFloats / kSumThreads), kSumThreads, 0, stream,
-                    args.workspace, args.gram, slices, args.proj_dim, args.gram_stride);
+                    workspace.data, args.gram, slices, args.proj_dim, args.gram_stride);
             if (status != cudaSuccess) return status;
         }
         return cudaSuccess;

@@ -11,6 +11,14 @@
 
 namespace journey::cuda {
 
+// Where element (row, channel, y, x) lies, in elements.
+struct Strides {
+    int64_t row;
+    int64_t channel;
+    int64_t y;
+    int64_t x;
+};
+
 enum class Layout : int { kPairsContiguous, kLinesContiguous, kAnyStrides };
 
 struct Operand {

@@ -45,14 +45,13 @@ struct Tiling {
 inline bool fits_int(int64_t size) { return size >= 0 && size < (int64_t{1} << 29); }
 
 // Zero tiles stand for what does not fit.
-inline Tiling make_tiling(const SketchOuterArgs& args) {
-    if (args.conv_groups < 1 || args.kernel_h < 1 || args.kernel_w < 1) return Tiling{};
-    const int64_t group_rows = args.out_channels / args.conv_groups,
-                  group_channels = args.in_channels / args.conv_groups;
-    const int64_t cols = group_channels * args.kernel_h * args.kernel_w;
+inline Tiling make_tiling(const OuterArgs& args) {
+    const auto [depth, kernel_h, kernel_w] = args.kernel;
+    if (args.conv_groups < 1 || depth != 1 || kernel_h < 1 || kernel_w < 1) return Tiling{};
+    const int64_t group_rows = args.c_out / args.conv_groups, group_channels = args.c_in / args.conv_groups;
+    const int64_t cols = group_channels * kernel_h * kernel_w;
     const int64_t segments = ceil_div(group_rows, kTileRows), spans = ceil_div(cols, kTileCols);
-    if (!fits_int(args.out_channels) || !fits_int(cols) || !fits_int(args.conv_groups * segments * spans))
-        return Tiling{};
+    if (!fits_int(args.c_out) || !fits_int(cols) || !fits_int(args.conv_groups * segments * spans)) return Tiling{};
     const auto as_int = [](int64_t size) { return static_cast<int>(size); };
     return Tiling{
         as_int(cols),
@@ -106,48 +105,51 @@ __device__ __forceinline__ void decode_lines(const Problem& problem, const TileA
     columns[thread] = column;
 }
 
-// Whether the arguments make sense and every coordinate and count fits.
-inline bool is_valid(const SketchOuterArgs& args) {
-    const int64_t reach_y = args.in_height + 2 * args.pad_h + args.kernel_h * args.dilation_h;
-    const int64_t reach_x = args.in_width + 2 * args.pad_w + args.kernel_w * args.dilation_w;
+// Whether the arguments make sense, in two dimensions, and every coordinate and count fits.
+inline bool is_valid(const OuterArgs& args) {
+    if (args.kernel[0] != 1 || args.in_size[0] != 1 || args.out_size[0] != 1) return false;
+    for (int i = 1; i < 3; ++i) {
+        const int64_t reach = args.in_size[i] + 2 * args.padding[i] + args.kernel[i] * args.dilation[i];
+        if (args.kernel[i] < 1 || !fits_int(reach) || !fits_int(args.out_size[i] * args.stride[i])) return false;
+    }
     return args.proj_dim % kLanes == 0 && fits_int(args.proj_dim) && args.nnz >= 1 && fits_int(args.nnz) &&
-           args.conv_groups >= 1 && args.kernel_h >= 1 && args.kernel_w >= 1 &&
-           args.in_channels % args.conv_groups == 0 && args.out_channels % args.conv_groups == 0 && fits_int(reach_y) &&
-           fits_int(reach_x) && fits_int(args.out_height * args.stride_h) && fits_int(args.out_width * args.stride_w) &&
-           fits_int(args.rows_per_group * args.out_height * args.out_width) && fits_int(args.in_channels) &&
-           fits_int(args.out_channels);
+           args.conv_groups >= 1 && args.c_in % args.conv_groups == 0 && args.c_out % args.conv_groups == 0 &&
+           fits_int(args.rows_per_group * args.out_size[1] * args.out_size[2]) && fits_int(args.c_in) &&
+           fits_int(args.c_out);
 }
 
 template <typename input_t>
-Problem make_problem(const SketchOuterArgs& args, const Tiling& tiling) {
+Problem make_problem(const OuterArgs& args, const Tiling& tiling, float* workspace) {
     const auto as_int = [](int64_t size) { return static_cast<int>(size); };
+    const auto as_strides = [](const Strides4& s) { return Strides{s[0], s[1], s[2], s[3]}; };
     Problem problem{};
-    problem.pairs.positions = as_int(args.out_height * args.out_width);
+    problem.kernel_h = as_int(args.kernel[1]), problem.kernel_w = as_int(args.kernel[2]);
+    problem.pad_h = as_int(args.padding[1]), problem.pad_w = as_int(args.padding[2]);
+    problem.dilation_h = as_int(args.dilation[1]), problem.dilation_w = as_int(args.dilation[2]);
+    problem.pairs.positions = as_int(args.out_size[1] * args.out_size[2]);
     problem.pairs.count = as_int(args.rows_per_group) * problem.pairs.positions;
-    problem.pairs.out_width = as_int(args.out_width);
-    const bool pointwise = args.kernel_h == 1 && args.kernel_w == 1 && args.pad_h == 0 && args.pad_w == 0;
-    const bool same_image = args.stride_h == 1 && args.stride_w == 1 && args.in_height == args.out_height &&
-                            args.in_width == args.out_width;
+    problem.pairs.out_width = as_int(args.out_size[2]);
+    const bool pointwise = problem.kernel_h == 1 && problem.kernel_w == 1 && problem.pad_h == 0 && problem.pad_w == 0;
+    const bool same_image = args.stride[1] == 1 && args.stride[2] == 1 && args.in_size[1] == args.out_size[1] &&
+                            args.in_size[2] == args.out_size[2];
+    const Strides g_strides = as_strides(args.g_strides), a_strides = as_strides(args.a_strides);
     problem.g = Operand{
         args.g,
-        args.g_strides,
+        g_strides,
         1,
         1,
-        as_int(args.out_height),
-        as_int(args.out_width),
-        choose_layout<input_t>(args.g, args.g_strides, problem.pairs, true, true, tiling.group_rows)};
+        as_int(args.out_size[1]),
+        as_int(args.out_size[2]),
+        choose_layout<input_t>(args.g, g_strides, problem.pairs, true, true, tiling.group_rows)};
     problem.a = Operand{
         args.a,
-        args.a_strides,
-        as_int(args.stride_h),
-        as_int(args.stride_w),
-        as_int(args.in_height),
-        as_int(args.in_width),
-        choose_layout<input_t>(args.a, args.a_strides, problem.pairs, pointwise, same_image, tiling.cols)};
-    problem.kernel_h = as_int(args.kernel_h), problem.kernel_w = as_int(args.kernel_w);
-    problem.pad_h = as_int(args.pad_h), problem.pad_w = as_int(args.pad_w);
-    problem.dilation_h = as_int(args.dilation_h), problem.dilation_w = as_int(args.dilation_w);
-    problem.workspace = args.workspace;
+        a_strides,
+        as_int(args.stride[1]),
+        as_int(args.stride[2]),
+        as_int(args.in_size[1]),
+        as_int(args.in_size[2]),
+        choose_layout<input_t>(args.a, a_strides, problem.pairs, pointwise, same_image, tiling.cols)};
+    problem.workspace = workspace;
     problem.rows_per_group = args.rows_per_group;
     problem.proj_dim = as_int(args.proj_dim);
     problem.key = args.key;

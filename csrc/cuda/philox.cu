@@ -59,24 +59,19 @@ __global__ void __launch_bounds__(kThreads) philox_normal_kernel(
 
 }  // namespace
 
-cudaError_t philox_words(
-    const uint64_t* keys,
-    const uint64_t* indices,
-    const uint32_t* minors,
-    int64_t* out,
-    int64_t n,
-    uint32_t philox_stream,
-    cudaStream_t stream) {
-    const Grid grid{ceil_div(n, kThreads)};
-    const Stream use = static_cast<Stream>(philox_stream);
-    return launch(philox_words_kernel, grid, kThreads, 0, stream, keys, indices, minors, out, n, use);
+cudaError_t philox_words(const PhiloxWordsArgs& args, Workspace, cudaStream_t stream) {
+    const Grid grid{ceil_div(args.n, kThreads)};
+    const Stream use = static_cast<Stream>(args.stream);
+    return launch(
+        philox_words_kernel, grid, kThreads, 0, stream, args.keys, args.indices, args.minors, args.out, args.n, use);
 }
 
-cudaError_t philox_normal(
-    const uint64_t* keys, const uint32_t* minors, float* out, int64_t n, int64_t numel, cudaStream_t stream) {
-    const int64_t draws_per_row = ceil_div(numel, kSlotNumbers) * kSlotDraws;
-    const Grid grid{ceil_div(n * draws_per_row, kThreads)};
-    return launch(philox_normal_kernel, grid, kThreads, 0, stream, keys, minors, out, n, numel, draws_per_row);
+cudaError_t philox_normal(const PhiloxNormalArgs& args, Workspace, cudaStream_t stream) {
+    const int64_t draws_per_row = ceil_div(args.numel, kSlotNumbers) * kSlotDraws;
+    const Grid grid{ceil_div(args.n * draws_per_row, kThreads)};
+    return launch(
+        philox_normal_kernel, grid, kThreads, 0, stream, args.keys, args.minors, args.out, args.n, args.numel,
+        draws_per_row);
 }
 
 }  // namespace journey::cuda

@@ -217,8 +217,8 @@ __device__ __forceinline__ void finish_grads(
 // Parallel over [batch, proj_dim, slices of d]: a block is 64 samples, 128 columns and one slice, a warp owns 32 of the
 // columns.
 template <typename input_t, Dense kKind>
-__global__ void __launch_bounds__(kTileThreads, kBlocks)
-    project_kernel(const ProjectArgs args, const Slices slices, const bool copied, const float scale) {
+__global__ void __launch_bounds__(kTileThreads, kBlocks) project_kernel(
+    const ProjectArgs args, float* workspace, const Slices slices, const bool copied, const float scale) {
     using stage_t = typename KindOf<kKind, input_t>::stage_t;
     constexpr int kDepth = kStageDepth<stage_t>, kRunStages = kRunDepth / kDepth;
     alignas(16) __shared__ uint32_t stages[kStages][kTileBatch * kStageWords];
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
             if (slices.count == 1)
                 args.features[b * args.features_stride + k] += mul_rn(scale, sum);
             else
-                args.workspace[(b * slices.count + slice) * args.proj_dim + k] = sum;
+                workspace[(b * slices.count + slice) * args.proj_dim + k] = sum;
         }
     }
 }
@@ -307,10 +307,10 @@ int64_t project_workspace_floats(const ProjectArgs& args) {
     return count > 1 ? args.batch * count * args.proj_dim : 0;
 }
 
-cudaError_t project(const ProjectArgs& args, cudaStream_t stream) {
+cudaError_t project(const ProjectArgs& args, Workspace workspace, cudaStream_t stream) {
     if (args.batch == 0 || args.grad_dim == 0 || args.proj_dim == 0) return cudaSuccess;
     const Slices slices = project_slices(args);
-    if (slices.count > 1 && args.workspace == nullptr) return cudaErrorInvalidValue;
+    if (slices.count > 1 && workspace.data == nullptr) return cudaErrorInvalidValue;
 
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.proj_dim)));
     const Grid grid{ceil_div(args.batch, kTileBatch), ceil_div(args.proj_dim, kTileColumns), slices.count};
@@ -320,18 +320,18 @@ cudaError_t project(const ProjectArgs& args, cudaStream_t stream) {
         switch (args.kind) {
             case Dense::kRademacher:
                 return launch(
-                    project_kernel<input_t, Dense::kRademacher>, grid, kTileThreads, 0, stream, args, slices, copied,
-                    scale);
+                    project_kernel<input_t, Dense::kRademacher>, grid, kTileThreads, 0, stream, args, workspace.data,
+                    slices, copied, scale);
             case Dense::kNormal:
                 return launch(
-                    project_kernel<input_t, Dense::kNormal>, grid, kTileThreads, 0, stream, args, slices, copied,
-                    scale);
+                    project_kernel<input_t, Dense::kNormal>, grid, kTileThreads, 0, stream, args, workspace.data,
+                    slices, copied, scale);
         }
         return cudaErrorInvalidValue;
     });
     if (status != cudaSuccess || slices.count == 1) return status;
     return sum_slices(
-        args.workspace, args.features, args.batch, slices.count, args.proj_dim, args.features_stride, scale, stream);
+        workspace.data, args.features, args.batch, slices.count, args.proj_dim, args.features_stride, scale, stream);
 }
 
 }  // namespace journey::cuda

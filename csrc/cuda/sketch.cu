@@ -104,8 +104,8 @@ __device__ __forceinline__ void add_vector(
 // Parallel over [batch, slices of tiles, bucket rows]: a block is 128 bucket rows of one sample and slice, a warp owns
 // every eighth of these rows, a thread kWidth lanes of every kWidth-th of the warp's.
 template <typename input_t, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    sketch_kernel(const SketchArgs args, const TileRange range, const Slices slices, const float scale) {
+__global__ void __launch_bounds__(kThreads) sketch_kernel(
+    const SketchArgs args, float* workspace, const TileRange range, const Slices slices, const float scale) {
     __shared__ Route routes[kWarps][kLanes];
     const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
     const int64_t b = blockIdx.x, slice = blockIdx.y;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads)
             if (slices.count == 1)
                 args.features[b * args.features_stride + k] += mul_rn(scale, sums[j][i]);
             else
-                args.workspace[(b * slices.count + slice) * args.proj_dim + k] = sums[j][i];
+                workspace[(b * slices.count + slice) * args.proj_dim + k] = sums[j][i];
         }
     }
 }
@@ -185,12 +185,12 @@ int64_t sketch_workspace_floats(const SketchArgs& args) {
     return count > 1 ? args.batch * count * args.proj_dim : 0;
 }
 
-cudaError_t sketch(const SketchArgs& args, cudaStream_t stream) {
+cudaError_t sketch(const SketchArgs& args, Workspace workspace, cudaStream_t stream) {
     if (args.proj_dim % kLanes != 0 || args.nnz < 1) return cudaErrorInvalidValue;
     const TileRange range = tile_range(args);
     if (args.batch == 0 || range.num_tiles == 0) return cudaSuccess;
     const Slices slices = sketch_slices(args);
-    if (slices.count > 1 && args.workspace == nullptr) return cudaErrorInvalidValue;
+    if (slices.count > 1 && workspace.data == nullptr) return cudaErrorInvalidValue;
 
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
     const Grid grid{args.batch, slices.count, ceil_div(args.proj_dim / kLanes, kBlockRows)};
@@ -198,11 +198,11 @@ cudaError_t sketch(const SketchArgs& args, cudaStream_t stream) {
         using input_t = typename decltype(type)::type;
         const auto kernel =
             has_aligned_columns<input_t>(args) ? &sketch_kernel<input_t, 4> : &sketch_kernel<input_t, 1>;
-        return launch(kernel, grid, kThreads, 0, stream, args, range, slices, scale);
+        return launch(kernel, grid, kThreads, 0, stream, args, workspace.data, range, slices, scale);
     });
     if (status != cudaSuccess || slices.count == 1) return status;
     return sum_slices(
-        args.workspace, args.features, args.batch, slices.count, args.proj_dim, args.features_stride, scale, stream);
+        workspace.data, args.features, args.batch, slices.count, args.proj_dim, args.features_stride, scale, stream);
 }
 
 }  // namespace journey::cuda

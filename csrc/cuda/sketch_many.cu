@@ -143,11 +143,13 @@ __global__ void __launch_bounds__(kLanes) sketch_many_kernel(
     for (int k = lane; k < proj_dim; k += kLanes) partial[k] = sums[k];
 }
 
+using Parameters = std::vector<SketchArgs>;
+
 // Parameters [first, first + kMaxItems) as a launch sees them.
-Items take_items(const SketchManyArgs& args, int64_t first) {
+Items take_items(const Parameters& parameters, size_t first) {
     Items items{};
-    for (int64_t i = first; i < args.num_parameters && i < first + kMaxItems; ++i) {
-        const SmallParameter& from = args.parameters[i];
+    for (size_t i = first; i < parameters.size() && i < first + kMaxItems; ++i) {
+        const SketchArgs& from = parameters[i];
         if (from.rows == 0 || from.cols == 0) continue;
         items.item[items.count++] = Item{from.grads, from.grads_batch_stride,     items.num_steps, from.row_begin,
                                          from.key,   static_cast<int>(from.cols), from.dtype};
@@ -158,48 +160,55 @@ Items take_items(const SketchManyArgs& args, int64_t first) {
 
 Slices slices_of(const Items& items) { return make_slices(items.num_steps, kMinSteps, kMaxSlices); }
 
-int64_t count_slices(const SketchManyArgs& args) {
+int64_t count_slices(const Parameters& parameters) {
     int64_t count = 0;
-    for (int64_t first = 0; first < args.num_parameters; first += kMaxItems)
-        count += slices_of(take_items(args, first)).count;
+    for (size_t first = 0; first < parameters.size(); first += kMaxItems)
+        count += slices_of(take_items(parameters, first)).count;
     return count;
 }
 
-bool is_valid(const SketchManyArgs& args) {
-    for (int64_t i = 0; i < args.num_parameters; ++i) {
-        const DType dtype = args.parameters[i].dtype;
-        if (dtype != DType::kFloat32 && dtype != DType::kFloat16 && dtype != DType::kBFloat16) return false;
-        if (args.parameters[i].cols >= (int64_t{1} << 31)) return false;
+bool is_valid(const Parameters& parameters) {
+    const auto shared = [](const SketchArgs& from) {
+        return std::tie(from.features, from.batch, from.features_stride, from.proj_dim, from.nnz);
+    };
+    for (const SketchArgs& from : parameters) {
+        if (from.dtype != DType::kFloat32 && from.dtype != DType::kFloat16 && from.dtype != DType::kBFloat16)
+            return false;
+        if (from.cols >= (int64_t{1} << 31) || shared(from) != shared(parameters[0])) return false;
     }
-    return args.proj_dim % kLanes == 0 && args.nnz >= 1;
+    return parameters.empty() || (parameters[0].proj_dim % kLanes == 0 && parameters[0].nnz >= 1);
 }
 
 }  // namespace
 
 int64_t sketch_many_workspace_floats(const SketchManyArgs& args) {
-    return args.batch * count_slices(args) * args.proj_dim;
+    if (args.parameters.empty()) return 0;
+    const SketchArgs& any = args.parameters[0];
+    return any.batch * count_slices(args.parameters) * any.proj_dim;
 }
 
-cudaError_t sketch_many(const SketchManyArgs& args, cudaStream_t stream) {
-    if (!is_valid(args)) return cudaErrorInvalidValue;
-    const int64_t num_slices = count_slices(args);
-    if (args.batch == 0 || num_slices == 0 || args.proj_dim == 0) return cudaSuccess;
-    if (args.workspace == nullptr) return cudaErrorInvalidValue;
+cudaError_t sketch_many(const SketchManyArgs& args, Workspace workspace, cudaStream_t stream) {
+    const Parameters& parameters = args.parameters;
+    if (!is_valid(parameters)) return cudaErrorInvalidValue;
+    const int64_t num_slices = count_slices(parameters);
+    if (num_slices == 0 || parameters[0].batch == 0 || parameters[0].proj_dim == 0) return cudaSuccess;
+    if (workspace.data == nullptr) return cudaErrorInvalidValue;
 
+    const SketchArgs& any = parameters[0];
     int64_t first_slice = 0;
-    for (int64_t first = 0; first < args.num_parameters; first += kMaxItems) {
-        const Items items = take_items(args, first);
+    for (size_t first = 0; first < parameters.size(); first += kMaxItems) {
+        const Items items = take_items(parameters, first);
         const Slices slices = slices_of(items);
         const cudaError_t status = launch(
-            sketch_many_kernel, Grid{args.batch, slices.count}, kLanes,
-            args.proj_dim * static_cast<int64_t>(sizeof(float)), stream, items, args.workspace, slices.length,
-            first_slice, num_slices, static_cast<int>(args.proj_dim), static_cast<uint32_t>(args.nnz));
+            sketch_many_kernel, Grid{any.batch, slices.count}, kLanes,
+            any.proj_dim * static_cast<int64_t>(sizeof(float)), stream, items, workspace.data, slices.length,
+            first_slice, num_slices, static_cast<int>(any.proj_dim), static_cast<uint32_t>(any.nnz));
         if (status != cudaSuccess) return status;
         first_slice += slices.count;
     }
-    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(any.nnz)));
     return sum_slices(
-        args.workspace, args.features, args.batch, num_slices, args.proj_dim, args.features_stride, scale, stream);
+        workspace.data, any.features, any.batch, num_slices, any.proj_dim, any.features_stride, scale, stream);
 }
 
 }  // namespace journey::cuda

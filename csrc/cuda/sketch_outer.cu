@@ -266,7 +266,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 }
 
 template <typename input_t, bool kSplit>
-cudaError_t launch_outer(const SketchOuterArgs& args, const Tiling& tiling, const Slices& slices, cudaStream_t stream) {
+cudaError_t launch_outer(
+    const OuterArgs& args, const Tiling& tiling, const Slices& slices, float* workspace, cudaStream_t stream) {
     int most_shared = 0;
     const cudaError_t status = max_shared_bytes(&most_shared);
     if (status != cudaSuccess) return status;
@@ -277,31 +278,32 @@ cudaError_t launch_outer(const SketchOuterArgs& args, const Tiling& tiling, cons
         shared_sums ? &sketch_outer_kernel<input_t, kSplit, true> : &sketch_outer_kernel<input_t, kSplit, false>;
     return launch(
         kernel, Grid{args.num_groups, slices.count}, kTileThreads, stage_bytes + (shared_sums ? sums_bytes : 0), stream,
-        make_problem<input_t>(args, tiling), tiling, static_cast<int>(slices.length));
+        make_problem<input_t>(args, tiling, workspace), tiling, static_cast<int>(slices.length));
 }
 
 }  // namespace
 
-int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args) {
+int64_t sketch_outer_workspace_floats(const OuterArgs& args) {
     return args.num_groups * outer_slices(make_tiling(args)).count * args.proj_dim;
 }
 
-cudaError_t sketch_outer(const SketchOuterArgs& args, cudaStream_t stream) {
+cudaError_t sketch_outer(const OuterArgs& args, Workspace workspace, cudaStream_t stream) {
     if (!is_valid(args)) return cudaErrorInvalidValue;
     const Tiling tiling = make_tiling(args);
-    const int64_t num_pairs = args.rows_per_group * args.out_height * args.out_width;
-    if (args.num_groups == 0 || args.out_channels == 0 || args.in_channels == 0 || num_pairs == 0 || args.proj_dim == 0)
+    const int64_t num_pairs = args.rows_per_group * args.out_size[1] * args.out_size[2];
+    if (args.num_groups == 0 || args.c_out == 0 || args.c_in == 0 || num_pairs == 0 || args.proj_dim == 0)
         return cudaSuccess;
-    if (tiling.num_tiles == 0 || args.workspace == nullptr) return cudaErrorInvalidValue;
+    if (tiling.num_tiles == 0 || workspace.data == nullptr) return cudaErrorInvalidValue;
 
     const Slices slices = outer_slices(tiling);
     const cudaError_t status = dispatch(args.dtype, args.precision, [&](auto type, auto split) {
-        return launch_outer<typename decltype(type)::type, decltype(split)::value>(args, tiling, slices, stream);
+        return launch_outer<typename decltype(type)::type, decltype(split)::value>(
+            args, tiling, slices, workspace.data, stream);
     });
     if (status != cudaSuccess) return status;
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
     return sum_slices(
-        args.workspace, args.features, args.num_groups, slices.count, args.proj_dim, args.features_stride, scale,
+        workspace.data, args.features, args.num_groups, slices.count, args.proj_dim, args.features_stride, scale,
         stream);
 }
 

@@ -40,7 +40,11 @@ using cudaStream_t = struct EmulatedStream*;
 
 // What the bindings ask the runtime.
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorName(cudaError_t) { return "an emulated error"; }
+inline const char* cudaGetErrorName(cudaError_t error) {
+    return error == cudaErrorInvalidValue           ? "cudaErrorInvalidValue"
+           : error == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
+                                                    : "cudaErrorLaunchFailure";
+}
 inline const char* cudaGetErrorString(cudaError_t) { return "see stderr"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0, cudaSuccess; }

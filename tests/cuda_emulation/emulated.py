@@ -9,112 +9,61 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sysconfig
-from collections.abc import Callable
-from ctypes import POINTER, Structure, byref, c_int, c_int64, c_uint64, c_void_p
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_int64, c_uint64, c_void_p
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 
 import pybind11
 import torch
 from torch import Tensor
 
+from journey._cuda_kernels import CudaKernels
+from journey._op_checks import walk
+from journey.geometry import ConvGeometry
+
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"float32": 0, "tf32": 1}
 KINDS = {"rademacher": 0, "normal": 1}
-SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9  # of cudaError_t
 
 ORDERS = FORWARD, BACKWARD, SHUFFLED = 0, 1, 2  # of emulation::Order
 
 _GUARD = 256  # entries around an output or a workspace that must keep what they held
 
 
-def _pointers(names: str) -> list[tuple[str, type]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
-def _int64s(names: str) -> list[tuple[str, type]]:
-    return [(name, c_int64) for name in names.split()]
-
-
-class SketchArgs(Structure):
-    """journey::cuda::SketchArgs."""
-
-    _fields_ = (
-        *_pointers("grads features workspace"),
-        ("dtype", c_int),
-        *_int64s("batch rows cols grads_batch_stride features_stride row_begin proj_dim"),
-        ("key", c_uint64),
-        ("nnz", c_int64),
-    )
-
-
-class SmallParameter(Structure):
-    """journey::cuda::SmallParameter."""
-
-    _fields_ = (
-        *_pointers("grads"),
-        ("dtype", c_int),
-        *_int64s("rows cols grads_batch_stride row_begin"),
-        ("key", c_uint64),
-    )
-
-
-class SketchManyArgs(Structure):
-    """journey::cuda::SketchManyArgs."""
-
-    _fields_ = (
-        ("parameters", POINTER(SmallParameter)),
-        *_int64s("num_parameters"),
-        *_pointers("features workspace"),
-        *_int64s("batch features_stride proj_dim nnz"),
-    )
-
-
-class ProjectArgs(Structure):
-    """journey::cuda::ProjectArgs."""
-
-    _fields_ = (
-        *_pointers("grads features workspace"),
-        ("dtype", c_int),
-        ("kind", c_int),
-        *_int64s("batch grad_dim proj_dim grads_stride features_stride row_begin"),
-        ("key", c_uint64),
-    )
-
-
-class SketchOuterArgs(Structure):
-    """journey::cuda::SketchOuterArgs; a_strides and g_strides are (row, channel, y, x)."""
-
-    _fields_ = (
-        *_pointers("a g features workspace"),
-        ("dtype", c_int),
-        ("precision", c_int),
-        ("a_strides", c_int64 * 4),
-        ("g_strides", c_int64 * 4),
-        *_int64s("num_groups rows_per_group in_channels in_height in_width out_channels out_height out_width"),
-        *_int64s("kernel_h kernel_w stride_h stride_w pad_h pad_w dilation_h dilation_w conv_groups"),
-        *_int64s("features_stride proj_dim"),
-        ("key", c_uint64),
-        ("nnz", c_int64),
-    )
-
-
-class GramArgs(Structure):
-    """journey::cuda::GramArgs."""
-
-    _fields_ = (
-        *_pointers("features gram workspace"),
-        *_int64s("workspace_floats"),
-        ("dtype", c_int),
-        ("precision", c_int),
-        *_int64s("num_samples proj_dim features_stride gram_stride"),
-    )
-
-
 class CudaError(RuntimeError):
-    """A launcher returned something else than success; ``args[0]`` is the cudaError_t."""
+    """A function of emulation_api.cpp returned something else than success; ``args[0]`` is the cudaError_t."""
+
+
+class CheckedKernels(CudaKernels):
+    """The ops over the emulated kernels, for CPU tensors: each run is checked to write within its workspace."""
+
+    def __init__(self, bindings: ModuleType) -> None:
+        self.bindings = bindings  # as journey._native.cuda, over the emulated kernels
+        self.changes: dict[str, object] = {}
+        self.workspace_floats: int | None = None
+
+    @contextmanager
+    def changed(self, workspace_floats: int | None = None, **changes: object) -> Iterator[None]:
+        """Tell kernels something else than what Python would, and give them a workspace of another size."""
+        self.changes, self.workspace_floats = changes, workspace_floats
+        yield
+        self.changes, self.workspace_floats = {}, None
+
+    def run(self, op: str, memory: Tensor, args: dict[str, object]) -> None:
+        """Run a kernel with a poisoned workspace of the size that it asks for, and check what is around it."""
+        args = args | self.changes
+        size = self.workspace_floats
+        if size is None:
+            size = getattr(self.bindings, f"{op}_workspace_floats")(args)
+        workspace = _poisoned(size + 2 * _GUARD, torch.float32)
+        getattr(self.bindings, op)(args, workspace[_GUARD:].data_ptr() if size else 0, size, 0)
+        outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
+        assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
 
 
 def build(compiler: str, folder: Path) -> Emulated:
@@ -140,57 +89,36 @@ class Emulated:
     """The launchers of ``csrc/cuda/kernels.h`` over CPU tensors, and the maps of ``csrc/common`` on the host."""
 
     def __init__(self, path: Path) -> None:
-        self.library = library = ctypes.CDLL(str(path))
+        self.library = ctypes.CDLL(str(path))
         loader = ExtensionFileLoader("emulated", str(path))
         module = module_from_spec(spec_from_loader("emulated", loader))
         loader.exec_module(module)
-        self.bindings = module.cuda  # as journey._native.cuda, over the same kernels
-        for name in ("sketch", "sketch_many", "project", "sketch_outer", "gram"):
-            getattr(library, f"{name}_workspace").restype = c_int64
+        self.ops = CheckedKernels(module.cuda)
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
         """Words of each draw, int64. [n, 4]."""
         minors = minors.to(torch.int32)
-        pointers = [c_void_p(tensor.data_ptr()) for tensor in (keys, indices, minors)]
-        n = len(keys)
-        return self._overwritten(
-            (n, 4), torch.int64, lambda out: self.library.run_philox_words(*pointers, out, c_int64(n), stream)
-        )
+        args = {"keys": keys.data_ptr(), "indices": indices.data_ptr(), "minors": minors.data_ptr(), "stream": stream}
+        return self._overwritten("philox_words", args, torch.int64, len(keys), 4)
 
     def philox_normal(self, keys: Tensor, minors: Tensor, numel: int) -> Tensor:
         """Rows of normals. [n, numel]."""
         minors = minors.to(torch.int32)
-        pointers = [c_void_p(tensor.data_ptr()) for tensor in (keys, minors)]
-        n = len(keys)
-        return self._overwritten(
-            (n, numel),
-            torch.float32,
-            lambda out: self.library.run_philox_normal(*pointers, out, c_int64(n), c_int64(numel)),
-        )
+        args = {"keys": keys.data_ptr(), "minors": minors.data_ptr(), "numel": numel}
+        return self._overwritten("philox_normal", args, torch.float32, len(keys), numel)
 
     def sketch(self, grads: Tensor, proj_dim: int, key: int, *, row_begin: int = 0, nnz: int = 1) -> Tensor:
-        """Sketch of gradients whose matrices are contiguous. [batch, proj_dim]."""
-        args = SketchArgs(grads=grads.data_ptr(), dtype=DTYPES[grads.dtype], row_begin=row_begin, key=key, nnz=nnz)
-        args.batch, args.rows, args.cols = grads.shape
-        args.grads_batch_stride, args.proj_dim = grads.stride(0), proj_dim
-        return self._added(args, args.batch, self.library.run_sketch, self.library.sketch_workspace)
+        """Sketch of gradients. [batch, proj_dim]."""
+        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.sketch_(x, grads, key, row_begin, nnz))
 
     def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
-        """Sketch of (gradients with contiguous matrices, key, row_begin), summed. [batch, proj_dim]."""
-        items = (SmallParameter * len(parameters))()
-        for item, (grads, key, row_begin) in zip(items, parameters, strict=True):
-            item.grads, item.dtype, item.key, item.row_begin = grads.data_ptr(), DTYPES[grads.dtype], key, row_begin
-            _, item.rows, item.cols = grads.shape
-            item.grads_batch_stride = grads.stride(0)
-        args = SketchManyArgs(parameters=items, num_parameters=len(items), batch=batch, proj_dim=proj_dim, nnz=nnz)
-        return self._added(args, batch, self.library.run_sketch_many, self.library.sketch_many_workspace)
+        """Sketch of (gradients, key, row_begin), summed. [batch, proj_dim]."""
+        lists = [list(column) for column in zip(*parameters, strict=True)] or [[], [], []]
+        return self._added(batch, proj_dim, lambda x: self.ops.sketch_many_(x, *lists, nnz))
 
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
-        """Dense projection of gradients with contiguous rows. [batch, proj_dim]."""
-        args = ProjectArgs(grads=grads.data_ptr(), dtype=DTYPES[grads.dtype], kind=KINDS[kind], key=key)
-        args.batch, args.grad_dim = grads.shape
-        args.grads_stride, args.proj_dim, args.row_begin = grads.stride(0), proj_dim, row_begin
-        return self._added(args, args.batch, self.library.run_project, self.library.project_workspace)
+        """Dense projection of gradients. [batch, proj_dim]."""
+        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.project_(x, grads, key, KINDS[kind], row_begin))
 
     def sketch_outer(
         self,
@@ -200,31 +128,14 @@ class Emulated:
         key: int,
         groups: int,
         *,
-        conv: object = None,
+        conv: ConvGeometry | None = None,
         nnz: int = 1,
         precision: str = "float32",
     ) -> Tensor:
         """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
-        if conv is None:  # [rows, positions, channels] is an image of one column and as many rows as positions
-            a, g = a.transpose(1, 2).unsqueeze(3), g.transpose(1, 2).unsqueeze(3)
-            kernel_size = stride = dilation = (1, 1)
-            padding, conv_groups = (0, 0), 1
-        elif a.dim() == 3:
-            a, g = a.unsqueeze(2), g.unsqueeze(2)
-            kernel_size, stride, dilation = (1, *conv.kernel_size), (1, *conv.stride), (1, *conv.dilation)
-            padding, conv_groups = (0, *conv.padding), conv.groups
-        else:
-            kernel_size, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-            padding, conv_groups = conv.padding, conv.groups
-        args = SketchOuterArgs(a=a.data_ptr(), g=g.data_ptr(), dtype=DTYPES[a.dtype], key=key, nnz=nnz)
-        args.a_strides, args.g_strides = (c_int64 * 4)(*a.stride()), (c_int64 * 4)(*g.stride())
-        args.num_groups, args.rows_per_group = groups, a.shape[0] // groups if groups else 0
-        _, args.in_channels, args.in_height, args.in_width = a.shape
-        _, args.out_channels, args.out_height, args.out_width = g.shape
-        (args.kernel_h, args.kernel_w), (args.stride_h, args.stride_w) = kernel_size, stride
-        (args.pad_h, args.pad_w), (args.dilation_h, args.dilation_w) = padding, dilation
-        args.conv_groups, args.proj_dim, args.precision = conv_groups, proj_dim, PRECISIONS[precision]
-        return self._added(args, groups, self.library.run_sketch_outer, self.library.sketch_outer_workspace)
+        sizes = ([], [], [], [], 1) if conv is None else walk(conv)
+        with self.ops.changed(precision=PRECISIONS[precision]):
+            return self._added(groups, proj_dim, lambda x: self.ops.sketch_outer_(x, a, g, key, nnz, *sizes))
 
     def set_device(self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10) -> None:
         """What the emulated device can do, until the next call."""
@@ -234,17 +145,12 @@ class Emulated:
         self, gram: Tensor, features: Tensor, *, precision: str = "float32", workspace_floats: int | None = None
     ) -> None:
         """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
-        args = GramArgs(features=features.data_ptr(), gram=gram.data_ptr(), dtype=DTYPES[features.dtype])
-        args.num_samples, args.proj_dim = features.shape
-        args.features_stride, args.gram_stride = features.stride(0), gram.stride(0)
-        args.precision = PRECISIONS[precision]
-        if workspace_floats is None:
-            workspace_floats = self.library.gram_workspace(byref(args))
-        args.workspace_floats = workspace_floats
         before, results = gram.clone(), []
         for order in ORDERS:
             gram.copy_(before)
-            self._run_with_workspace(args, order, self.library.run_accumulate_gram, lambda _: workspace_floats)
+            self.library.set_order(order)
+            with self.ops.changed(workspace_floats, precision=PRECISIONS[precision]):
+                self.ops.accumulate_gram_(gram, features, 1)
             results.append(gram.clone())
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
 
@@ -309,36 +215,30 @@ class Emulated:
         self.library.host_projection(KINDS[kind], c_uint64(key), *sizes, c_void_p(out.data_ptr()))
         return out
 
-    def _overwritten(self, shape: tuple[int, ...], dtype: torch.dtype, run: Callable[[c_void_p], int]) -> Tensor:
-        """Run a kernel that overwrites its output, from poison in every order."""
+    def _overwritten(self, op: str, args: dict[str, int], dtype: torch.dtype, n: int, columns: int) -> Tensor:
+        """Run a kernel that overwrites its output [n, columns], from poison in every order."""
         results = []
         for order in ORDERS:
             self.library.set_order(order)
-            buffer = _poisoned(torch.Size(shape).numel() + 2 * _GUARD, dtype)
+            buffer = _poisoned(n * columns + 2 * _GUARD, dtype)
             out = buffer[_GUARD:-_GUARD]
-            _check(run(c_void_p(out.data_ptr())))
+            self.ops.run(op, out, {**args, "n": n, "out": out.data_ptr()})
             results.append(out.clone())
             out.copy_(_poisoned(out.numel(), dtype))
             assert _same_bits(buffer, _poisoned(buffer.numel(), dtype)), "it wrote outside its output"
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
-        return results[0].reshape(shape)
+        return results[0].reshape(n, columns)
 
-    def _added(
-        self,
-        args: SketchArgs | SketchManyArgs | ProjectArgs | SketchOuterArgs,
-        rows: int,
-        run: Callable[[object], int],
-        workspace_size: Callable[[object], int],
-    ) -> Tensor:
-        """Run a kernel that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
-        buffer = torch.zeros(rows + 2, args.proj_dim + 64)
-        features = buffer[1 : rows + 1, 32 : 32 + args.proj_dim]
-        args.features, args.features_stride = features.data_ptr(), features.stride(0)
+    def _added(self, rows: int, proj_dim: int, add: Callable[[Tensor], None]) -> Tensor:
+        """Run an op that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
+        buffer = torch.zeros(rows + 2, proj_dim + 64)
+        features = buffer[1 : rows + 1, 32 : 32 + proj_dim]
         results = []
         for order in (FORWARD, SHUFFLED, BACKWARD):
             if order == SHUFFLED:
                 features.zero_()
-            self._run_with_workspace(args, order, run, workspace_size)
+            self.library.set_order(order)
+            add(features)
             results.append(features.clone())
         features.zero_()
         assert not buffer.any(), "it wrote outside the features"
@@ -346,22 +246,6 @@ class Emulated:
         # x + x is exact, so the third run must give twice the second to the last bit.
         assert _same_bits(2 * results[1], results[2]), "the order of threads or blocks shows, or it does not add"
         return results[0]
-
-    def _run_with_workspace(
-        self,
-        args: SketchArgs | SketchManyArgs | ProjectArgs | SketchOuterArgs | GramArgs,
-        order: int,
-        run: Callable[[object], int],
-        workspace_size: Callable[[object], int],
-    ) -> None:
-        """Run a launcher with a poisoned workspace of the size that it asks for, and check what is around it."""
-        size = workspace_size(byref(args))
-        workspace = _poisoned(size + 2 * _GUARD, torch.float32)
-        args.workspace = workspace[_GUARD:].data_ptr() if size else None
-        self.library.set_order(order)
-        _check(run(byref(args)))
-        outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
-        assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
 
 
 def _poisoned(count: int, dtype: torch.dtype) -> Tensor:
@@ -375,5 +259,5 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 def _check(status: int) -> None:
-    if status != SUCCESS:
+    if status != 0:
         raise CudaError(status)

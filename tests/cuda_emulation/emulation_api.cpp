@@ -1,7 +1,7 @@
-// What the emulation test can call: every launcher, and the maps of csrc/common as the CPU computes them.
+// What the emulation test can call beside the bindings: single instructions, and the maps of csrc/common as the CPU
+// computes them.
 #include "../../csrc/common/dense_map.h"
 #include "../../csrc/common/sketch_map.h"
-#include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/tile_matmul.h"
 
 using namespace journey;
@@ -56,30 +56,6 @@ void set_device(int tensor_cores, int max_shared_bytes) {
     emulation::machine.max_shared_bytes = max_shared_bytes;
 }
 
-int run_philox_words(
-    const uint64_t* keys, const uint64_t* indices, const uint32_t* minors, int64_t* out, int64_t n, uint32_t use) {
-    return cuda::philox_words(keys, indices, minors, out, n, use, nullptr);
-}
-
-int run_philox_normal(const uint64_t* keys, const uint32_t* minors, float* out, int64_t n, int64_t numel) {
-    return cuda::philox_normal(keys, minors, out, n, numel, nullptr);
-}
-
-int run_sketch(const cuda::SketchArgs* args) { return cuda::sketch(*args, nullptr); }
-int64_t sketch_workspace(const cuda::SketchArgs* args) { return cuda::sketch_workspace_floats(*args); }
-
-int run_sketch_many(const cuda::SketchManyArgs* args) { return cuda::sketch_many(*args, nullptr); }
-int64_t sketch_many_workspace(const cuda::SketchManyArgs* args) { return cuda::sketch_many_workspace_floats(*args); }
-
-int run_project(const cuda::ProjectArgs* args) { return cuda::project(*args, nullptr); }
-int64_t project_workspace(const cuda::ProjectArgs* args) { return cuda::project_workspace_floats(*args); }
-
-int run_sketch_outer(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer(*args, nullptr); }
-int64_t sketch_outer_workspace(const cuda::SketchOuterArgs* args) { return cuda::sketch_outer_workspace_floats(*args); }
-
-int run_accumulate_gram(const cuda::GramArgs* args) { return cuda::accumulate_gram(*args, nullptr); }
-int64_t gram_workspace(const cuda::GramArgs* args) { return cuda::gram_workspace_floats(*args); }
-
 // One product of fragments, given and returned as what each lane holds: a [32, 4], b [32, 2], c [32, 4].
 int run_mma(int dtype, const uint32_t* a, const uint32_t* b, float* c) {
     return emulation::run(dim3(1), 32, 0, [&] {
@@ -89,7 +65,7 @@ int run_mma(int dtype, const uint32_t* a, const uint32_t* b, float* c) {
         std::copy(a + 4 * lane, a + 4 * lane + 4, own_a);
         std::copy(b + 2 * lane, b + 2 * lane + 2, own_b);
         std::copy(c + 4 * lane, c + 4 * lane + 4, own_c);
-        const auto status = cuda::dispatch(static_cast<cuda::DType>(dtype), [&](auto type) {
+        const auto status = cuda::dispatch(static_cast<DType>(dtype), [&](auto type) {
             cuda::mma<typename decltype(type)::type>(own_c, own_a, own_b);
             return cudaSuccess;
         });

@@ -1,0 +1,164 @@
+// What each operation is told, on every device. Python gives each field by its name (read_args.h), so nothing depends
+// on their order.
+#pragma once
+
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+// Lists the fields of a struct once more, for what goes through all of them.
+#define JOURNEY_FIELDS(...)                                   \
+    static const char* field_names() { return #__VA_ARGS__; } \
+    auto fields() { return std::tie(__VA_ARGS__); }
+
+namespace journey {
+
+enum class DType : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// How CUDA kernels may form products of float32 inputs; half types are multiplied exactly and summed in float32 anyway,
+// and the CPU always keeps float32 or better.
+enum class Precision : int {
+    kFloat32 = 0,  // to the rounding of float32 (3xTF32 on tensor cores)
+    kTf32 = 1,     // operands rounded to 11 significant bits
+};
+
+enum class Dense : int { kRademacher = 0, kNormal = 1 };
+
+// out[i, 0..3] = Philox words of (keys[i], indices[i], minors[i], stream).
+struct PhiloxWordsArgs {
+    const uint64_t* keys;     // [n]
+    const uint64_t* indices;  // [n]
+    const uint32_t* minors;   // [n]
+    int64_t* out;             // [n, 4], contiguous, overwritten
+    int64_t n;
+    uint32_t stream;  // of random numbers, see philox.h
+
+    JOURNEY_FIELDS(keys, indices, minors, out, n, stream)
+};
+
+// out[i, e] = standard normal e of the noise stream (keys[i], minors[i]).
+struct PhiloxNormalArgs {
+    const uint64_t* keys;    // [n]
+    const uint32_t* minors;  // [n]
+    float* out;              // [n, numel], contiguous, overwritten
+    int64_t n;
+    int64_t numel;
+
+    JOURNEY_FIELDS(keys, minors, out, n, numel)
+};
+
+// features[b, :] += sketch of grads[b], see sketch_map.h.
+struct SketchArgs {
+    const void* grads;  // [batch, rows, cols], each [rows, cols] contiguous
+    float* features;    // [batch, proj_dim], added to
+    DType dtype;        // of grads
+    int64_t batch;
+    int64_t rows;
+    int64_t cols;
+    int64_t grads_batch_stride;  // in elements
+    int64_t features_stride;     // in elements
+    int64_t row_begin;           // which row of the parameter the first given row is
+    int64_t proj_dim;            // a multiple of 32
+    uint64_t key;
+    int64_t nnz;  // independent sketches, summed and divided by sqrt(nnz)
+
+    JOURNEY_FIELDS(
+        grads, features, dtype, batch, rows, cols, grads_batch_stride, features_stride, row_begin, proj_dim, key, nnz)
+};
+
+// The sketches of many small parameters, added to the same features.
+struct SketchManyArgs {
+    std::vector<SketchArgs> parameters;  // alike in features, batch, features_stride, proj_dim and nnz
+
+    JOURNEY_FIELDS(parameters)
+};
+
+// features[b, k] += sum_d grads[b, d] * P[row_begin + d, k] / sqrt(proj_dim), P from dense_map.h.
+struct ProjectArgs {
+    const void* grads;  // [batch, grad_dim]
+    float* features;    // [batch, proj_dim], added to
+    DType dtype;        // of grads
+    Dense kind;
+    int64_t batch;
+    int64_t grad_dim;
+    int64_t proj_dim;
+    int64_t grads_stride;     // in elements
+    int64_t features_stride;  // in elements
+    int64_t row_begin;        // which row of the projection the first gradient entry meets
+    uint64_t key;
+
+    JOURNEY_FIELDS(
+        grads, features, dtype, kind, batch, grad_dim, proj_dim, grads_stride, features_stride, row_begin, key)
+};
+
+using Size3 = int64_t[3];     // leading ones (zeros of a padding) where there are fewer dimensions
+using Strides4 = int64_t[4];  // of rows, channels, lines and columns, in elements
+
+// features[i, :] += sketch of the weight gradient of the rows of group i, which is never stored. A Linear is a
+// convolution with a kernel of one and its positions as columns.
+struct OuterArgs {
+    const void* a;    // layer input [num_groups * rows_per_group, c_in, *in_size]
+    const void* g;    // output gradient [num_groups * rows_per_group, c_out, *out_size]
+    float* features;  // [num_groups, proj_dim], added to
+    DType dtype;      // of a and g
+    Precision precision;
+    bool channels_last;  // a Linear. The CPU takes contiguous tensors, here [rows, positions, c_in]
+    Strides4 a_strides;  // CUDA takes any, but no third dimension
+    Strides4 g_strides;
+    int64_t num_groups;
+    int64_t rows_per_group;  // consecutive rows whose gradients are summed
+    int64_t c_in;
+    int64_t c_out;
+    int64_t conv_groups;  // blocks of channels that do not see each other
+    Size3 in_size;
+    Size3 out_size;
+    Size3 kernel;
+    Size3 stride;
+    Size3 padding;
+    Size3 dilation;
+    int64_t features_stride;  // in elements
+    int64_t proj_dim;         // a multiple of 32
+    uint64_t key;
+    int64_t nnz;  // independent sketches, summed and divided by sqrt(nnz)
+
+    JOURNEY_FIELDS(
+        a,
+        g,
+        features,
+        dtype,
+        precision,
+        channels_last,
+        a_strides,
+        g_strides,
+        num_groups,
+        rows_per_group,
+        c_in,
+        c_out,
+        conv_groups,
+        in_size,
+        out_size,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        features_stride,
+        proj_dim,
+        key,
+        nnz)
+};
+
+// gram[i, j] += sum over s of features[s, i] * features[s, j] for i <= j; entries below the diagonal are not touched.
+struct GramArgs {
+    const void* features;  // [num_samples, proj_dim]
+    double* gram;          // [proj_dim, proj_dim], its upper triangle is added to
+    DType dtype;           // of features
+    Precision precision;
+    int64_t num_samples;
+    int64_t proj_dim;
+    int64_t features_stride;  // in elements
+    int64_t gram_stride;      // in elements
+
+    JOURNEY_FIELDS(features, gram, dtype, precision, num_samples, proj_dim, features_stride, gram_stride)
+};
+
+}  // namespace journey
