@@ -86,7 +86,13 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, seed: int = 0, num_images: int = 8, train_steps: int = 1200, num_draws: int = 2, progress: bool = True
+    out: Path,
+    *,
+    seed: int = 0,
+    num_images: int = 16,
+    train_steps: int = 1200,
+    num_draws: int = 2,
+    progress: bool = True,
 ) -> DemoResult:
     """Run the demo.
 
