@@ -45,7 +45,13 @@ class Prior:
 
         Returns:
             The prior, on the images' device.
+
+        Raises:
+            ValueError: If an image is not finite; names the first.
         """
+        faulty = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if faulty:
+            raise ValueError(f"images must be finite, images[{faulty[0]}] is not")
         exact = images.double()
         mean = exact.mean(0)
         variance = (exact - mean).square().mean().clamp(min=_LEAST_VARIANCE)

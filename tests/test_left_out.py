@@ -92,6 +92,8 @@ def test_a_missing_prior_one_of_other_images_and_a_negative_weight_are_refused()
         LeftOutLoss()(p)
     with pytest.raises(ValueError, match=r"prior must be of images of shape \[2, 3, 5\], got a mean of \[2, 3, 4\]"):
         LeftOutLoss(1.0, Prior.of(IMAGES[..., :4]))(p)
+    with pytest.raises(ValueError, match=r"images must be finite, images\[2\] is not"):
+        Prior.of(torch.cat([IMAGES[:2], IMAGES[:1] * torch.nan]))
     with pytest.raises(ValueError, match=r"weight must not be negative, got -1"):
         LeftOutLoss(-1.0)
 
@@ -131,6 +133,7 @@ OPTIONS: dict[str, Any] = {"draws": journey.StratifiedDraws(4, bins=5), "progres
 
 def test_what_a_model_has_learned_by_heart_is_the_strongest_proponent_of_itself(tmp_path: Path) -> None:
     model = learned_by_heart()
+    # Nearer to the noise the few draws decide, and not every image comes first.
     queries = noised_trajectory(model, IMAGES, (500, 300, 100))
     features = journey.featurize(model, list(IMAGES), tmp_path / "f", **OPTIONS)
     scores = journey.score(features, queries, progress=False).values

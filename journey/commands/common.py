@@ -14,9 +14,7 @@ import torch
 
 from journey.datasets import ImageFolder
 from journey.denoiser import Denoiser, as_denoiser, load_pipeline
-from journey.errors import naming_folder
 from journey.features import Features, open_features
-from journey.publish import check_writable
 from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory, record
 
@@ -192,33 +190,6 @@ def record_images(options: argparse.Namespace, denoiser: Denoiser) -> Trajectory
     given = {name: getattr(options, option) for name, option in _RECORDING.items()}
     given = {name: value for name, value in given.items() if value is not None}
     return record(denoiser, seed=options.seed, progress=not options.quiet, **given)
-
-
-def prepare_folder(out: Path) -> None:
-    """Make an output folder, or refuse it before the work and not after.
-
-    Raises:
-        FileExistsError: If it is a file.
-        OSError: If it cannot be made or written to.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"out must be a folder, got {out}, which is a file")
-    with naming_folder(out):
-        out.mkdir(parents=True, exist_ok=True)
-        check_writable(out)
-
-
-def prepare_file(path: Path | None, name: str) -> None:
-    """Refuse an output file whose folder is not there, before the work and not after.
-
-    Raises:
-        FileNotFoundError: If its folder is not there.
-        IsADirectoryError: If it is a folder.
-    """
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"{name} must be a file, got {path}, which is a folder")
-    if path is not None and not path.parent.is_dir():
-        raise FileNotFoundError(f"{name} must be a file in a folder that is there, got {path}")
 
 
 def load_trajectory(options: argparse.Namespace) -> Trajectory:

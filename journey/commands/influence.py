@@ -20,8 +20,8 @@ from journey.commands.common import (
     load_trajectory,
     parse_damping,
     parse_region,
-    prepare_file,
 )
+from journey.commands.outputs import prepare_file
 from journey.influence import influence_matrix
 
 EXAMPLES = """

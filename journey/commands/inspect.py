@@ -17,8 +17,8 @@ from journey.commands.common import (
     load_features,
     load_trajectory,
     parse_damping,
-    prepare_file,
 )
+from journey.commands.outputs import prepare_file
 from journey.health import inspect
 
 EXAMPLES = """

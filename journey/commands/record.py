@@ -13,9 +13,9 @@ from journey.commands.common import (
     add_recording,
     add_running,
     load_denoiser,
-    prepare_folder,
     record_images,
 )
+from journey.commands.outputs import prepare_folder
 from journey.report_view import to_picture
 
 EXAMPLES = """

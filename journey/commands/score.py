@@ -22,9 +22,9 @@ from journey.commands.common import (
     load_trajectory,
     parse_damping,
     parse_region,
-    prepare_folder,
     record_images,
 )
+from journey.commands.outputs import prepare_folder
 from journey.commands.transitions import load_transitions
 from journey.datasets import ImageFolder
 from journey.errors import StoreMismatchError
