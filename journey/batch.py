@@ -30,6 +30,16 @@ class Drawn(NamedTuple):
     condition: Condition | None
     weights: Tensor | None
 
+    def apart(self, count: int) -> Drawn:
+        """Return the first draws of one image, each as that of an image of its own."""
+        timesteps, noise, told, weights = self
+        return Drawn(
+            timesteps.view(-1, 1, 1)[:count],
+            noise.flatten(0, 2)[:count, None, None],
+            None if told is None else told.select(slice(0, count)),
+            None if weights is None else weights.view(-1, 1, 1)[:count],
+        )
+
 
 def measure_batch(
     featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool = False

@@ -20,13 +20,14 @@ from journey.curvature import Curvature
 from journey.curvature_blocks import EigenBlock
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
-from journey.featurizer import Selection, selector
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
+from journey.passes import Passes
 from journey.projectors import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients
 from journey.second_moments import accumulate_, check_finite, eigen
+from journey.selection import Selection, selector
 from journey.weight_grad import as_positions
 
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
@@ -58,7 +59,8 @@ def fit_ekfac(
 
     Two passes over images and draws, each a forward and a backward pass per draw (with ``exact``, one per entry of the
     output), then an eigendecomposition in float64 of a matrix for each side of each weight. Sums are float64. Peak
-    memory: the layers' inputs and output gradients, and the gradients of one parameter, of up to 128 draws.
+    memory: the layers' inputs and output gradients, and the gradients of one parameter, of up to 128 draws, fewer
+    where the former would take over 4 GiB.
 
     Args:
         model: In any form that ``journey.featurize`` takes.
@@ -90,18 +92,22 @@ def fit_ekfac(
     gradients = PseudoGradients(denoiser, images, draws, condition, exact, seed)
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
     largest = max(slot.rows * slot.cols for slot in engine.slots.values())
-    rows_per_batch = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
-    bar = tqdm(total=2 * gradients.num_gradients, unit="draw", desc="curvature", disable=not progress)
-    factors = _Factors(engine.slots, denoiser.device)
-    gradients.hand_out(engine, rows_per_batch, factors.add, bar)
-    blocks = {name: factors.pop_basis(name) for name in engine.slots}
 
-    def correct(slot: ParameterSlot, contributions: list[Contribution], count: int) -> None:
-        squares = blocks[slot.name].rotate(row_gradients(slot, contributions, count))[0].square()
-        blocks[slot.name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / gradients.num_rows)
+    def fit(rows: int) -> dict[str, EigenBlock]:
+        with tqdm(total=2 * gradients.num_gradients, unit="draw", desc="curvature", disable=not progress) as bar:
+            factors = _Factors(engine.slots, denoiser.device)
+            gradients.hand_out(engine, rows, factors.add, bar)
+            blocks = {name: factors.pop_basis(name) for name in engine.slots}
 
-    gradients.hand_out(engine, rows_per_batch, correct, bar)
-    bar.close()
+            def correct(slot: ParameterSlot, contributions: list[Contribution], count: int) -> None:
+                squares = blocks[slot.name].rotate(row_gradients(slot, contributions, count))[0].square()
+                blocks[slot.name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / gradients.num_rows)
+
+            gradients.hand_out(engine, rows, correct, bar)
+        return blocks
+
+    most = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
+    blocks = Passes(denoiser.network).run(fit, gradients.first_row(), min(most, gradients.num_rows))
     for name, block in blocks.items():
         check_finite(name, block.eigenvalues)
     mean = sum(block.eigenvalues.sum() for block in blocks.values()) / engine.num_parameters

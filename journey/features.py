@@ -16,12 +16,13 @@ from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import CorruptShardError, StoreMismatchError
-from journey.featurizer import Featurizer, Selection
+from journey.featurizer import Featurizer
 from journey.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
 from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.selection import Selection
 from journey.solve import Spectrum
 from journey.store import FeatureStore
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any, Literal
 
 from journey import _native
-from journey.batch import measure_batch
+from journey.batch import draw_batch
 from journey.checkpoints import Checkpoint, as_checkpoints
 from journey.condition import Encoded
 from journey.curvature import Whitened
@@ -17,7 +19,7 @@ from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
 from journey.features import Features, check_choices, fingerprints, use_store_fits
-from journey.featurizer import Featurizer, Selection
+from journey.featurizer import Featurizer
 from journey.fill_store import fill_store
 from journey.fingerprint import TensorFingerprint, fingerprint_json
 from journey.left_out import LeftOutLoss
@@ -25,6 +27,7 @@ from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, largest_batch
 from journey.projectors import Projector
+from journey.selection import Selection
 from journey.store import FeatureStore, StoreMismatchError
 from journey.store_fits import fit_to_store
 
@@ -81,9 +84,10 @@ def featurize(
         checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
-        batch_size: Images per batch; by default as many as make 64 rows with their draws. Changes features only by
-            rounding. ``"auto"`` measures small batches and takes the largest that fits ``memory``; should memory run
-            out all the same, batches are halved from there on, with a warning, and no finished row is lost.
+        batch_size: Images whose draws go through the network at once. By default as many as make 64 draws, and no more
+            of these at once than keep 4 GiB for the backward pass, be it a part of one image's. ``"auto"`` measures
+            small batches and takes the largest that fits ``memory``. Should memory run out all the same, batches are
+            halved from there on, with a warning, and no finished row is lost. Changes features only by rounding.
         memory: Bytes that a batch may take besides the model, with ``batch_size="auto"``; half of what is free by
             default.
         shard_size: Images per file.
@@ -126,20 +130,15 @@ def featurize(
     if memory is not None and (not adaptive or memory < 1):
         raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
     weights = as_checkpoints(checkpoints)
-    featurizer = Featurizer(
-        denoiser,
-        measurement=measurement,
-        projector=projector,
-        select=select,
-        uncovered=uncovered,
-    )
+    featurizer = Featurizer(denoiser, measurement=measurement, projector=projector, select=select, uncovered=uncovered)
+    each = draws.bins * draws.num_draws
     if isinstance(batch_size, int):
-        size = batch_size
+        featurizer.passes.most = batch_size * each
     elif adaptive:
         # What an earlier process of this run measured goes: a store has one batch size.
-        size = _stored_batch_size(out) or _measured_batch_size(featurizer, dataset, draws, memory, shard_size)
-    else:
-        size = max(1, _ROWS_PER_BATCH // (draws.bins * draws.num_draws))
+        rows = _stored_rows(out, each) or _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
+        featurizer.passes.most = rows if rows < each else rows // each * each
+    size = (featurizer.passes.most or max(each, _ROWS_PER_BATCH // each * each)) / each
     manifest = Manifest(
         num_samples=len(dataset),
         shard_size=shard_size,
@@ -150,60 +149,63 @@ def featurize(
         fingerprints={
             **fingerprints(featurizer, draws, weights),
             "dataset": fingerprint_dataset(dataset, denoiser),
-            "batch_size": size,
+            "batch_size": int(size) if size >= 1 else size,
         },
     )
     try:
         store = FeatureStore.create_or_resume(out, manifest)
     except StoreMismatchError:
-        stored = _stored_batch_size(out)
-        if not adaptive or stored in (None, size):
+        stored = _stored_rows(out, each)
+        if not adaptive or stored in (None, featurizer.passes.most):
             raise
-        size = stored  # another process of this run measured at the same time, and was first
-        manifest = replace(manifest, fingerprints={**manifest.fingerprints, "batch_size": size})
-        store = FeatureStore.create_or_resume(out, manifest)
+        featurizer.passes.most = stored  # another process of this run measured at the same time, and was first
+        size = stored / each
+        own = {**manifest.fingerprints, "batch_size": int(size) if size >= 1 else size}
+        store = FeatureStore.create_or_resume(out, replace(manifest, fingerprints=own))
     features = Features(store, featurizer, draws, weights)
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
     if not use_store_fits(featurizer, features.store.path):
-        rows = size * draws.bins * draws.num_draws
-        fit_to_store(features, encoded, rows, adaptive, progress=progress)
-    fill_store(
-        features,
-        encoded,
-        size,
-        adaptive=adaptive,
-        rank=rank,
-        world_size=world_size,
-        check=check,
-        progress=progress,
-    )
+        fit_to_store(features, encoded, progress=progress)
+    fill_store(features, encoded, max(1, int(size)), rank=rank, world_size=world_size, check=check, progress=progress)
     return features
 
 
-def _stored_batch_size(out: str | os.PathLike[str]) -> int | None:
+def _stored_rows(out: str | os.PathLike[str], each: int) -> int | None:
+    """Draws that go through the network at once in what is stored already."""
     try:
         stored = FeatureStore.open(out).manifest.fingerprints.get("batch_size")
     except FileNotFoundError:
         return None
-    return stored if isinstance(stored, int) else None
+    return round(stored * each) if isinstance(stored, int | float) else None
 
 
-def _measured_batch_size(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
+def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
     """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
     # What may still have to be fitted is left away.
     if isinstance(featurizer.measurement, LeftOutLoss):
         featurizer = featurizer.change(measurement=TrainingLoss())
     if isinstance(featurizer.projector, Whitened):
         featurizer = featurizer.change(projector=featurizer.projector.inner)
-    sample = featurizer.denoiser.encode([dataset[0]], [0])
+    denoiser, each = featurizer.denoiser, draws.bins * draws.num_draws
+    sample = denoiser.encode([dataset[0]], [0])
 
-    def run(size: int) -> None:
-        measure_batch(featurizer, draws, Encoded.cat([sample] * size), [0] * size)
+    def run(rows: int) -> None:
+        featurizer.passes.most = rows
+        count = ceil(rows / each)
+        drawn = draw_batch(denoiser, draws, Encoded.cat([sample] * count), [0] * count)
+        if rows < each:
+            count, drawn = rows, drawn.apart(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            featurizer.features(sample.x0.expand(count, -1, -1, -1), **drawn._asdict())
+        if featurizer.passes.most < rows:
+            raise MemoryError
 
-    device = featurizer.denoiser.device
-    budget = default_budget(device) if memory is None else memory
-    return largest_batch(run, device, budget=budget, most=min(most, len(dataset)))
+    # Parts of one sample's draws, then samples.
+    sizes = [*(2**i for i in range((each - 1).bit_length())), each, 2 * each, 4 * each]
+    budget = default_budget(denoiser.device) if memory is None else memory
+    return largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
 
 
 def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:

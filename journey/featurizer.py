@@ -5,9 +5,7 @@ Training images and queries go through the same code, so that their features can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from copy import copy
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -20,11 +18,10 @@ from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.layer_rules import Contribution
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
+from journey.passes import Passes, part_of, split_rows
 from journey.projectors import ParameterSlot, Projector
 from journey.row_gradients import squared_norms
-
-# Which parameters are measured: a function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
-Selection = Callable[[str], bool] | str | Sequence[str]
+from journey.selection import Selection, selector
 
 
 class Featurizer:
@@ -37,10 +34,12 @@ class Featurizer:
         select: Which trainable parameters are measured: a function of the name, or one or several glob patterns such as
             ``"*.attn*.to_k.*"``; all by default. With LoRA layers these are the adapters': peft freezes the others.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+        rows_per_pass: How many rows (draws of images) go through the network at once, which changes features only by
+            rounding; by default as many as keep 4 GiB for the backward pass.
 
     Raises:
         CoverageError: If parameters are not covered, see ``journey.gradients.GradientEngine``.
-        ValueError: If a pattern matches no trainable parameter.
+        ValueError: If a pattern matches no trainable parameter, or ``rows_per_pass`` is not positive.
     """
 
     def __init__(
@@ -51,10 +50,14 @@ class Featurizer:
         projector: Projector,
         select: Selection | None = None,
         uncovered: Literal["error", "autograd"] = "error",
+        rows_per_pass: int | None = None,
     ) -> None:
+        if rows_per_pass is not None and rows_per_pass < 1:
+            raise ValueError(f"rows_per_pass must be positive, got {rows_per_pass}")
         self.denoiser = denoiser
         self.measurement = measurement
         self.projector = projector
+        self.passes = Passes(denoiser.network, rows_per_pass)
         chosen = selector(select, denoiser)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
 
@@ -86,7 +89,8 @@ class Featurizer:
 
         ``features[i, b] = projector(grad of mean_d measurement(images[i], timesteps[i, b, d], noise[i, b, d]))``
 
-        All draws of all images go through the denoiser in one batch.
+        Rows, the draws of all images, go through the denoiser in batches of ``rows_per_pass``. Should memory run out,
+        this number is halved for good, with a warning.
 
         Args:
             images: Clean images in the model's range, float32. [num_samples, C, H, W]
@@ -98,7 +102,7 @@ class Featurizer:
             weights: How much each draw counts in the mean over its bin (``Draws.row_weights``); None is one each.
                 [num_samples, bins, num_draws]
             ids: Names the images in errors.
-            check: Also compare with autograd's gradient of the whole batch, which costs one training step.
+            check: Also compare the first batch with autograd's gradient of it, which costs one training step.
 
         Returns:
             Features, float32 [num_samples, bins, proj_dim], and the mean measurements, float32 [num_samples, bins], on
@@ -115,10 +119,10 @@ class Featurizer:
             a constant factor.
         """
         num_samples, bins, num_draws = timesteps.shape
-        num_rows = timesteps.numel()
         values = self._values(images, timesteps, noise, condition, mask, weights)
-        features = torch.zeros(num_samples * bins, self.features_dim, device=self.denoiser.device)
-        measured = self.engine.add_gradients_(features, values, num_rows=num_rows, projector=self.projector)
+        features, measured = self.passes.run(
+            lambda rows: self._project(values, num_samples * bins, num_draws, rows, check), values, timesteps.numel()
+        )
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
         features = features.view(num_samples, bins, -1)
         finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
@@ -136,8 +140,6 @@ class Featurizer:
                 f"nothing of them was kept{begun}. Check the model's weights and the images; a float16 model may need "
                 "bfloat16 or float32"
             )
-        if check:
-            self.engine.check(features.flatten(0, 1), values, num_rows=num_rows, projector=self.projector)
         return features, averages
 
     def layer_sizes(
@@ -162,8 +164,22 @@ class Featurizer:
             Norms and largest entries, one group for each image and bin, bins fastest.
         """
         values = self._values(images, timesteps, noise, condition, None, weights)
-        num_groups = timesteps.shape[0] * timesteps.shape[1]
-        return gauge_layers(self.engine, values, num_rows=timesteps.numel(), num_groups=num_groups)
+        num_samples, bins, num_draws = timesteps.shape
+
+        def gauge(rows: int) -> LayerSizes:
+            # A bin's draws that do not go through at once are not added up: the first ones stand for all.
+            parts = [p for p in split_rows(num_samples * bins, num_draws, rows) if p.start % num_draws == 0]
+            sizes = [
+                gauge_layers(
+                    self.engine, part_of(values, p), num_rows=p.stop - p.start, num_groups=_groups(p, num_draws)
+                )
+                for p in parts
+            ]
+            return LayerSizes(
+                sizes[0].layers, torch.cat([s.norms for s in sizes]), torch.cat([s.largest for s in sizes])
+            )
+
+        return self.passes.run(gauge, values, timesteps.numel())
 
     def norms(
         self,
@@ -195,14 +211,41 @@ class Featurizer:
             ValueError: If ``condition`` has another number of rows.
         """
         values = self._values(images, timesteps, noise, condition, mask, None)
-        num_rows, columns = timesteps.numel(), {name: i for i, name in enumerate(self.engine.slots)}
-        norms = torch.zeros(num_rows, len(columns), device=self.denoiser.device)
+        num_rows = timesteps.numel()
+        columns = {name: i for i, name in enumerate(self.engine.slots)}
 
-        def measure(slot: ParameterSlot, contributions: list[Contribution]) -> None:
-            norms[:, columns[slot.name]] = squared_norms(slot, contributions, num_rows).sqrt()
+        def measure(rows: int) -> Tensor:
+            norms = torch.zeros(num_rows, len(columns), device=self.denoiser.device)
+            for part in split_rows(num_rows, 1, rows):
+                found = norms[part]
 
-        self.engine.hand_out(values, num_rows=num_rows, num_groups=num_rows, receive=measure)
-        return norms.view(*timesteps.shape, -1)
+                def receive(slot: ParameterSlot, contributions: list[Contribution], found: Tensor = found) -> None:
+                    found[:, columns[slot.name]] = squared_norms(slot, contributions, len(found)).sqrt()
+
+                here, count = part_of(values, part), len(found)
+                self.engine.hand_out(here, num_rows=count, num_groups=count, receive=receive)
+            return norms
+
+        return self.passes.run(measure, values, num_rows).view(*timesteps.shape, -1)
+
+    def _project(
+        self, values: Values, num_groups: int, num_draws: int, rows: int, check: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Projected gradients of groups of draws, [num_groups, features_dim], and values of all rows."""
+        features = torch.zeros(num_groups, self.features_dim, device=self.denoiser.device)
+        measured = []
+        for part in split_rows(num_groups, num_draws, rows):
+            here, count = part_of(values, part), part.stop - part.start
+            groups = features[part.start // num_draws :][: _groups(part, num_draws)]
+            whole = count == len(groups) * num_draws
+            added = groups if whole else torch.zeros_like(groups)
+            measured.append(self.engine.add_gradients_(added, here, num_rows=count, projector=self.projector))
+            if check and torch.isfinite(added).all():
+                self.engine.check(added, here, num_rows=count, projector=self.projector)
+            check = False
+            if not whole:
+                groups += added * (count / num_draws)
+        return features, torch.cat(measured)
 
     def _values(
         self,
@@ -246,19 +289,10 @@ class Featurizer:
         return values
 
 
-def selector(select: Selection | None, denoiser: Denoiser) -> Callable[[str], bool] | None:
-    """The selection as a function of the name."""
-    if select is None or callable(select):
-        return select
-    patterns = [select] if isinstance(select, str) else list(select)
-    names = [name for name, p in denoiser.network.named_parameters() if p.requires_grad]
-    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
-    if unused or not patterns:
-        raise ValueError(
-            f"select must be patterns of trainable parameters, got {', '.join(map(repr, unused)) or 'none'} that match "
-            f"none of {len(names)}, such as {', '.join(names[:3])}"
-        )
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+def _groups(part: slice, num_draws: int) -> int:
+    """How many groups of draws the rows of a part belong to."""
+    num_rows: int = part.stop - part.start
+    return max(1, num_rows // num_draws)
 
 
 def _per_row(condition: Condition, num_samples: int, num_rows: int) -> Condition:

@@ -23,15 +23,16 @@ from journey.curvature import Curvature
 from journey.curvature_blocks import KroneckerBlock
 from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
-from journey.featurizer import Selection, selector
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
+from journey.passes import Passes
 from journey.projectors import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients, squared_norms
 from journey.second_moments import accumulate_, check_finite, eigen
+from journey.selection import Selection, selector
 
-# Draws that go through the network at once.
+# Draws that go through the network at once where nobody says: more bring nothing.
 ROWS_PER_BATCH = 32
 # A larger side counts as the identity: its eigenvectors would cost more than they bring.
 LARGEST_SIDE = 4096
@@ -50,7 +51,7 @@ def fit_kfac(
     select: Selection | None = None,
     uncovered: Literal["error", "autograd"] = "error",
     seed: int = 0,
-    rows_per_batch: int = ROWS_PER_BATCH,
+    rows_per_batch: int | None = None,
     progress: bool = True,
 ) -> Curvature:
     """Fit Kronecker factors of the curvature of the training loss of a model under its current weights.
@@ -72,7 +73,8 @@ def fit_kfac(
         select: Which trainable parameters, as for ``Featurizer``; all by default.
         uncovered: As for ``Featurizer``.
         seed: Names the sampled directions.
-        rows_per_batch: Draws that go through the network at once. Changes the curvature only by rounding.
+        rows_per_batch: Draws that go through the network at once; by default 32, fewer where these would keep more than
+            4 GiB for the backward pass. Changes the curvature only by rounding.
         progress: Show a progress bar.
 
     Returns:
@@ -89,36 +91,42 @@ def fit_kfac(
         Grosse and Martens, "A Kronecker-factored Approximate Fisher Matrix for Convolution Layers", ICML 2016, there
         with the taps of the kernel in A.
     """
+    if rows_per_batch is not None and rows_per_batch < 1:
+        raise ValueError(f"rows_per_batch must be positive, got {rows_per_batch}")
     denoiser = as_denoiser(model)
     gradients = PseudoGradients(denoiser, images, draws, condition, False, seed)
     engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
-    return fit_factors(gradients, engine, rows_per_batch, progress=progress)
+    passes = Passes(denoiser.network, rows_per_batch)
+    return fit_factors(gradients, engine, passes, rows_per_batch or ROWS_PER_BATCH, progress=progress)
 
 
 def fit_factors(
-    gradients: PseudoGradients, engine: GradientEngine, rows_per_batch: int, *, progress: bool
+    gradients: PseudoGradients, engine: GradientEngine, passes: Passes, rows_per_batch: int, *, progress: bool
 ) -> Curvature:
     """Fit Kronecker factors to pseudo-gradients, see ``fit_kfac``.
 
     Args:
         gradients: What is fitted to.
         engine: Captures the gradients of the parameters that get a block.
-        rows_per_batch: As for ``fit_kfac``.
+        passes: Bounds how many draws go through the network at once.
+        rows_per_batch: Another bound, and what is taken where the other is wider.
         progress: Likewise.
 
     Returns:
         The curvature.
 
     Raises:
-        ValueError: If ``rows_per_batch`` is not positive.
         NonFiniteGradientError: If a pseudo-gradient is NaN or infinite; names the parameter.
     """
-    if rows_per_batch < 1:
-        raise ValueError(f"rows_per_batch must be positive, got {rows_per_batch}")
-    factors = _Factors(engine.slots, gradients.denoiser.device)
-    total = gradients.num_gradients
-    with tqdm(total=total, unit="draw", desc="curvature", disable=not progress, dynamic_ncols=True) as bar:
-        gradients.hand_out(engine, rows_per_batch, factors.add, bar)
+
+    def fit(rows: int) -> _Factors:
+        factors = _Factors(engine.slots, gradients.denoiser.device)
+        total = gradients.num_gradients
+        with tqdm(total=total, unit="draw", desc="curvature", disable=not progress, dynamic_ncols=True) as bar:
+            gradients.hand_out(engine, rows, factors.add, bar)
+        return factors
+
+    factors = passes.run(fit, gradients.first_row(), min(rows_per_batch, gradients.num_rows))
     blocks = {name: factors.pop_block(name, gradients.num_rows) for name in engine.slots}
     sizes = {name: slot.rows * slot.cols for name, slot in engine.slots.items()}
     floor = _FLOOR * sum(sizes[name] * block.scale for name, block in blocks.items()) / sum(sizes.values())

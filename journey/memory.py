@@ -1,9 +1,9 @@
-"""How much memory a batch takes, and what to do when it was too much."""
+"""How much memory a batch takes, measured."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,29 +23,33 @@ def default_budget(device: torch.device) -> int:
     return _proc_bytes("/proc/meminfo", "MemAvailable") // 2
 
 
-def largest_batch(run: Callable[[int], object], device: torch.device, *, budget: int, most: int) -> int:
+def largest_batch(
+    run: Callable[[int], object], device: torch.device, *, sizes: Sequence[int], budget: int, most: int
+) -> int:
     """Return the largest batch whose peak memory fits a budget, from measurements of small ones.
 
-    Batches of 1, 2 and 4 are run; memory is taken to grow with the batch as between the last two. The memory that is in
-    use before, the model's, does not count.
+    Memory is taken to grow with the batch as between the last two that are run. What is in use before, the model's,
+    does not count.
 
     Args:
-        run: Processes a batch of some size, as large as 4.
+        run: Processes a batch of some size.
         device: Where it runs.
+        sizes: Which batches are run, from small to large, while they fit; at least two.
         budget: Bytes that a batch may take at its peak.
         most: Largest size of interest.
 
     Returns:
-        The size, from 1 to ``most``.
+        The size, from the first of ``sizes`` to ``most``.
 
     Raises:
-        ValueError: If not even one sample fits, or the system does not tell how much memory a process took.
+        ValueError: If not even the first of ``sizes`` fits, or the system does not tell how much memory was taken.
     """
     before = _peak(device, lambda: None)
     peaks: dict[int, int] = {}
-    for size in (1, 2, 4):
+    fitting = 0
+    for size in sizes:
         if size > most:
-            return size // 2
+            return fitting
         try:
             peaks[size] = _peak(device, lambda size=size: run(size)) - before  # type: ignore[misc]
         except Exception as error:
@@ -53,14 +57,15 @@ def largest_batch(run: Callable[[int], object], device: torch.device, *, budget:
                 raise
             peaks[size] = budget + 1
         if peaks[size] > budget:
-            if size == 1:
+            if not fitting:
                 raise ValueError(
-                    f"memory must be enough for a batch of one sample, which took {_gib(peaks[1])} of the "
-                    f"{_gib(budget)} allowed; use fewer draws per bin or a larger budget"
+                    f"memory must be enough for one draw of an image, which took {_gib(peaks[size])} of the "
+                    f"{_gib(budget)} allowed"
                 )
-            return size // 2
-    slope = max(1, (peaks[4] - peaks[2]) / 2)
-    return int(max(4, min(most, 4 + (_FILLED * budget - peaks[4]) / slope)))
+            return fitting
+        fitting = size
+    slope = max(1, (peaks[sizes[-1]] - peaks[sizes[-2]]) / (sizes[-1] - sizes[-2]))
+    return int(max(fitting, min(most, fitting + (_FILLED * budget - peaks[fitting]) / slope)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -85,6 +85,10 @@ class PseudoGradients:
                 _hand_out(engine, values, len(rows), receive)
                 bar.update(len(rows))
 
+    def first_row(self) -> Values:
+        """The pseudo-loss of one row: what it costs to go through the network."""
+        return next(self.pseudo_losses(torch.arange(1)))
+
     def pseudo_losses(self, rows: Tensor) -> Iterator[Values]:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
         denoiser, device, shape = self.denoiser, self.denoiser.device, tuple(self.images.shape[1:])

@@ -15,13 +15,10 @@ from journey.errors import NonFiniteGradientError
 from journey.features import CURVATURE_FILE, PRIOR_FILE, Features, use_store_fits
 from journey.kfac import ROWS_PER_BATCH, fit_factors
 from journey.left_out import LeftOutLoss, Prior
-from journey.memory import is_out_of_memory
 from journey.pseudo_gradients import PseudoGradients
 
 
-def fit_to_store(
-    features: Features, encoded: EncodedDataset, rows_per_batch: int, adaptive: bool, *, progress: bool
-) -> None:
+def fit_to_store(features: Features, encoded: EncodedDataset, *, progress: bool) -> None:
     """Fit the prior and the curvature that measurement and projector are without, keep them, and put them in place.
 
     To which images depends on their number alone. Several processes may do this at once: the first to finish decides
@@ -30,8 +27,6 @@ def fit_to_store(
     Args:
         features: The store, and the featurizer, whose measurement or projector is not ready for use.
         encoded: The images as the network takes them.
-        rows_per_batch: Draws that featurizing has room for at once.
-        adaptive: Go on with half as many where memory runs out.
         progress: Show a progress bar.
 
     Raises:
@@ -45,42 +40,33 @@ def fit_to_store(
         with contextlib.suppress(FileExistsError):
             Prior.of(samples.x0).save(features.store.path / PRIOR_FILE, exclusive=True)
     if not use_store_fits(features.featurizer, features.store.path):
-        curvature = _fit_curvature(features, samples, ids, rows_per_batch, adaptive, progress)
+        curvature = _fit_curvature(features, samples, ids, progress)
         with contextlib.suppress(FileExistsError):
             curvature.save(features.store.path / CURVATURE_FILE, exclusive=True)
         use_store_fits(features.featurizer, features.store.path)
 
 
-def _fit_curvature(
-    features: Features, samples: Encoded, ids: list[int], rows_per_batch: int, adaptive: bool, progress: bool
-) -> Curvature:
+def _fit_curvature(features: Features, samples: Encoded, ids: list[int], progress: bool) -> Curvature:
     """Fit the curvature of the last checkpoint."""
     featurizer = features.featurizer
     draws = StratifiedDraws(FITTED_TO_STORE["num_draws"], antithetic=False)
     told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
     gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
-    rows = min(ROWS_PER_BATCH, rows_per_batch)
-    while True:
+    with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
         try:
-            with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
-                return fit_factors(gradients, featurizer.engine, rows, progress=progress)
+            return fit_factors(gradients, featurizer.engine, featurizer.passes, ROWS_PER_BATCH, progress=progress)
         except NonFiniteGradientError:
             _name_fault(features, samples, ids)
             raise
-        except Exception as error:
-            if not (adaptive and rows > 1 and is_out_of_memory(error)):
-                raise
-            rows //= 2
 
 
 def _name_fault(features: Features, samples: Encoded, ids: list[int]) -> None:
-    """Raise with image, timestep and layer, where the images' own gradients are not finite either."""
+    """Raise with image, timestep and layer, where the images' own gradients are not finite either, as weights are."""
     spec = features.featurizer.projector
     assert isinstance(spec, Whitened)
     plain = features.featurizer.change(projector=spec.inner)
-    with loaded(plain.denoiser.network, features.checkpoints[-1]):
-        for at, i in enumerate(ids):
-            measure_batch(plain, features.draws, samples.select(at, at + 1), [i])
+    for at, i in enumerate(ids):
+        measure_batch(plain, features.draws, samples.select(at, at + 1), [i])
 
 
 def fitted_ids(num_samples: int) -> list[int]:

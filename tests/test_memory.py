@@ -38,24 +38,27 @@ def take(mib_per_sample: int, sizes: list[int], size: int) -> None:
 
 def test_the_largest_batch_fills_the_budget_and_does_not_exceed_it():
     sizes: list[int] = []
-    largest = largest_batch(lambda size: take(32, sizes, size), CPU, budget=1024 * MIB, most=1000)
+    largest = largest_batch(lambda size: take(32, sizes, size), CPU, sizes=[1, 2, 4], budget=1024 * MIB, most=1000)
     # 32 samples fit; a tenth is left free, and the allocator's own pages blur what is measured.
     assert 20 <= largest <= 32
     assert sizes == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("budget", "most", "expected"), [(48, 100, 1), (96, 100, 2), (10**6, 3, 2), (10**6, 1, 1)])
+@pytest.mark.parametrize(("budget", "most", "expected"), [(48, 100, 1), (80, 100, 2), (10**6, 3, 2), (10**6, 1, 1)])
 def test_small_budgets_and_small_datasets_bound_the_batch(budget, most, expected):
-    assert largest_batch(lambda size: take(32, [], size), CPU, budget=budget * MIB, most=most) == expected
+    def run(size: int) -> None:
+        take(32, [], size)
+
+    assert largest_batch(run, CPU, sizes=[1, 2, 5], budget=budget * MIB, most=most) == expected
 
 
 def test_a_batch_never_exceeds_what_is_asked_for():
-    assert largest_batch(lambda size: take(1, [], size), CPU, budget=10**12, most=77) == 77
+    assert largest_batch(lambda size: take(1, [], size), CPU, sizes=[1, 2, 4], budget=10**12, most=77) == 77
 
 
 def test_a_sample_that_does_not_fit_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"memory must be enough .* took 0\.\d+ GiB of the 0\.02 GiB allowed"):
-        largest_batch(lambda size: take(64, [], size), CPU, budget=16 * MIB, most=10)
+        largest_batch(lambda size: take(64, [], size), CPU, sizes=[1, 2], budget=16 * MIB, most=10)
 
 
 def test_running_out_while_measuring_bounds_the_batch_and_other_errors_pass():
@@ -63,9 +66,9 @@ def test_running_out_while_measuring_bounds_the_batch_and_other_errors_pass():
         if size > 2:
             torch.empty(2**58)
 
-    assert largest_batch(scarce, CPU, budget=10**12, most=100) == 2
+    assert largest_batch(scarce, CPU, sizes=[1, 2, 4], budget=10**12, most=100) == 2
     with pytest.raises(KeyError):
-        largest_batch(lambda size: {}[size], CPU, budget=10**12, most=100)
+        largest_batch(lambda size: {}[size], CPU, sizes=[1, 2], budget=10**12, most=100)
 
 
 def test_an_impossible_allocation_is_recognised_and_other_errors_are_not():
@@ -95,29 +98,44 @@ def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypat
     assert torch.equal(run(tmp_path / "f", batch_size="auto").matrix(), features.matrix())
 
 
-def test_running_out_halves_the_batch_and_loses_no_row(tmp_path, monkeypatch):
-    expected = run(tmp_path / "expected", batch_size=2).matrix()
-    original, sizes = journey.Featurizer.features, []
-
-    def scarce(self: journey.Featurizer, images: torch.Tensor, *args: Any, **options: Any) -> Any:
-        sizes.append(len(images))
-        if len(images) > 2:
-            torch.empty(2**58)
-        return original(self, images, *args, **options)
-
-    monkeypatch.setattr(featurize_module, "largest_batch", lambda *args, **options: 5)
-    monkeypatch.setattr(journey.Featurizer, "features", scarce)
-    with pytest.warns(UserWarning, match="memory ran out for a batch of 5 samples; going on with 2"):
+@pytest.mark.parametrize(("rows", "stored"), [(1, 0.5), (2, 1), (3, 1), (8, 4)])
+def test_what_fits_is_kept_in_images_be_it_a_part_of_one(tmp_path, monkeypatch, rows, stored):
+    expected = run(tmp_path / "expected", batch_size=9).matrix()
+    with monkeypatch.context() as patch:
+        patch.setattr(featurize_module, "largest_batch", lambda *args, **options: rows)
         features = run(tmp_path / "f", batch_size="auto")
-    assert sizes == [5, 2, 2, 2, 2, 1]
-    assert torch.equal(features.matrix(), expected)
+    assert features.store.manifest.fingerprints["batch_size"] == stored
+    torch.testing.assert_close(features.matrix(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    again = run(tmp_path / "f", batch_size="auto")  # measures nothing, but goes on with what was stored
+    assert again.featurizer.passes.most == stored * 2
+
+
+def test_one_draw_of_an_image_is_measured_where_all_do_not_fit(tmp_path, monkeypatch):
+    seen = []
+
+    def measure(work, device, *, sizes, budget, most):
+        for size in sizes:
+            work(size)
+        seen.append((sizes, most))
+        return 1
+
+    monkeypatch.setattr(featurize_module, "largest_batch", measure)
+    run(tmp_path / "f", batch_size="auto", draws=StratifiedDraws(num_draws=5), shard_size=3)
+    assert seen == [([1, 2, 4, 5, 10, 20], 15)]
+
+
+def test_running_out_while_measuring_is_told_to_the_measurement(tmp_path, monkeypatch):
+    class Scarce(SmallDenoiser):
+        def forward(self, x_t, timesteps):
+            if len(x_t) > 4:
+                torch.empty(2**58)
+            return super().forward(x_t, timesteps)
+
+    options = {"projector": CountSketch(64), "draws": StratifiedDraws(num_draws=2), "progress": False}
+    model = (Scarce(), make_scheduler())
+    features = journey.featurize(model, Images(make_images(9)), tmp_path / "f", batch_size="auto", **options)
+    assert features.store.manifest.fingerprints["batch_size"] == 2
     assert FeatureStore.open(tmp_path / "f").is_complete
-
-
-def test_running_out_with_a_batch_that_the_caller_chose_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(journey.Featurizer, "features", lambda *args, **options: torch.empty(2**58))
-    with pytest.raises(RuntimeError, match=r"(?i)allocate memory"):
-        run(tmp_path / "f", batch_size=4)
 
 
 @pytest.mark.parametrize("options", [{"memory": 10**9}, {"batch_size": "auto", "memory": 0}])

@@ -60,7 +60,7 @@ def add(commands: Commands) -> None:
     add_measured(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
     parser.add_argument(
-        "--batch-size", type=_batch_size, help="images per batch (default: 64 rows with their draws), or auto"
+        "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, or what keeps 4 GiB), or auto"
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
     parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
