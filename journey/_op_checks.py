@@ -12,6 +12,12 @@ MAX_NNZ = 64
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def check_tensors(**named: Tensor) -> None:
+    for name, given in named.items():
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+
+
 def check_sketch_dim(features: Tensor) -> None:
     if features.shape[1] % LANES or features.shape[1] == 0:
         raise ValueError(f"proj_dim must be a positive multiple of {LANES}, got features {list(features.shape)}")

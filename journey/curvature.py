@@ -17,7 +17,7 @@ from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
 from journey.fingerprint import fingerprint_tensors
 from journey.geometry import ConvGeometry
 from journey.projectors import CountSketch, ParameterSlot, Projector
-from journey.saved import read_hashed, write_hashed
+from journey.saved import read_tensors, write_tensors
 
 # How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
 # to be encoded for it. With the model and the images that a store names this determines it.
@@ -61,7 +61,7 @@ class Curvature:
         Raises:
             FileExistsError: If ``exclusive`` and the file exists.
         """
-        write_hashed(path, self._tensors(), exclusive=exclusive)
+        write_tensors(path, "curvature", self._tensors(), exclusive=exclusive)
 
     @staticmethod
     def load(path: str | Path, origin: Mapping[str, Any] | None = None) -> Curvature:
@@ -77,7 +77,7 @@ class Curvature:
         Raises:
             ValueError: If the file holds something else, or is damaged.
         """
-        tensors = read_hashed(path, "Curvature.save")
+        tensors = read_tensors(path, "curvature")
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.rpartition("/")
@@ -86,7 +86,7 @@ class Curvature:
         for name, found in parts.items():
             kind = next((k for k in (EigenBlock, KroneckerBlock) if k.parts_fit(found.keys())), None)
             if kind is None:
-                raise ValueError(f"path must be a file that Curvature.save wrote, got {path}")
+                raise ValueError(f"{path} is damaged or of another version: {name} has the parts {', '.join(found)}")
             blocks[name] = kind(**found)
         return Curvature(blocks, origin)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from journey.fingerprint import fingerprint_tensors
 from journey.measurements import PixelMeasurement, Prediction
-from journey.saved import read_hashed, write_hashed
+from journey.saved import read_tensors, write_tensors
 
 # How featurize finds the prior itself; with the images that a store names this determines it.
 PRIOR_OF_STORE: dict[str, Any] = {"fit": "mean and variance", "num_images": 512, "run": 32}
@@ -67,7 +67,7 @@ class Prior:
         Raises:
             FileExistsError: If ``exclusive`` and the file exists.
         """
-        write_hashed(path, self._tensors(), exclusive=exclusive)
+        write_tensors(path, "prior", self._tensors(), exclusive=exclusive)
 
     @staticmethod
     def load(path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> Prior:
@@ -84,7 +84,8 @@ class Prior:
             FileNotFoundError: If there is no such file.
             ValueError: If the file holds something else, or is damaged.
         """
-        return Prior(**read_hashed(path, "Prior.save"), origin=origin)
+        found = read_tensors(path, "prior", ("mean", "variance"))
+        return Prior(found["mean"], found["variance"], origin)
 
     def fingerprint(self) -> Any:
         """Return the origin, or else the hash of mean and variance, as JSON values."""

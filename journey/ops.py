@@ -26,6 +26,7 @@ from journey._op_checks import (
     check_key,
     check_nnz,
     check_sketch_dim,
+    check_tensors,
     walk,
 )
 from journey.geometry import ConvGeometry
@@ -91,6 +92,7 @@ def philox_words(
     Reference:
         Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
+    check_tensors(keys=keys, indices=indices, minors=minors)
     for name, tensor in (("keys", keys), ("indices", indices), ("minors", minors)):
         check_int64_vector(name, tensor, keys)
     if not 0 <= stream < 2**32:
@@ -121,6 +123,7 @@ def philox_normal(
     Reference:
         Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
     """
+    check_tensors(keys=keys, minors=minors)
     for name, tensor in (("keys", keys), ("minors", minors)):
         check_int64_vector(name, tensor, keys)
     if numel < 0:
@@ -160,6 +163,7 @@ def sketch_(
         Bitwise equal for any batch and number of threads; the same buckets and signs on every device. Beyond the
         inputs it needs ``proj_dim`` floats per thread (CPU) or per block (CUDA).
     """
+    check_tensors(features=features, grads=grads)
     check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
     check_dims("grads", grads, "[batch, rows, cols]", 3)
     check_input("grads", grads, features)
@@ -197,6 +201,7 @@ def sketch_many_(
         Bitwise equal for any batch and number of threads.
     """
     row_begins = [0] * len(grads) if row_begins is None else row_begins
+    check_tensors(features=features, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
     for name, numbers in (("keys", keys), ("row_begins", row_begins)):
         if len(numbers) != len(grads):
             raise ValueError(f"{name} must have one number for each of {len(grads)} grads, got {len(numbers)}")
@@ -247,6 +252,7 @@ def project_(
     Reference:
         Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, section 3.2.
     """
+    check_tensors(features=features, grads=grads)
     check_features(features, grads.shape[0] if grads.dim() else 0, "batch")
     check_dims("grads", grads, "[batch, grad_dim]", 2)
     check_input("grads", grads, features)
@@ -294,6 +300,7 @@ def sketch_outer_(
         that is more) and sums of the size of the features, at most eight times; copies of ``a`` and ``g`` if they are
         not contiguous. On CUDA the blocks' sums, see ``sketch_``.
     """
+    check_tensors(features=features, a=a, g=g)
     if conv is None:
         check_dims("a", a, "[num_rows, positions, d_in]", 3)
         check_dims("g", g, "[num_rows, positions, d_out]", 3)
@@ -344,6 +351,7 @@ def accumulate_gram_(
     Reference:
         Park et al., "TRAK: Attributing Model Behavior at Scale", ICML 2023, section 3.2 (there written as X^T X).
     """
+    check_tensors(gram=gram, features=features)
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"gram must be [proj_dim, proj_dim], got {list(gram.shape)}")
     if gram.shape[0] > 1 and gram.stride(1) != 1:

@@ -19,20 +19,25 @@ from journey.publish import publish
 Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
 
-def write_tensors(path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as one safetensors file, whole or not at all; equal ones give equal bytes.
+def write_tensors(
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], *, exclusive: bool = False
+) -> None:
+    """Write tensors with their SHA-256 as one safetensors file, whole or not at all; equal ones give equal bytes.
 
     Args:
         path: The file.
-        kind: What they are, for ``read_tensors``. The only metadata: safetensors writes several entries of it in an
-            order that changes from run to run.
+        kind: What they are, for ``read_tensors``.
         tensors: By name.
+        exclusive: Refuse to replace an existing file.
 
     Raises:
+        FileExistsError: If ``exclusive`` and the file exists.
         OSError: If the file cannot be written.
     """
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    publish(Path(path), [save(contiguous, metadata={"kind": kind})])
+    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry of metadata only: safetensors writes several in an order that changes from run to run.
+    text = json.dumps({"kind": kind, "sha256": fingerprint_tensors(content)})
+    publish(Path(path), [save(content, metadata={"saved": text})], exclusive=exclusive)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str] = ()) -> dict[str, Tensor]:
@@ -44,65 +49,27 @@ def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str]
         names: Of tensors that it must hold.
 
     Returns:
-        The tensors by name.
+        The tensors by name, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or holds something else.
     """
+    where = os.fspath(path)
     try:
         with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("kind") != kind:
-                raise ValueError(f"{os.fspath(path)} holds no saved {kind}")
+            told = json.loads((file.metadata() or {}).get("saved", "{}"))
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 safe_open is no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)} holds no saved {kind}, or is damaged: {error}") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where} holds no saved {kind}, or is damaged: {error}") from error
+    if not isinstance(told, dict) or told.get("kind") != kind:
+        raise ValueError(f"{where} holds no saved {kind}")
+    if told.get("sha256") != fingerprint_tensors(found):
+        raise ValueError(f"{where} is damaged: its tensors do not have the SHA-256 that it says")
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"{os.fspath(path)} is damaged or of another version: it lacks {', '.join(missing)} of {kind}")
+        raise ValueError(f"{where} is damaged or of another version: it lacks {', '.join(missing)} of {kind}")
     return found
-
-
-def write_hashed(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, exclusive: bool = False) -> None:
-    """Write tensors with their SHA-256 as one safetensors file, whole or not at all; equal ones give equal bytes.
-
-    Args:
-        path: The file.
-        tensors: By name.
-        exclusive: Refuse to replace an existing file.
-
-    Raises:
-        FileExistsError: If ``exclusive`` and the file exists.
-        OSError: If the file cannot be written.
-    """
-    content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    publish(Path(path), [save(content, metadata={"sha256": fingerprint_tensors(content)})], exclusive=exclusive)
-
-
-def read_hashed(path: str | os.PathLike[str], writer: str) -> dict[str, Tensor]:
-    """Read what ``write_hashed`` wrote.
-
-    Args:
-        path: The file.
-        writer: What wrote it, for errors.
-
-    Returns:
-        The tensors by name, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file holds something else, or is damaged.
-    """
-    wrong = f"path must be a file that {writer} wrote, got {os.fspath(path)}"
-    try:
-        with safe_open(path, "pt") as file:
-            sha256 = (file.metadata() or {}).get("sha256")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 safe_open is no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{wrong}, which is damaged") from error
-    if sha256 != fingerprint_tensors(tensors):
-        raise ValueError(f"{wrong}, of another or no SHA-256")
-    return tensors
 
 
 def read_json(path: Path) -> Any:

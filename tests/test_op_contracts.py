@@ -162,6 +162,19 @@ def test_bad_arguments_are_named_with_what_came_and_what_is_right(case, spoilt, 
 
 
 @pytest.mark.parametrize(
+    ("case", "name"), [(case, name) for case in good() for name, x in good()[case].items() if isinstance(x, Tensor)]
+)
+def test_what_is_no_tensor_is_named(case, name):
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got list"):
+        getattr(ops, case.split()[0])(**good()[case] | {name: [1.0, 2.0]})
+
+
+def test_what_is_no_tensor_among_several_is_named():
+    with pytest.raises(TypeError, match=r"grads\[1\] must be a tensor, got ndarray"):
+        ops.sketch_many_(**good()["sketch_many_"] | {"grads": [randn(2, 1, 7), randn(2, 1, 7).numpy()]})
+
+
+@pytest.mark.parametrize(
     ("changes", "without", "message"),
     [
         ({}, "num_samples", "GramArgs: num_samples is missing"),

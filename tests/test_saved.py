@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from journey.saved import check_fields, read_json, read_tensors, write_tensors
 
@@ -33,8 +34,26 @@ def test_a_file_that_is_missing_damaged_or_of_another_kind_is_refused_by_name(tm
     with pytest.raises(ValueError, match="file holds no saved trajectory, or is damaged: "):
         read_tensors(path, "trajectory")
     path.write_text("{")
+    with pytest.raises(ValueError, match="file holds no saved trajectory, or is damaged: "):
+        read_tensors(path, "trajectory")
     with pytest.raises(ValueError, match="file is damaged: "):
         read_json(path)
+
+
+def test_one_altered_bit_and_a_file_of_another_program_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_tensors(path, "scores", {"values": torch.ones(2)})
+    altered = bytearray(path.read_bytes())
+    altered[-1] ^= 1
+    path.write_bytes(altered)
+    with pytest.raises(ValueError, match="file is damaged: its tensors do not have the SHA-256 that it says"):
+        read_tensors(path, "scores")
+    save_file({"values": torch.ones(2)}, path, metadata={"saved": "scores"})
+    with pytest.raises(ValueError, match="file holds no saved scores, or is damaged: "):
+        read_tensors(path, "scores")
+    save_file({"values": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"file holds no saved scores$"):
+        read_tensors(path, "scores")
 
 
 def test_a_file_without_a_tensor_that_it_must_hold_is_refused_by_name(tmp_path: Path) -> None:
