@@ -17,6 +17,7 @@ from torch import Tensor
 
 from journey import Trajectory, record
 from journey.keys import derive_key
+from journey.saved import write_tensors
 
 SCHEDULERS = {
     "DDPM": lambda: make_scheduler(),
@@ -154,6 +155,6 @@ def test_a_model_that_does_not_tell_the_size_of_its_images_is_refused() -> None:
 
 
 def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
-    save_file({"timesteps": torch.arange(3)}, tmp_path / "old", metadata={"kind": "trajectory"})
+    write_tensors(tmp_path / "old", "trajectory", {"timesteps": torch.arange(3)})
     with pytest.raises(ValueError, match="of another version: it lacks x_t, x0_hat, images, settings of trajectory"):
         Trajectory.load(tmp_path / "old")
