@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from cases import randn
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from journey.gradients import GradientEngine
@@ -23,6 +25,12 @@ def make_scheduler(prediction_type: str = "epsilon", **changes: Any) -> DDPMSche
     """A short noise schedule; beta_end is large, so that its last timesteps are almost noise."""
     fields = {"num_train_timesteps": NUM_TRAIN_TIMESTEPS, "beta_end": 0.2, "prediction_type": prediction_type}
     return DDPMScheduler(**{**fields, **changes})
+
+
+def need_stochastic_flow() -> None:
+    """Skip a test where diffusers is too old to sample flows stochastically."""
+    if "stochastic_sampling" not in signature(FlowMatchEulerDiscreteScheduler.__init__).parameters:
+        pytest.skip("needs a newer diffusers, with stochastic_sampling")
 
 
 def make_unet(seed: int = 0, **changes: Any) -> UNet2DModel:

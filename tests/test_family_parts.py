@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, LATENT, SIZE, Captioned, make_family
+from models import need_stochastic_flow
 from torch import Tensor
 
 import journey
@@ -48,6 +49,7 @@ def test_a_stored_run_scores_steps_an_interval_and_a_patch_that_add_up(name: str
 
 
 def test_completions_of_a_latent_model_are_decoded_for_the_classifier_and_measured_as_latents(tmp_path: Path) -> None:
+    need_stochastic_flow()
     pipeline = make_family("Stable Diffusion 3")
     trajectory = record("Stable Diffusion 3", pipeline, 4)
     shapes = []

@@ -229,7 +229,7 @@ def test_dit_is_sampled_as_by_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> N
     found = journey.record(pipeline, seed=4, class_labels=[7, 3], num_inference_steps=5, progress=False)
     start = noise_of(4, 1).expand(2, -1, -1, -1)
     monkeypatch.setattr(pipeline_dit, "randn_tensor", lambda *_, **__: start)
-    expected = pipeline([7, 3], num_inference_steps=5, output_type="pt").images
+    expected = torch.from_numpy(pipeline([7, 3], num_inference_steps=5, output_type="np").images).movedim(-1, 1)
     torch.testing.assert_close((found.image_pixels + 1) / 2, expected, rtol=0, atol=0.51 / 255 + 1e-4)
     assert found.guidance_scale == 4.0
     assert (expected[0] - expected[1]).abs().max() > 1e-3

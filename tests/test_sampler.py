@@ -18,7 +18,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from models import SmallDenoiser, make_scheduler, make_unet
+from models import SmallDenoiser, make_scheduler, make_unet, need_stochastic_flow
 from torch import Tensor
 
 from journey.denoiser import Denoiser
@@ -170,6 +170,8 @@ def test_a_sampler_that_needs_its_past_is_refused_in_the_middle(name: str) -> No
 
 @pytest.mark.parametrize("name", ["PNDM", "DDIM", "Euler", "flow"])
 def test_stochastic_branches_of_one_latent_differ_and_repeat(name: str) -> None:
+    if name == "flow":
+        need_stochastic_flow()
     sampler = Sampler(make_denoiser(name), NUM_STEPS, stochastic=True)
     middle = list(sampler.steps(sampler.start([7]), generators=make_generators(1)))[2].x_t
     ends = [
@@ -182,6 +184,8 @@ def test_stochastic_branches_of_one_latent_differ_and_repeat(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_stochastic_sampling_visits_the_timesteps_of_the_scheduler(name: str) -> None:
+    if "flow" in name:
+        need_stochastic_flow()
     denoiser = make_denoiser(name)
     visited = list(dict.fromkeys(Sampler(denoiser, NUM_STEPS).timesteps))
     assert Sampler(denoiser, NUM_STEPS, stochastic=True).timesteps == visited
