@@ -132,13 +132,13 @@ def featurize(
     weights = as_checkpoints(checkpoints)
     featurizer = Featurizer(denoiser, measurement=measurement, projector=projector, select=select, uncovered=uncovered)
     each = draws.bins * draws.num_draws
+    rows = max(1, _ROWS_PER_BATCH // each) * each
     if isinstance(batch_size, int):
-        featurizer.passes.most = batch_size * each
+        featurizer.passes.most = rows = batch_size * each
     elif adaptive:
         # What an earlier process of this run measured goes: a store has one batch size.
         rows = _stored_rows(out, each) or _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
-        featurizer.passes.most = rows if rows < each else rows // each * each
-    size = (featurizer.passes.most or max(each, _ROWS_PER_BATCH // each * each)) / each
+        featurizer.passes.most = rows
     manifest = Manifest(
         num_samples=len(dataset),
         shard_size=shard_size,
@@ -149,26 +149,31 @@ def featurize(
         fingerprints={
             **fingerprints(featurizer, draws, weights),
             "dataset": fingerprint_dataset(dataset, denoiser),
-            "batch_size": int(size) if size >= 1 else size,
+            "batch_size": _num_images(rows, each),
         },
     )
     try:
         store = FeatureStore.create_or_resume(out, manifest)
     except StoreMismatchError:
         stored = _stored_rows(out, each)
-        if not adaptive or stored in (None, featurizer.passes.most):
+        if not adaptive or stored in (None, rows):
             raise
-        featurizer.passes.most = stored  # another process of this run measured at the same time, and was first
-        size = stored / each
-        own = {**manifest.fingerprints, "batch_size": int(size) if size >= 1 else size}
+        featurizer.passes.most = rows = stored  # another process of this run measured at the same time, and was first
+        own = {**manifest.fingerprints, "batch_size": _num_images(rows, each)}
         store = FeatureStore.create_or_resume(out, replace(manifest, fingerprints=own))
     features = Features(store, featurizer, draws, weights)
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
     if not use_store_fits(featurizer, features.store.path):
         fit_to_store(features, encoded, progress=progress)
-    fill_store(features, encoded, max(1, int(size)), rank=rank, world_size=world_size, check=check, progress=progress)
+    size = max(1, rows // each)
+    fill_store(features, encoded, size, rank=rank, world_size=world_size, check=check, progress=progress)
     return features
+
+
+def _num_images(rows: int, each: int) -> float:
+    """How many images' draws these are, as the manifest has it: a whole number, or a part of one."""
+    return rows // each if rows >= each else rows / each
 
 
 def _stored_rows(out: str | os.PathLike[str], each: int) -> int | None:
@@ -205,7 +210,8 @@ def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memor
     # Parts of one sample's draws, then samples.
     sizes = [*(2**i for i in range((each - 1).bit_length())), each, 2 * each, 4 * each]
     budget = default_budget(denoiser.device) if memory is None else memory
-    return largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
+    rows = largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
+    return rows if rows < each else rows // each * each
 
 
 def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:

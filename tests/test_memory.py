@@ -98,7 +98,7 @@ def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypat
     assert torch.equal(run(tmp_path / "f", batch_size="auto").matrix(), features.matrix())
 
 
-@pytest.mark.parametrize(("rows", "stored"), [(1, 0.5), (2, 1), (3, 1), (8, 4)])
+@pytest.mark.parametrize(("rows", "stored"), [(1, 0.5), (2, 1), (3, 1), (9, 4)])
 def test_what_fits_is_kept_in_images_be_it_a_part_of_one(tmp_path, monkeypatch, rows, stored):
     expected = run(tmp_path / "expected", batch_size=9).matrix()
     with monkeypatch.context() as patch:
