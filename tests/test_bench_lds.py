@@ -23,17 +23,20 @@ TIER = TIERS["laptop"]
 LOSSES = RESULTS / f"lds-{TIER.name}.json"
 
 
-def test_the_losses_are_those_of_this_tier_and_unaltered() -> None:
-    document = json.loads(LOSSES.read_text())
+@pytest.mark.parametrize("name", ["laptop", "digits16"])
+def test_the_losses_are_those_of_their_tier_and_unaltered(name: str) -> None:
+    tier = TIERS[name]
+    path = RESULTS / f"lds-{tier.name}.json"
+    document = json.loads(path.read_text())
     assert document["checksum"] == fingerprint_json(document["responses"])
-    assert document["training"] == json.loads(json.dumps(TIER.training(TIER.images(None)[0]).fingerprint()))
-    truth = read_truth(LOSSES)
+    assert document["training"] == json.loads(json.dumps(tier.training(tier.images(None)[0]).fingerprint()))
+    truth = read_truth(path)
     subsets, losses = truth.reported()
-    assert losses.shape[0] == len(subsets) == TIER.num_subsets
-    assert losses.shape[2:] == (len(QUERY_KINDS) * TIER.num_queries, BINS)
+    assert losses.shape[0] == len(subsets) == tier.num_subsets
+    assert losses.shape[2:] == (len(QUERY_KINDS) * tier.num_queries, BINS)
     assert not torch.isnan(losses).any()
-    assert len(truth.tuning()[0]) == TIER.num_tuning
-    assert (truth.subsets.members.sum(1) == TIER.num_train // 2).all()
+    assert len(truth.tuning()[0]) == tier.num_tuning
+    assert (truth.subsets.members.sum(1) == tier.num_train // 2).all()
 
 
 @pytest.mark.parametrize("kind", [0, 1])
