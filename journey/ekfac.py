@@ -107,7 +107,7 @@ def fit_ekfac(
         return blocks
 
     most = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
-    blocks = Passes(denoiser.network).run(fit, gradients.first_row(), min(most, gradients.num_rows))
+    blocks = Passes(denoiser.network).run(fit, gradients.first_row(), min(most, gradients.num_rows), gradients.shape)
     for name, block in blocks.items():
         check_finite(name, block.eigenvalues)
     mean = sum(block.eigenvalues.sum() for block in blocks.values()) / engine.num_parameters

@@ -18,7 +18,7 @@ from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.layer_rules import Contribution
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
-from journey.passes import Passes, part_of, split_rows
+from journey.passes import Passes, groups_of, part_of, split_rows
 from journey.projectors import ParameterSlot, Projector
 from journey.row_gradients import squared_norms
 from journey.selection import Selection, selector
@@ -120,9 +120,11 @@ class Featurizer:
         """
         num_samples, bins, num_draws = timesteps.shape
         values = self._values(images, timesteps, noise, condition, mask, weights)
-        features, measured = self.passes.run(
-            lambda rows: self._project(values, num_samples * bins, num_draws, rows, check), values, timesteps.numel()
-        )
+
+        def project(rows: int) -> tuple[Tensor, Tensor]:
+            return self._project(values, num_samples * bins, num_draws, rows, check)
+
+        features, measured = self.passes.run(project, values, timesteps.numel(), tuple(images.shape[1:]))
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
         features = features.view(num_samples, bins, -1)
         finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
@@ -171,7 +173,7 @@ class Featurizer:
             parts = [p for p in split_rows(num_samples * bins, num_draws, rows) if p.start % num_draws == 0]
             sizes = [
                 gauge_layers(
-                    self.engine, part_of(values, p), num_rows=p.stop - p.start, num_groups=_groups(p, num_draws)
+                    self.engine, part_of(values, p), num_rows=p.stop - p.start, num_groups=groups_of(p, num_draws)
                 )
                 for p in parts
             ]
@@ -179,7 +181,7 @@ class Featurizer:
                 sizes[0].layers, torch.cat([s.norms for s in sizes]), torch.cat([s.largest for s in sizes])
             )
 
-        return self.passes.run(gauge, values, timesteps.numel())
+        return self.passes.run(gauge, values, timesteps.numel(), tuple(images.shape[1:]))
 
     def norms(
         self,
@@ -226,7 +228,8 @@ class Featurizer:
                 self.engine.hand_out(here, num_rows=count, num_groups=count, receive=receive)
             return norms
 
-        return self.passes.run(measure, values, num_rows).view(*timesteps.shape, -1)
+        norms = self.passes.run(measure, values, num_rows, tuple(images.shape[1:]))
+        return norms.view(*timesteps.shape, -1)
 
     def _project(
         self, values: Values, num_groups: int, num_draws: int, rows: int, check: bool
@@ -236,7 +239,7 @@ class Featurizer:
         measured = []
         for part in split_rows(num_groups, num_draws, rows):
             here, count = part_of(values, part), part.stop - part.start
-            groups = features[part.start // num_draws :][: _groups(part, num_draws)]
+            groups = features[part.start // num_draws :][: groups_of(part, num_draws)]
             whole = count == len(groups) * num_draws
             added = groups if whole else torch.zeros_like(groups)
             measured.append(self.engine.add_gradients_(added, here, num_rows=count, projector=self.projector))
@@ -287,12 +290,6 @@ class Featurizer:
             return found if factors is None else found * factors[rows]
 
         return values
-
-
-def _groups(part: slice, num_draws: int) -> int:
-    """How many groups of draws the rows of a part belong to."""
-    num_rows: int = part.stop - part.start
-    return max(1, num_rows // num_draws)
 
 
 def _per_row(condition: Condition, num_samples: int, num_rows: int) -> Condition:

@@ -126,7 +126,7 @@ def fit_factors(
             gradients.hand_out(engine, rows, factors.add, bar)
         return factors
 
-    factors = passes.run(fit, gradients.first_row(), min(rows_per_batch, gradients.num_rows))
+    factors = passes.run(fit, gradients.first_row(), min(rows_per_batch, gradients.num_rows), gradients.shape)
     blocks = {name: factors.pop_block(name, gradients.num_rows) for name in engine.slots}
     sizes = {name: slot.rows * slot.cols for name, slot in engine.slots.items()}
     floor = _FLOOR * sum(sizes[name] * block.scale for name, block in blocks.items()) / sum(sizes.values())

@@ -32,20 +32,21 @@ class Passes:
     def __init__(self, network: nn.Module, most: int | None = None) -> None:
         self.network = network
         self.most = most
-        self._default: int | None = None
+        self._by_shape: dict[tuple[int, ...], int] = {}
 
-    def run(self, work: Callable[[int], _T], values: Values, num_rows: int) -> _T:
+    def run(self, work: Callable[[int], _T], values: Values, num_rows: int, shape: tuple[int, ...]) -> _T:
         """Do work on rows, again with half as many at once when memory runs out, which then holds for all that follows.
 
         Args:
             work: Takes how many rows may go through the network at once.
             values: Runs the network on some of the rows, differentiably.
             num_rows: How many there are.
+            shape: That of an image, for which what the network needs is asked once.
 
         Returns:
             What the work returns.
         """
-        rows = min(self.most or self._by_need(values), num_rows)
+        rows = min(self.most or self._by_need(values, shape), num_rows)
         while True:
             try:
                 return work(rows)
@@ -58,10 +59,11 @@ class Passes:
             warnings.warn(f"memory ran out with {rows} draws at once; going on with {self.most}: {text}", stacklevel=3)
             rows = self.most
 
-    def _by_need(self, values: Values) -> int:
-        if self._default is None:
-            self._default = max(1, _KEPT_BYTES // max(1, kept_bytes(self.network, lambda: values(slice(0, 1)))))
-        return self._default
+    def _by_need(self, values: Values, shape: tuple[int, ...]) -> int:
+        if shape not in self._by_shape:
+            kept = kept_bytes(self.network, lambda: values(slice(0, 1)))
+            self._by_shape[shape] = max(1, _KEPT_BYTES // max(1, kept))
+        return self._by_shape[shape]
 
 
 def split_rows(num_groups: int, rows_per_group: int, most: int) -> Iterator[slice]:
@@ -81,6 +83,12 @@ def split_rows(num_groups: int, rows_per_group: int, most: int) -> Iterator[slic
     for begin in range(0, num_groups * rows_per_group, unit):
         for first in range(begin, begin + unit, size):
             yield slice(first, min(first + size, begin + unit))
+
+
+def groups_of(part: slice, rows_per_group: int) -> int:
+    """Return how many groups the rows of such a slice belong to."""
+    num_rows: int = part.stop - part.start
+    return max(1, num_rows // rows_per_group)
 
 
 def part_of(values: Values, part: slice) -> Values:

@@ -68,7 +68,7 @@ class PseudoGradients:
     @property
     def num_gradients(self) -> int:
         """Backward passes of one row each that it takes to go through all."""
-        return self.num_rows * (prod(self.images.shape[1:]) if self.exact else 1)
+        return self.num_rows * (prod(self.shape) if self.exact else 1)
 
     def hand_out(self, engine: GradientEngine, rows_per_batch: int, receive: Receive, bar: tqdm[Any]) -> None:
         """Go through all rows, batch after batch, and hand on what each parameter's gradients are made of.
@@ -85,13 +85,18 @@ class PseudoGradients:
                 _hand_out(engine, values, len(rows), receive)
                 bar.update(len(rows))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image."""
+        return tuple(self.images.shape[1:])
+
     def first_row(self) -> Values:
         """The pseudo-loss of one row: what it costs to go through the network."""
         return next(self.pseudo_losses(torch.arange(1)))
 
     def pseudo_losses(self, rows: Tensor) -> Iterator[Values]:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
-        denoiser, device, shape = self.denoiser, self.denoiser.device, tuple(self.images.shape[1:])
+        denoiser, device, shape = self.denoiser, self.denoiser.device, self.shape
         per_image = self.draws.bins * self.draws.num_draws
         ids = list(range(int(rows[0]) // per_image, int(rows[-1]) // per_image + 1))
         here = (rows - ids[0] * per_image).to(device)  # among all draws of these images

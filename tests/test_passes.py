@@ -147,6 +147,18 @@ def test_where_nobody_says_the_bytes_that_are_kept_decide(tmp_path: Path, monkey
     assert max(network.seen) in (3, 4)
 
 
+def test_larger_images_go_through_in_smaller_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Watched()
+    probe, times = randn(1, *IMAGE), torch.zeros(1)
+    kept = kept_bytes(network, lambda: network(probe, times).square().mean())
+    monkeypatch.setattr(passes, "_KEPT_BYTES", 8 * kept)
+    one = featurizer(network)
+    for side, most in ((8, (5, 6, 7, 8)), (16, (1, 2)), (8, (5, 6, 7, 8))):
+        network.seen.clear()
+        one.features(randn(8, 1, side, side), torch.ones(8, 1, 1).long(), randn(8, 1, 1, 1, side, side))
+        assert max(network.seen) in most
+
+
 def test_running_out_halves_what_goes_through_at_once_and_loses_nothing(tmp_path: Path) -> None:
     expected = small_run(Watched(), tmp_path / "expected")
     trajectory = journey.record((Watched(), make_scheduler()), seed=[0, 1], num_inference_steps=3, progress=False)
