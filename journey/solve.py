@@ -155,7 +155,9 @@ class Spectrum:
         present = self.eigenvalues > self.noise_floor
         inner = self._left().T @ y if moment is None else self.right.T @ moment.to(self.right)
         z = inner[present] / self.eigenvalues[present].sqrt()
-        rest = (y @ y - z @ z).clamp(min=0)
+        # With a direction for each sample nothing is left, and the difference would be rounding: small, but not beside
+        # the residual of the least dampings.
+        rest = (y @ y - z @ z).clamp(min=0) if len(z) < n else y.new_zeros(())
         shrink = self.eigenvalues[present] / (
             self.eigenvalues[present] + self.mean_eigenvalue * _DAMPING_GRID.to(z)[:, None]
         )
