@@ -40,4 +40,4 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
 
 
-setup(ext_modules=[Extension("journey._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(ext_modules=[Extension("journey.ops._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

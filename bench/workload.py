@@ -10,8 +10,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from bench.case import PROJ_DIM, SEED
-from journey import CountSketch, Denoiser, Featurizer, StratifiedDraws, TrainingLoss, ops, reference
-from journey.keys import derive_key
+from journey import CountSketch, Denoiser, Featurizer, StratifiedDraws, TrainingLoss, ops
+from journey.ops import reference
+from journey.ops.keys import derive_key
 from journey.projectors import Projector
 
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,7 @@ Three verbs: ``featurize`` measures a dataset once, ``record`` keeps the steps o
 training images for each step.
 """
 
-from journey import _native, ops, reference
+from journey import ops
 from journey.condition import Condition
 from journey.curvature import Curvature, Whitened
 from journey.datasets import ImageFolder
@@ -21,6 +21,7 @@ from journey.influence import InfluenceMatrix, influence_matrix
 from journey.kfac import fit_kfac
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.ops import reference
 from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
@@ -33,7 +34,7 @@ from journey.store import FeatureStore
 from journey.trajectory import Trajectory, record
 from journey.transitions import Transition, transitions
 
-__version__: str = _native.build_info()["version"]
+__version__: str = ops.build_info()["version"]
 
 __all__ = [
     "BinHealth",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from journey.denoiser import Denoiser
-from journey.draws import query_noise
+from journey.ops.noise import query_noise
 
 
 def pixels(images: Tensor, queries: Tensor, *, cosine: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from journey.exclusive import exclusively
+from journey.locks import exclusively
 
 # The file of a network inside a folder that diffusers saved.
 _WEIGHT_FILES = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from journey.denoiser import Denoiser
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 from journey.trajectory import Trajectory
 
 

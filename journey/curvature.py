@@ -15,7 +15,7 @@ from torch import Tensor
 
 from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
 from journey.fingerprint import fingerprint_tensors
-from journey.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry
 from journey.projectors import CountSketch, ParameterSlot, Projector
 from journey.saved import read_tensors, write_tensors
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from journey.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry
 
 
 class Block(ABC):

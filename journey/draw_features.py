@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from journey.batch import Drawn, draw_batch
 from journey.condition import Encoded
-from journey.draws import Draws, query_noise
+from journey.draws import Draws
 from journey.featurizer import Featurizer
+from journey.ops.noise import query_noise
 from journey.trajectory import Trajectory
 
 # Rows (samples x draws) that go through the denoiser at once where the caller names no batch size.

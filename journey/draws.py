@@ -10,17 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from journey import ops
 from journey.fingerprint import fingerprint_tensors
 from journey.intervals import Interval, check_interval
-from journey.keys import derive_key, to_signed
-from journey.reference import STREAM_TIMESTEP
+from journey.ops.keys import STREAM_TIMESTEP
+from journey.ops.noise import keyed_noise, philox_words, sample_keys
 
 
 class Draws(ABC):
@@ -120,14 +118,14 @@ class _KeyedDraws(Draws):
     def _uniforms(self, ids: Sequence[int], independent: int) -> Tensor:
         """Return keyed uniforms in [0, 1), float64. [num_samples, bins, independent]"""
         count = self.bins * independent
-        keys = _keys(self.seed, "timestep", ids).repeat_interleave(count)
+        keys = sample_keys(self.seed, "timestep", ids).repeat_interleave(count)
         indices = torch.arange(count).repeat(len(ids))
-        words = ops.philox_words(keys, indices, torch.zeros_like(keys), stream=STREAM_TIMESTEP)
+        words = philox_words(keys, indices, torch.zeros_like(keys), stream=STREAM_TIMESTEP)
         return (words[:, 0].double() / 2**32).view(len(ids), self.bins, independent)
 
     def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
-        keys = _keys(self.seed, "noise", ids)
+        keys = sample_keys(self.seed, "noise", ids)
         return keyed_noise(
             keys, self.bins * self.num_draws, shape, device, antithetic=self.antithetic, per=self.num_draws
         )
@@ -258,42 +256,3 @@ class ExplicitDraws(Draws):
         """Return a hash of the arrays."""
         arrays = fingerprint_tensors({"timesteps": self._timesteps, "noise": self._noise})
         return {"kind": "ExplicitDraws", "arrays": arrays}
-
-
-def keyed_noise(
-    keys: Tensor, count: int, shape: tuple[int, ...], device: torch.device, *, antithetic: bool, per: int
-) -> Tensor:
-    """Return standard normal noise for ``count`` draws of each key.
-
-    Args:
-        keys: One per sample, int64 (``journey.keys``). [num_samples]
-        count: Draws per sample, ``count / per`` runs of ``per`` draws.
-        shape: Shape of one image.
-        device: Where the noise is made; the bits are the same everywhere.
-        antithetic: Within a run, draw 2j + 1 is the negative of draw 2j.
-        per: Draws of a run.
-
-    Returns:
-        Noise, float32. [num_samples, count / per, per, *shape]
-    """
-    draws = torch.arange(count).view(-1, per)
-    minors = draws - draws % per % 2 if antithetic else draws  # the draw whose bits are used
-    flat = ops.philox_normal(
-        keys.repeat_interleave(count).to(device), minors.flatten().repeat(len(keys)).to(device), prod(shape)
-    )
-    noise = flat.view(len(keys), count // per, per, *shape)
-    if antithetic:
-        noise[:, :, 1::2] *= -1
-    return noise
-
-
-def query_noise(
-    seed: int, ids: Sequence[int], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """Return the antithetic noise with which queries are re-noised at one timestep. [num_queries, num_draws, *shape]"""
-    keys = _keys(seed, f"query noise at {timestep}", ids)
-    return keyed_noise(keys, num_draws, shape, device, antithetic=True, per=num_draws).squeeze(1)
-
-
-def _keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
-    return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64)

@@ -22,13 +22,13 @@ from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
+from journey.ops.weight_grad import as_positions
 from journey.passes import Passes
 from journey.projectors import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients
 from journey.second_moments import accumulate_, check_finite, eigen
 from journey.selection import Selection, selector
-from journey.weight_grad import as_positions
 
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
 _ROWS_PER_BATCH = 128

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
 
-from journey import _native
+from journey import ops
 from journey.batch import draw_batch
 from journey.checkpoints import Checkpoint, as_checkpoints
 from journey.condition import Encoded
@@ -145,7 +145,7 @@ def featurize(
         bins=draws.bins,
         proj_dim=featurizer.features_dim,
         checkpoints=[str(i) for i in range(len(weights))],
-        library_version=_native.build_info()["version"],
+        library_version=ops.build_info()["version"],
         fingerprints={
             **fingerprints(featurizer, draws, weights),
             "dataset": fingerprint_dataset(dataset, denoiser),

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from journey.capture import captured
 from journey.errors import CoverageError, GradientCheckError
-from journey.exclusive import exclusively
 from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
 from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
+from journey.locks import exclusively
 from journey.projectors import ParameterSlot, Projector
 
 # values(rows) -> the measurement of each of these rows of the current batch. [num_rows]

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import torch
 
-from journey import _native
+from journey.ops import _native
 
 
 def describe_installation() -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 
-from journey.geometry import ConvGeometry
-from journey.weight_grad import TILE_FLOATS
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import TILE_FLOATS
 
 
 class Outer(NamedTuple):

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import StoreError, StoreFormatError
-from .fingerprint import JSONValue, canonical_json, fingerprint_json
-from .publish import is_temporary, publish
+from journey.errors import StoreError, StoreFormatError
+from journey.fingerprint import JSONValue, canonical_json, fingerprint_json
+from journey.publish import is_temporary, publish
 
 FORMAT_VERSION = 1
 _FILE_NAME = "manifest.json"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from journey.condition import Condition
 from journey.denoiser import Denoiser
-from journey.draws import query_noise
+from journey.ops.noise import query_noise
 from journey.trajectory import Trajectory
 
 

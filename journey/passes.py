@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from journey.exclusive import exclusively
 from journey.gradients import Values
+from journey.locks import exclusively
 from journey.memory import is_out_of_memory
 
 # What autograd may keep for the backward pass of one batch where nobody says how many rows it has; the pass itself

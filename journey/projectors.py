@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from journey import ops
-from journey._op_checks import LANES, MAX_NNZ
 from journey.fingerprint import fingerprint_tensors
-from journey.geometry import ConvGeometry
-from journey.keys import derive_key
-from journey.weight_grad import weight_grad_tiles
+from journey.ops.checks import LANES, MAX_NNZ
+from journey.ops.geometry import ConvGeometry
+from journey.ops.keys import derive_key
+from journey.ops.weight_grad import weight_grad_tiles
 
 
 @dataclass(frozen=True)

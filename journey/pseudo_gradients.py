@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 
 from journey.condition import Condition
 from journey.denoiser import Denoiser
-from journey.draws import Draws, keyed_noise
+from journey.draws import Draws
 from journey.gradients import GradientEngine, Values
-from journey.keys import derive_key, to_signed
 from journey.layer_rules import Contribution
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise
 from journey.projectors import ParameterSlot
 
 Receive = Callable[[ParameterSlot, list[Contribution], int], None]

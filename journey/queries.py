@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
 from journey.condition import Condition
-from journey.draws import query_noise
 from journey.features import Features
 from journey.intervals import Interval, check_interval
-from journey.keys import derive_key
 from journey.measurements import PixelMeasurement
+from journey.ops.keys import derive_key
+from journey.ops.noise import query_noise
 from journey.regions import Region, pixel_masks, resample_masks
 from journey.trajectory import Trajectory
 

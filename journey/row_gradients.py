@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from journey.geometry import ConvGeometry
 from journey.layer_rules import Contribution, Outer
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import Tile, as_positions, weight_grad_tiles
 from journey.projectors import ParameterSlot
-from journey.weight_grad import Tile, as_positions, weight_grad_tiles
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from journey.condition import Condition
-from journey.draws import keyed_noise
-from journey.keys import to_signed
 from journey.models.base import Denoiser
+from journey.ops.keys import to_signed
+from journey.ops.noise import keyed_noise
 from journey.schedules import VariancePreserving
 
 # What schedulers keep between steps and cannot begin without: PNDM, IPNDM; LMS; single-step DPM-Solver.
@@ -93,7 +93,7 @@ class Sampler:
         self.timesteps = denoiser.schedule.nearest(scheduler.timesteps)
 
     def start(self, keys: Sequence[int]) -> Tensor:
-        """Return the latents that sampling begins with, one image per key (``journey.keys``).
+        """Return the latents that sampling begins with, one image per key (``journey.ops.keys``).
 
         Args:
             keys: One unsigned 64-bit key per image; equal keys give equal noise on every device.

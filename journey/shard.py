@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CorruptShardError
-from .publish import publish
+from journey.errors import CorruptShardError
+from journey.publish import publish
 
 _CURE = "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
 _DTYPES = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import (
+from journey.errors import (
     CorruptShardError,
     IncompleteStoreError,
     StoreError,
@@ -31,9 +31,9 @@ from .errors import (
     StoreMismatchError,
     naming_folder,
 )
-from .manifest import FORMAT_VERSION, Manifest, publish_manifest, read_manifest
-from .publish import check_writable, remove_leftovers, sync_folder
-from .shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
+from journey.manifest import FORMAT_VERSION, Manifest, publish_manifest, read_manifest
+from journey.publish import check_writable, remove_leftovers, sync_folder
+from journey.shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
 
 __all__ = [
     "FORMAT_VERSION",

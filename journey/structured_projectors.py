@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from journey import ops
-from journey.geometry import ConvGeometry
-from journey.keys import derive_key, to_signed
+from journey.ops.geometry import ConvGeometry
+from journey.ops.keys import derive_key, to_signed
 from journey.projectors import ParameterSlot, Projector
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser, as_denoiser
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 from journey.sampler import Sampler
 from journey.saved import Fields, check_fields, read_tensors, write_tensors
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from journey.completions import Completer
 from journey.denoiser import as_denoiser
 from journey.intervals import Interval
-from journey.keys import derive_key
 from journey.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.ops.keys import derive_key
 from journey.saved import read_tensors, write_tensors
 from journey.trajectory import Trajectory
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from journey import Denoiser, Trajectory
 from journey.completions import Completer
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 
 STEPS_OF_TEN = 10  # the sampler's timesteps are 90, 80, ... 0
 

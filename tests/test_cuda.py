@@ -10,9 +10,10 @@ import torch
 from cases import CONVS, DTYPES, HIGH_KEY, KEY, assert_as_exact_as_torch, integers, randn
 from torch import Tensor
 
-from journey import ops, reference
-from journey._cuda_kernels import CudaKernels
-from journey.geometry import ConvGeometry
+from journey import ops
+from journey.ops import reference
+from journey.ops.cuda import CudaKernels
+from journey.ops.geometry import ConvGeometry
 
 pytestmark = pytest.mark.cuda
 

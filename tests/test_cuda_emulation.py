@@ -13,11 +13,12 @@ from cases import CONVS, DTYPES, HIGH_KEY, KEY, MATRICES, Conv, assert_as_exact_
 from cuda_emulation import emulated
 from torch import Tensor
 
-from journey import _cuda_kernels, reference
-from journey._cuda_kernels import CudaKernels
-from journey._op_checks import walk
-from journey.geometry import ConvGeometry
-from journey.keys import to_signed
+from journey.ops import cuda as _cuda_kernels
+from journey.ops import reference
+from journey.ops.checks import walk
+from journey.ops.cuda import CudaKernels
+from journey.ops.geometry import ConvGeometry
+from journey.ops.keys import to_signed
 
 
 @pytest.fixture(scope="module")

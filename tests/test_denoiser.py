@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from diffusers import (
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DPMSolverMultistepScheduler,
-    KarrasVeScheduler,
-)
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, KarrasVeScheduler
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 

@@ -19,7 +19,7 @@ from score_runs import featurize, make_trajectory, score
 from torch import Tensor, nn
 
 import journey
-from journey.exclusive import exclusively
+from journey.locks import exclusively
 from journey.models.conditional import ConditionalDenoiser
 
 SECONDS = 120  # until what hangs is given up

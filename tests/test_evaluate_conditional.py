@@ -18,12 +18,13 @@ from torch import Tensor, nn
 import journey
 import journey.checkpoints
 from journey.denoiser import as_denoiser
-from journey.draws import StratifiedDraws, query_noise
+from journey.draws import StratifiedDraws
 from journey.evaluate.effects import generation_change, loss_change, step_loss_change
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.training import UNetTraining
 from journey.models.conditional import ConditionalDenoiser
+from journey.ops.noise import query_noise
 from journey.training import stratified_timesteps
 
 CPU, SEED = torch.device("cpu"), 5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import journey
 from journey.denoiser import Denoiser
-from journey.draws import StratifiedDraws, query_noise
+from journey.draws import StratifiedDraws
 from journey.evaluate.counterfactual import Counterfactual, counterfactual, measure_effect
 from journey.evaluate.detection import detect
 from journey.evaluate.effects import (
@@ -27,6 +27,7 @@ from journey.evaluate.effects import (
 )
 from journey.evaluate.removal import RANDOM, RESEED, Removals, remove
 from journey.evaluate.responses import measure_responses
+from journey.ops.noise import query_noise
 
 SCHEDULER = DDIMScheduler.from_config(make_scheduler().config)
 NUM_TRAIN, NUM_QUERIES = 60, 3

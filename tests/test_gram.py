@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 
 def gram(features: Tensor, **options: int) -> Tensor:

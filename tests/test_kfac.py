@@ -24,14 +24,14 @@ from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError
 from journey.featurizer import Featurizer
-from journey.geometry import ConvGeometry
 from journey.kfac import fit_kfac
 from journey.layer_rules import Direct, Outer
 from journey.measurements import TrainingLoss
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors import CountSketch, Identity, ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.store_fits import fitted_ids
-from journey.weight_grad import weight_grad_tiles
 
 IMAGES, DRAWS = make_images(5), StratifiedDraws(num_draws=2, antithetic=False)
 DAMPING = 0.1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from journey import layer_rules
 from journey.gradients import GradientEngine
 from journey.layer_rules import Direct, Outer, find_rule
-from journey.weight_grad import weight_grad_tiles
+from journey.ops.weight_grad import weight_grad_tiles
 
 NUM_GROUPS = 3
 

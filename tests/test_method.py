@@ -255,7 +255,7 @@ def test_optimal_denoiser_weights_sum_to_one_and_prefer_the_image_itself(patch: 
 def test_optimal_denoiser_weights_are_the_posterior_of_whole_images() -> None:
     model = denoiser()
     found = baselines.optimal_denoiser(model, TRAIN, QUERIES[:1], patch=None, timesteps=[50], num_draws=1)
-    from journey.draws import query_noise
+    from journey.ops.noise import query_noise
 
     noise = query_noise(0, [0], 50, 1, (1, 8, 8), torch.device("cpu"))[0, 0].double()
     abar = SCHEDULER.alphas_cumprod[50].double()

@@ -16,10 +16,11 @@ from torch import Tensor
 
 import journey
 from journey.denoiser import as_denoiser
-from journey.draws import Draws, StratifiedDraws, query_noise
+from journey.draws import Draws, StratifiedDraws
 from journey.encoding import choose_captions
 from journey.method import Method
 from journey.models.conditional import ConditionalDenoiser
+from journey.ops.noise import query_noise
 from journey.preconditioners import Gram
 from journey.presets import das, dtrak, journey_trak, trak
 from journey.projectors import Identity

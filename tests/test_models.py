@@ -19,8 +19,8 @@ import journey
 from journey import Featurizer, Identity, StratifiedDraws, TrainingLoss
 from journey.condition import Condition, Encoded
 from journey.denoiser import as_denoiser
-from journey.draws import keyed_noise, query_noise
-from journey.keys import derive_key, to_signed
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise, query_noise
 
 PROMPT = {"prompt": "a red apple"}
 NUM_DRAWS = 2

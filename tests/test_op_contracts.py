@@ -10,9 +10,10 @@ import torch
 from cases import CONVS, DEVICES, DTYPES, KEY, MATRICES, integers, layer_tensors, randn
 from torch import Tensor
 
-from journey import _native, ops, reference
-from journey._cpu_kernels import CpuKernels
-from journey.geometry import ConvGeometry
+from journey import ops
+from journey.ops import _native, reference
+from journey.ops.cpu import CpuKernels
+from journey.ops.geometry import ConvGeometry
 
 # ------------------------------------------------------------------------------------------------ errors
 

@@ -25,7 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 KINDS = ["rademacher", "normal"]
 MATRIX = {"rademacher": reference.rademacher_matrix, "normal": reference.normal_matrix}

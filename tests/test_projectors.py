@@ -10,8 +10,8 @@ import torch
 from cases import CONVS, layer_tensors, randn
 from torch import Tensor
 
-from journey import reference
-from journey.keys import derive_key
+from journey.ops import reference
+from journey.ops.keys import derive_key
 from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, ParameterSlot, Projector, Rademacher
 
 NUM_GROUPS = 3

@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.featurizer import Featurizer
-from journey.geometry import ConvGeometry
 from journey.gradients import GradientEngine, Values
 from journey.layer_rules import Contribution, Outer
 from journey.measurements import TrainingLoss
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import as_positions, weight_grad_tiles
 from journey.projectors import Identity, ParameterSlot
 from journey.row_gradients import _is_short, row_gradients, squared_norms
-from journey.weight_grad import as_positions, weight_grad_tiles
 
 ROWS = 3
 

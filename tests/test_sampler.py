@@ -22,7 +22,7 @@ from models import SmallDenoiser, make_scheduler, make_unet, need_stochastic_flo
 from torch import Tensor
 
 from journey.denoiser import Denoiser
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 from journey.sampler import Sampler
 
 NUM_STEPS = 5

@@ -24,7 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 PROJ_DIMS = [32, 96, 1024]  # one bucket row, a number of rows that is no power of two, a common size
 

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import ops, reference
-from journey.geometry import ConvGeometry
+from journey import ops
+from journey.ops import reference
+from journey.ops.geometry import ConvGeometry
 
 CONVOLUTIONS = {n: getattr(torch.nn.functional, f"conv{n}d") for n in (1, 2, 3)}
 

@@ -9,9 +9,9 @@ from models import make_unet
 from torch import Tensor, nn
 
 from journey.gradients import GradientEngine
+from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors import CountSketch, Identity, ParameterSlot, Projector
 from journey.structured_projectors import Factored, Masked
-from journey.weight_grad import weight_grad_tiles
 
 GROUPS = 2
 

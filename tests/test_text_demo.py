@@ -17,8 +17,8 @@ from torch import Tensor
 from journey import Scores, Trajectory, text_demo, text_model
 from journey.cli import main
 from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset
-from journey.keys import derive_key
 from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
+from journey.ops.keys import derive_key
 from journey.text_demo import TextDemoResult, default_cache, format_text_result
 from journey.text_match import Match
 from journey.text_model import train_or_load

@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMPipeline,
-)
+from diffusers import DDIMScheduler, DDPMPipeline
 from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
 from journey import Trajectory, record
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 from journey.saved import write_tensors
 
 SCHEDULERS = {

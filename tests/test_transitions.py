@@ -18,7 +18,7 @@ from torch import Tensor
 import journey
 from journey import Trajectory, Transition
 from journey.completions import Completer
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 
 STEPS = list(range(98, -1, -2))
 MODEL = (SmallDenoiser(), make_scheduler())

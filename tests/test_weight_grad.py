@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey import weight_grad
-from journey.geometry import ConvGeometry
-from journey.weight_grad import weight_grad_tiles
+from journey.ops import weight_grad
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import weight_grad_tiles
 
 # How weights are cut: not at all, into a few pieces, as finely as possible.
 TILES = {"whole": 1 << 21, "some channels": 100, "one channel": 1}

@@ -20,7 +20,7 @@ from journey.evaluate.lds import Interval
 from journey.evaluate.removal import RANDOM, Removals, remove
 from journey.evaluate.retrain import TrainFunction
 from journey.fingerprint import JSONValue
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,11 @@ from journey.checkpoints import loaded
 from journey.condition import Encoded
 from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, keyed_noise, query_noise
+from journey.draws import Draws
 from journey.encoding import encode_all
-from journey.keys import derive_key, to_signed
 from journey.measurements import TrainingLoss
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise, query_noise
 from journey.trajectory import Trajectory
 from journey.values import measure_values
 

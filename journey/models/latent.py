@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.draws import keyed_noise
-from journey.keys import derive_key, to_signed
 from journey.models.base import Denoiser
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise
 
 if TYPE_CHECKING:
     from typing_extensions import Self

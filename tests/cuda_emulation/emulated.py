@@ -21,9 +21,9 @@ import pybind11
 import torch
 from torch import Tensor
 
-from journey._cuda_kernels import CudaKernels
-from journey._op_checks import walk
-from journey.geometry import ConvGeometry
+from journey.ops.checks import walk
+from journey.ops.cuda import CudaKernels
+from journey.ops.geometry import ConvGeometry
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -43,7 +43,7 @@ class CheckedKernels(CudaKernels):
     """The ops over the emulated kernels, for CPU tensors: each run is checked to write within its workspace."""
 
     def __init__(self, bindings: ModuleType) -> None:
-        self.bindings = bindings  # as journey._native.cuda, over the emulated kernels
+        self.bindings = bindings  # as journey.ops._native.cuda, over the emulated kernels
         self.changes: dict[str, object] = {}
         self.workspace_floats: int | None = None
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from journey.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry
 
 # A tile holds at most this many floats (8 MiB in fp32) or, if that is more, one output channel of one group (one whole
 # group of channels for a grouped convolution).

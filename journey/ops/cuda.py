@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey import _native
-from journey._kernels import FLOAT32, TF32, Kernels, sketch_args, with_contiguous_rows
-from journey.geometry import ConvGeometry
-from journey.weight_grad import weight_grad_tiles
+from journey.ops import _native
+from journey.ops.geometry import ConvGeometry
+from journey.ops.kernels import FLOAT32, TF32, Kernels, sketch_args, with_contiguous_rows
+from journey.ops.weight_grad import weight_grad_tiles
 
 # Features that one block's shared memory holds on every device.
 _MANY_MOST_DIM = 8192

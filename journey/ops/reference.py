@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry
 
 # What a draw is for: the last word of the counter, so that no two uses ever share one.
 STREAM_SKETCH_TILE = 1

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from journey.keys import to_unsigned
+from journey.ops.keys import to_unsigned
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Products of float32 tensors to the rounding of float32, or of operands rounded to 11 bits (faster).

@@ -2,6 +2,10 @@
 
 import hashlib
 
+# The use of a draw of timesteps or captions: the last word of the counter. The other uses are named where the kernels
+# are (csrc/common/philox.h); ``journey.ops.reference`` names all of them again, and a test compares.
+STREAM_TIMESTEP = 6
+
 
 def derive_key(seed: int, *parts: str | int) -> int:
     """Return the 64-bit key of the stream named by ``seed`` and ``parts``, in ``[0, 2**64)``.

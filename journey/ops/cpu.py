@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey import _native
-from journey._kernels import Kernels
+from journey.ops import _native
+from journey.ops.kernels import Kernels
 
 
 class CpuKernels(Kernels):
