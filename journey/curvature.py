@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
+from journey.files.tensors import read_tensors, write_tensors
 from journey.ops.geometry import ConvGeometry
 from journey.projectors import CountSketch, ParameterSlot, Projector
-from journey.saved import read_tensors, write_tensors
 
 # How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
 # to be encoded for it. With the model and the images that a store names this determines it.

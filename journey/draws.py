@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 from journey.intervals import Interval, check_interval
 from journey.ops.keys import STREAM_TIMESTEP
 from journey.ops.noise import keyed_noise, philox_words, sample_keys

@@ -21,10 +21,10 @@ from journey import ops
 from journey.condition import Condition, Encoded
 from journey.datasets import Dataset
 from journey.errors import CorruptShardError
-from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.files.publish import publish, remove_leftovers
 from journey.models.base import Denoiser
 from journey.ops.keys import STREAM_TIMESTEP, derive_key, to_signed
-from journey.publish import publish, remove_leftovers
 
 # Samples that go through the frozen parts at once.
 _BATCH = 8

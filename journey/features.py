@@ -17,7 +17,7 @@ from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.featurizer import Featurizer
-from journey.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
 from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss

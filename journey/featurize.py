@@ -20,8 +20,8 @@ from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
 from journey.features import Features, check_choices, fingerprints, use_store_fits
 from journey.featurizer import Featurizer
+from journey.files.fingerprint import TensorFingerprint, fingerprint_json
 from journey.fill_store import fill_store
-from journey.fingerprint import TensorFingerprint, fingerprint_json
 from journey.left_out import LeftOutLoss
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss

@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from journey.errors import CorruptShardError, naming_folder
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
+from journey.files.publish import publish
 from journey.layer_gauge import LayerSizes
-from journey.publish import publish
 from journey.store import FeatureStore
 
 _MOST = 64

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
+from journey.files.tensors import read_tensors, write_tensors
 from journey.measurements import PixelMeasurement, Prediction
-from journey.saved import read_tensors, write_tensors
 
 # How featurize finds the prior itself; with the images that a store names this determines it.
 PRIOR_OF_STORE: dict[str, Any] = {"fit": "mean and variance", "num_images": 512, "run": 32}

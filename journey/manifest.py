@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from journey.errors import StoreError, StoreFormatError
-from journey.fingerprint import JSONValue, canonical_json, fingerprint_json
-from journey.publish import is_temporary, publish
+from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json
+from journey.files.publish import is_temporary, publish
 
 FORMAT_VERSION = 1
 _FILE_NAME = "manifest.json"

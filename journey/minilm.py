@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from journey.emoji import folder_of
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 
 MAX_TOKENS = 16  # the longest name of an emoji has 13
 STATE_DIM = 384

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from journey import ops
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 from journey.ops.checks import LANES, MAX_NNZ
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import derive_key

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from journey.datasets import Dataset, get_image
-from journey.publish import publish
+from journey.files.publish import publish
+from journey.files.tensors import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.saved import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.scores import Scores
 from journey.trajectory import Trajectory
 from journey.transitions import Transition

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 

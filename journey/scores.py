@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from journey.files.tensors import read_tensors, write_tensors
 from journey.integrations.tables import one_step
 from journey.intervals import Interval
-from journey.saved import read_tensors, write_tensors
 
 
 class Ranked(NamedTuple):

@@ -14,7 +14,7 @@ from journey.condition import Encoded
 from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.featurizer import Featurizer
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 from journey.measurements import Measurement
 from journey.projectors import Identity, ParameterSlot, Projector
 

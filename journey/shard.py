@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from journey.errors import CorruptShardError
-from journey.publish import publish
+from journey.files.publish import publish
 
 _CURE = "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
 _DTYPES = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}

@@ -31,8 +31,8 @@ from journey.errors import (
     StoreMismatchError,
     naming_folder,
 )
+from journey.files.publish import check_writable, remove_leftovers, sync_folder
 from journey.manifest import FORMAT_VERSION, Manifest, publish_manifest, read_manifest
-from journey.publish import check_writable, remove_leftovers, sync_folder
 from journey.shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
 
 __all__ = [

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from journey.emoji import EmojiDataset
-from journey.fingerprint import JSONValue, fingerprint_json, fingerprint_tensors
+from journey.files.fingerprint import JSONValue, fingerprint_json, fingerprint_tensors
+from journey.files.publish import publish
 from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
-from journey.publish import publish
 from journey.training import fit
 
 _CONFIG: dict[str, Any] = {

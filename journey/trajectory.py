@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from journey.condition import Condition, Encoded
 from journey.denoiser import Denoiser, as_denoiser
+from journey.files.tensors import Fields, check_fields, read_tensors, write_tensors
 from journey.ops.keys import derive_key
 from journey.sampler import Sampler
-from journey.saved import Fields, check_fields, read_tensors, write_tensors
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
 _SETTINGS: Fields = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 
 from journey.completions import Completer
 from journey.denoiser import as_denoiser
+from journey.files.tensors import read_tensors, write_tensors
 from journey.intervals import Interval
 from journey.likelihood import Rise, find_rise, isotonic, wilson_band
 from journey.ops.keys import derive_key
-from journey.saved import read_tensors, write_tensors
 from journey.trajectory import Trajectory
 
 _FIRST_STEPS = 6  # where no steps are given

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey import publish
+from journey.files import publish
 from journey.store import FeatureStore, Manifest
 
 NUM_RACERS = 3

@@ -14,7 +14,7 @@ from bench.lds.truth import BINS, QUERY_KINDS, read_truth
 from journey.baselines import optimal_denoiser, pixels
 from journey.denoiser import Denoiser
 from journey.evaluate.lds import CONSTANT, RANDOM, lds
-from journey.fingerprint import fingerprint_json
+from journey.files.fingerprint import fingerprint_json
 
 pytest.importorskip("sklearn.datasets")
 

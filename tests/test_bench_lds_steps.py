@@ -16,7 +16,7 @@ from bench.lds.tiers import TIERS
 from journey.baselines import optimal_denoiser_at, pixels
 from journey.denoiser import Denoiser
 from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds
-from journey.fingerprint import fingerprint_json
+from journey.files.fingerprint import fingerprint_json
 
 pytest.importorskip("sklearn.datasets")
 

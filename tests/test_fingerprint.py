@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey.fingerprint import TensorFingerprint, canonical_json, fingerprint_json, fingerprint_tensors
+from journey.files.fingerprint import TensorFingerprint, canonical_json, fingerprint_json, fingerprint_tensors
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -21,7 +21,7 @@ from models import Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey.publish import is_temporary
+from journey.files.publish import is_temporary
 from journey.store import FeatureStore
 
 NUM_KILLED = 24  # images of the run that dies

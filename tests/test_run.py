@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from journey import Run, Scores
 from journey.cli import main
-from journey.saved import write_tensors
+from journey.files.tensors import write_tensors
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from journey.saved import check_fields, read_json, read_tensors, write_tensors
+from journey.files.tensors import check_fields, read_json, read_tensors, write_tensors
 
 
 def test_equal_tensors_give_equal_bytes_however_they_lie_in_memory(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from store_runs import NUM_RACERS, contents, make_manifest, make_small_manifest, run
 
 import journey
-from journey.publish import is_temporary, publish, remove_leftovers
+from journey.files.publish import is_temporary, publish, remove_leftovers
 from journey.store import FeatureStore, StoreMismatchError
 
 

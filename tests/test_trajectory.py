@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from journey import Trajectory, record
+from journey.files.tensors import write_tensors
 from journey.ops.keys import derive_key
-from journey.saved import write_tensors
 
 SCHEDULERS = {
     "DDPM": lambda: make_scheduler(),

@@ -17,7 +17,7 @@ from bench.lds.truth import Setting
 from journey import baselines
 from journey.denoiser import Denoiser
 from journey.draws import DEFAULT_DRAWS, StratifiedDraws
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 from journey.measurements import MeanOutput
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner

@@ -13,7 +13,7 @@ import journey
 from bench.lds.truth import Setting
 from journey import baselines
 from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
-from journey.fingerprint import fingerprint_json
+from journey.files.fingerprint import fingerprint_json
 from journey.left_out import LeftOutLoss
 from journey.measurements import Measurement, TrainingLoss
 from journey.projectors import Projector

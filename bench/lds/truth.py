@@ -20,7 +20,7 @@ from journey.draws import StratifiedDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
-from journey.fingerprint import fingerprint_json
+from journey.files.fingerprint import fingerprint_json
 from journey.trajectory import Trajectory, record
 
 BINS = 4  # quarters of the range of timesteps, of which a response is the mean

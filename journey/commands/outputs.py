@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from journey.errors import naming_folder
-from journey.publish import check_writable
+from journey.files.publish import check_writable
 
 
 def prepare_folder(out: Path) -> None:

@@ -17,9 +17,9 @@ from journey.commands.common import (
     load_function,
     load_trajectory,
 )
-from journey.publish import publish
+from journey.files.publish import publish
+from journey.files.tensors import check_fields, read_json
 from journey.report_story import Transitions
-from journey.saved import check_fields, read_json
 from journey.transitions import Transition, transitions
 
 INDEX = "transitions.json"

@@ -19,7 +19,7 @@ from journey.evaluate.effects import Distance, Effect, generation_change, pixel_
 from journey.evaluate.lds import Interval
 from journey.evaluate.removal import RANDOM, Removals, remove
 from journey.evaluate.retrain import TrainFunction
-from journey.fingerprint import JSONValue
+from journey.files.fingerprint import JSONValue
 from journey.ops.keys import derive_key
 
 

@@ -15,7 +15,7 @@ from journey.condition import Encoded
 from journey.datasets import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.encoding import encode_all
-from journey.fingerprint import JSONValue, fingerprint_tensors
+from journey.files.fingerprint import JSONValue, fingerprint_tensors
 from journey.ops.keys import derive_key
 from journey.training import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from journey.fingerprint import fingerprint_json
+from journey.files.fingerprint import fingerprint_json
 from journey.gradients import GradientEngine, parameter_slots
 from journey.integrations.trak_files import TRAKFeatures, read_features, read_scores, read_targets
 from journey.projectors import Projector

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from journey.condition import Condition
 from journey.datasets import captions_of, label_of
-from journey.fingerprint import fingerprint_tensors
+from journey.files.fingerprint import fingerprint_tensors
 from journey.models.base import Denoiser
 from journey.models.network import sample_of
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from journey.fingerprint import fingerprint_tensors
-from journey.publish import publish
+from journey.files.fingerprint import fingerprint_tensors
+from journey.files.publish import publish
 
 # The type, or types, of each field of a JSON object.
 Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
