@@ -7,7 +7,7 @@ training images for each step.
 from journey import ops
 from journey.condition import Condition
 from journey.curvature import Curvature, Whitened
-from journey.datasets import ImageFolder
+from journey.data.folder import ImageFolder
 from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from journey import ops
 from journey.condition import Condition, Encoded
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.errors import CorruptShardError
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.files.publish import publish, remove_leftovers

@@ -14,7 +14,8 @@ from journey.batch import draw_batch
 from journey.checkpoints import Checkpoint, as_checkpoints
 from journey.condition import Encoded
 from journey.curvature import Whitened
-from journey.datasets import Dataset, ImageFolder, check_dataset, check_range, image_of
+from journey.data.folder import ImageFolder
+from journey.data.items import Dataset, check_dataset, check_range, image_of
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
 from journey.encoding import EncodedDataset
@@ -67,9 +68,9 @@ def featurize(
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
             pipeline, see ``journey.denoiser.as_denoiser``. In eval mode.
-        dataset: A map-style dataset of images (see ``journey.datasets.get_image``) or a folder of images. The id of an
-            image is its index. For models that read text or classes, items also have captions or a label (see
-            ``journey.datasets.captions_of``, ``label_of``); of several captions each draw takes one.
+        dataset: A map-style dataset of images (see ``journey.data.items.get_image``) or a folder of images. The id of
+            an image is its index. For models that read text or classes, items also have captions or a label (see
+            ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
         measurement: What is differentiated. By default, if the projector is ``Whitened``, ``LeftOutLoss()``: the
             training loss with the residual that an image leaves when it is left out. It needs the mean of the images,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from journey.checkpoints import Checkpoint, loaded
 from journey.condition import Encoded
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draw_features import DrawFeatures, PerDraw, unit
 from journey.draws import Draws, StratifiedDraws

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.report_csv import write_csv
 from journey.report_gif import write_gif
 from journey.report_payload import clean, make_payload, to_script_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.report_draw import (
     BAR,
     FRAME,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.datasets import Dataset, get_image
+from journey.data.items import Dataset, get_image
 from journey.report_sheets import Bank, make_sheets
 from journey.report_story import Transitions, find_turncoat, tell
 from journey.report_view import Captions, Entry, Ranking, View, caption, to_picture

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from journey.datasets import Dataset, get_image
+from journey.data.items import Dataset, get_image
 from journey.files.publish import publish
 from journey.files.tensors import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.report import write_csv, write_gif, write_png, write_report

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from journey.datasets import ImageFolder
+from journey.data.folder import ImageFolder
 from journey.denoiser import Denoiser, as_denoiser, load_pipeline
 from journey.features import Features, open_features
 from journey.solve import DEFAULT_DAMPING

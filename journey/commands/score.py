@@ -26,7 +26,7 @@ from journey.commands.common import (
 )
 from journey.commands.outputs import prepare_folder
 from journey.commands.transitions import load_transitions
-from journey.datasets import ImageFolder
+from journey.data.folder import ImageFolder
 from journey.errors import StoreMismatchError
 from journey.features import Features
 from journey.featurize import fingerprint_dataset

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from journey.checkpoints import loaded
 from journey.condition import Encoded
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws
 from journey.encoding import encode_all

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from journey.checkpoints import Checkpoint
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.draws import Draws, GridDraws, UniformDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.checkpoints import Checkpoint, loaded
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.denoiser import as_denoiser
 from journey.draws import Draws
 from journey.encoding import encode_all

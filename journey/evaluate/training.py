@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from journey.condition import Encoded
-from journey.datasets import Dataset
+from journey.data.items import Dataset
 from journey.denoiser import Denoiser, as_denoiser
 from journey.encoding import encode_all
 from journey.files.fingerprint import JSONValue, fingerprint_tensors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from journey.condition import Condition, Encoded
-from journey.datasets import channels_are_last, image_of
+from journey.data.items import channels_are_last, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.network import check_network, sample_of, unwrapped
 from journey.schedules import Schedule, as_schedule

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from journey.condition import Condition
-from journey.datasets import captions_of, label_of
+from journey.data.items import captions_of, label_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.base import Denoiser
 from journey.models.network import sample_of

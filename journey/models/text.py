@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from journey.condition import Condition
-from journey.datasets import captions_of
+from journey.data.items import captions_of
 from journey.models.base import Denoiser
 
 
