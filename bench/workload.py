@@ -13,7 +13,7 @@ from bench.case import PROJ_DIM, SEED
 from journey import CountSketch, Denoiser, Featurizer, StratifiedDraws, TrainingLoss, ops
 from journey.ops import reference
 from journey.ops.keys import derive_key
-from journey.projectors import Projector
+from journey.projectors.base import Projector
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "4.4M": {

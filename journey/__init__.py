@@ -22,7 +22,9 @@ from journey.kfac import fit_kfac
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.ops import reference
-from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
+from journey.projectors.base import Projector
+from journey.projectors.exact import ExplicitMatrix, Identity
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 from journey.report import write_csv, write_gif, write_png, write_report
 from journey.run import Run
 from journey.sampler import Sampler, Step

@@ -17,7 +17,8 @@ from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.tensors import read_tensors, write_tensors
 from journey.ops.geometry import ConvGeometry
-from journey.projectors import CountSketch, ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.random import CountSketch
 
 # How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
 # to be encoded for it. With the model and the images that a store names this determines it.

@@ -24,7 +24,7 @@ from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.draws import StratifiedDraws
 from journey.featurize import featurize
 from journey.likelihood import chance_of_more
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
 from journey.run import Run
 from journey.scores import Scores
 from journey.scoring import score

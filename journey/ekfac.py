@@ -24,7 +24,7 @@ from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
 from journey.ops.weight_grad import as_positions
 from journey.passes import Passes
-from journey.projectors import ParameterSlot
+from journey.projectors.base import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients
 from journey.second_moments import accumulate_, check_finite, eigen

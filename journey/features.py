@@ -21,7 +21,9 @@ from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
 from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, Gaussian, Identity, Projector, Rademacher
+from journey.projectors.base import Projector
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 from journey.selection import Selection
 from journey.solve import Spectrum
 from journey.store import FeatureStore

@@ -27,7 +27,7 @@ from journey.left_out import LeftOutLoss
 from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, largest_batch
-from journey.projectors import Projector
+from journey.projectors.base import Projector
 from journey.selection import Selection
 from journey.store import FeatureStore, StoreMismatchError
 from journey.store_fits import fit_to_store

@@ -19,7 +19,7 @@ from journey.layer_rules import Contribution
 from journey.measurements import Measurement, Prediction
 from journey.models.base import Denoiser
 from journey.passes import Passes, groups_of, part_of, split_rows
-from journey.projectors import ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
 from journey.row_gradients import squared_norms
 from journey.selection import Selection, selector
 

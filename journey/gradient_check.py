@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from journey.projectors import ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
 
 
 class ParameterSums(Projector):

@@ -21,7 +21,7 @@ from journey.errors import CoverageError, GradientCheckError
 from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
 from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
 from journey.locks import exclusively
-from journey.projectors import ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
 
 # values(rows) -> the measurement of each of these rows of the current batch. [num_rows]
 Values = Callable[[slice], Tensor]

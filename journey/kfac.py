@@ -26,7 +26,7 @@ from journey.draws import Draws, StratifiedDraws
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
 from journey.passes import Passes
-from journey.projectors import ParameterSlot
+from journey.projectors.base import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
 from journey.row_gradients import row_gradients, squared_norms
 from journey.second_moments import accumulate_, check_finite, eigen

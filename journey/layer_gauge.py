@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from journey.gradients import GradientEngine, Values
 from journey.layer_rules import Contribution
-from journey.projectors import ParameterSlot
+from journey.projectors.base import ParameterSlot
 from journey.row_gradients import gradient_tiles
 
 

@@ -24,7 +24,8 @@ from journey.featurizer import Featurizer
 from journey.measurements import Measurement, TrainingLoss
 from journey.noised import noised_trajectory
 from journey.preconditioners import Gram, Preconditioner
-from journey.projectors import CountSketch, Projector
+from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch
 from journey.queries import check_query_noise
 from journey.scores import Scores
 from journey.trajectory import Trajectory

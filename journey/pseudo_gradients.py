@@ -23,7 +23,7 @@ from journey.gradients import GradientEngine, Values
 from journey.layer_rules import Contribution
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
-from journey.projectors import ParameterSlot
+from journey.projectors.base import ParameterSlot
 
 Receive = Callable[[ParameterSlot, list[Contribution], int], None]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from journey.layer_rules import Contribution, Outer
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import Tile, as_positions, weight_grad_tiles
-from journey.projectors import ParameterSlot
+from journey.projectors.base import ParameterSlot
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from journey.draws import Draws
 from journey.featurizer import Featurizer
 from journey.files.fingerprint import fingerprint_tensors
 from journey.measurements import Measurement
-from journey.projectors import Identity, ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.exact import Identity
 
 # Temperatures between which the soft mask hardens, relative to the spread of the entries' initial importance, and the
 # rate at which Adam moves them.

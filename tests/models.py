@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DMode
 from torch import Tensor, nn
 
 from journey.gradients import GradientEngine
-from journey.projectors import Identity
+from journey.projectors.exact import Identity
 
 NUM_TRAIN_TIMESTEPS = 100
 IMAGE = (1, 8, 8)

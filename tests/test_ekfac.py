@@ -24,7 +24,9 @@ from journey.featurizer import Featurizer
 from journey.importance_draws import ImportanceDraws
 from journey.measurements import TrainingLoss
 from journey.models.conditional import ConditionalDenoiser
-from journey.projectors import CountSketch, Identity, ParameterSlot
+from journey.projectors.base import ParameterSlot
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
 from journey.pseudo_gradients import PseudoGradients
 from journey.shared_draws import SharedDraws
 

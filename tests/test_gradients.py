@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from journey.errors import CoverageError, GradientCheckError, InPlaceError
 from journey.gradients import GradientEngine
-from journey.projectors import CountSketch, Identity
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
 
 NUM_GROUPS = 3
 Values = Callable[[slice], Tensor]

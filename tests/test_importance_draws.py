@@ -17,7 +17,7 @@ from journey.features import open_features
 from journey.measurements import TrainingLoss
 from journey.method import Method
 from journey.preconditioners import Plain
-from journey.projectors import Identity
+from journey.projectors.exact import Identity
 from journey.shared_draws import SharedDraws
 from journey.values import measure_values
 

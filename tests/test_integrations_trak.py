@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from journey.evaluate.ranks import spearman
 from journey.integrations import trak as ours
 from journey.preconditioners import Gram
-from journey.projectors import CountSketch, ExplicitMatrix, Identity, Projector
+from journey.projectors.base import Projector
+from journey.projectors.exact import ExplicitMatrix, Identity
+from journey.projectors.random import CountSketch
 
 trak = pytest.importorskip("trak")
 

@@ -29,7 +29,9 @@ from journey.layer_rules import Direct, Outer
 from journey.measurements import TrainingLoss
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import weight_grad_tiles
-from journey.projectors import CountSketch, Identity, ParameterSlot
+from journey.projectors.base import ParameterSlot
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
 from journey.pseudo_gradients import PseudoGradients
 from journey.store_fits import fitted_ids
 

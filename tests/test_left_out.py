@@ -17,7 +17,7 @@ from journey.errors import CorruptShardError
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import Prediction, TrainingLoss
 from journey.noised import noised_trajectory
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
 from journey.schedules import Schedule, as_schedule
 
 SHAPE = (2, 3, 5)

@@ -23,7 +23,8 @@ from journey.method import Method, noised_trajectory
 from journey.models.conditional import ConditionalDenoiser
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
-from journey.projectors import CountSketch, Gaussian, Identity
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch, Gaussian
 from journey.trajectory import Trajectory
 
 NUM_TRAIN, NUM_QUERIES = 5, 3

@@ -23,7 +23,7 @@ from journey.models.conditional import ConditionalDenoiser
 from journey.ops.noise import query_noise
 from journey.preconditioners import Gram
 from journey.presets import das, dtrak, journey_trak, trak
-from journey.projectors import Identity
+from journey.projectors.exact import Identity
 from journey.trajectory import Trajectory
 
 NUM_TRAIN, NUM_QUERIES = 3, 2

@@ -28,7 +28,7 @@ from journey.measurements import Measurement, Prediction
 from journey.method import Method
 from journey.preconditioners import Gram, Plain
 from journey.presets import das
-from journey.projectors import Identity
+from journey.projectors.exact import Identity
 
 NUM_TRAIN, NUM_QUERIES, DIM = 30, 4, 5
 TIMESTEP = 60

@@ -24,7 +24,7 @@ from journey.featurizer import Featurizer
 from journey.measurements import Measurement, Prediction, TrainingLoss
 from journey.method import Method
 from journey.preconditioners import Gram
-from journey.projectors import Identity
+from journey.projectors.exact import Identity
 
 NUM_TRAIN, NUM_QUERIES, NUM_SUBSETS = 24, 8, 12
 SCHEDULER = make_scheduler()

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from journey.ops import reference
 from journey.ops.keys import derive_key
-from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, ParameterSlot, Projector, Rademacher
+from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.exact import ExplicitMatrix, Identity
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 
 NUM_GROUPS = 3
 SLOT = ParameterSlot("layer.weight", rows=10, cols=7, offset=5)

@@ -18,7 +18,8 @@ from journey.layer_rules import Contribution, Outer
 from journey.measurements import TrainingLoss
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import as_positions, weight_grad_tiles
-from journey.projectors import Identity, ParameterSlot
+from journey.projectors.base import ParameterSlot
+from journey.projectors.exact import Identity
 from journey.row_gradients import _is_short, row_gradients, squared_norms
 
 ROWS = 3

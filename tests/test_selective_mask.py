@@ -14,7 +14,9 @@ from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
 from journey.presets import grass
-from journey.projectors import CountSketch, Identity, ParameterSlot
+from journey.projectors.base import ParameterSlot
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
 from journey.selective_mask import Selected, agreement, fit_selective_mask, select_entries
 
 ENTRIES, KEPT = 10, 4

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from journey.gradients import GradientEngine
 from journey.ops.weight_grad import weight_grad_tiles
-from journey.projectors import CountSketch, Identity, ParameterSlot, Projector
-from journey.structured_projectors import Factored, Masked
+from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
+from journey.projectors.structured import Factored, Masked
 
 GROUPS = 2
 

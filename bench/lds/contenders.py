@@ -22,7 +22,7 @@ from journey.measurements import MeanOutput
 from journey.method import Measured, Method, noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
 from journey.presets import PRESETS, grass, journey_trak, kfac_influence
-from journey.projectors import CountSketch, Gaussian
+from journey.projectors.random import CountSketch, Gaussian
 from journey.recommended import recommended
 from journey.trajectory import Trajectory
 

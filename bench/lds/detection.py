@@ -33,7 +33,7 @@ from journey.features import Features
 from journey.method import noised_trajectory
 from journey.preconditioners import Gram
 from journey.presets import journey_trak
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
 from journey.recommended import recommended
 from journey.regions import Box
 from journey.trajectory import Trajectory

@@ -16,7 +16,7 @@ from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.files.fingerprint import fingerprint_json
 from journey.left_out import LeftOutLoss
 from journey.measurements import Measurement, TrainingLoss
-from journey.projectors import Projector
+from journey.projectors.base import Projector
 from journey.recommended import recommended
 from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING

@@ -23,7 +23,8 @@ from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
 from journey.left_out import LeftOutLoss
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, Gaussian, Projector, Rademacher
+from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 
 EXAMPLES = """
 journey featurize --model ./ddpm-cifar10 --data ./images --out features

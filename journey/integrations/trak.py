@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from journey.files.fingerprint import fingerprint_json
 from journey.gradients import GradientEngine, parameter_slots
 from journey.integrations.trak_files import TRAKFeatures, read_features, read_scores, read_targets
-from journey.projectors import Projector
+from journey.projectors.base import Projector
 
 __all__ = [
     "TRAKFeatures",

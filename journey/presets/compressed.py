@@ -10,9 +10,9 @@ from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
 from journey.method import Method
 from journey.preconditioners import BlockGram, Gram
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
+from journey.projectors.structured import Factored, Masked
 from journey.selective_mask import Selected, fit_selective_mask
-from journey.structured_projectors import Factored, Masked
 
 
 def logra(*, num_draws: int = 8, in_dim: int = 16, out_dim: int = 16, seed: int = 0) -> Method:

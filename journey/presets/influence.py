@@ -10,7 +10,7 @@ from journey.ekfac import fit_ekfac
 from journey.encoding import choose_captions
 from journey.method import Method
 from journey.preconditioners import Plain
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
 
 
 def kfac_influence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from journey.draws import GridDraws, StratifiedDraws
 from journey.method import Method
 from journey.preconditioners import Plain
-from journey.projectors import CountSketch
+from journey.projectors.random import CountSketch
 from journey.shared_draws import CubicDraws, SharedDraws
 
 

@@ -13,7 +13,7 @@ from journey.draws import GridDraws, UniformDraws
 from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.method import Measured, Method
 from journey.preconditioners import Gram
-from journey.projectors import Gaussian
+from journey.projectors.random import Gaussian
 from journey.shared_draws import SharedDraws
 from journey.values import measure_values
 

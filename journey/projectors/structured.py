@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from journey import ops
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import derive_key, to_signed
-from journey.projectors import ParameterSlot, Projector
+from journey.projectors.base import ParameterSlot, Projector
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
