@@ -5,10 +5,8 @@ training images for each step.
 """
 
 from journey import ops
-from journey.condition import Condition
 from journey.curvature import Curvature, Whitened
 from journey.data.folder import ImageFolder
-from journey.denoiser import Denoiser
 from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
@@ -21,18 +19,23 @@ from journey.influence import InfluenceMatrix, influence_matrix
 from journey.kfac import fit_kfac
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.ops import reference
 from journey.projectors.base import Projector
 from journey.projectors.exact import ExplicitMatrix, Identity
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
-from journey.report import write_csv, write_gif, write_png, write_report
+from journey.report import write_report
+from journey.report_csv import write_csv
+from journey.report_gif import write_gif
+from journey.report_png import write_png
 from journey.run import Run
 from journey.sampler import Sampler, Step
 from journey.score_noise import ScoreNoise
 from journey.scores import Ranked, Scores, Top
 from journey.scoring import score
 from journey.solve import Spectrum, decompose
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 from journey.trajectory import Trajectory, record
 from journey.transitions import Transition, transitions
 

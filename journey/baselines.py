@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from journey.denoiser import Denoiser
+from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
 
 

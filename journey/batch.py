@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from journey.condition import Condition, Encoded
 from journey.draws import Draws
-from journey.encoding import choose_captions
 from journey.featurizer import Featurizer
-from journey.models.base import Denoiser
+from journey.models.condition import Condition, Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import choose_captions
 
 
 class Drawn(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from journey.solve import Spectrum, decompose
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 
 def decompose_bins(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from journey.denoiser import Denoiser
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key
 from journey.trajectory import Trajectory
 

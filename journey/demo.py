@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.curvature import Whitened
-from journey.denoiser import Denoiser
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.draws import StratifiedDraws
 from journey.featurize import featurize
 from journey.likelihood import chance_of_more
+from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.run import Run
 from journey.scores import Scores

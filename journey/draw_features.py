@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.batch import Drawn, draw_batch
-from journey.condition import Encoded
 from journey.draws import Draws
 from journey.featurizer import Featurizer
+from journey.models.condition import Encoded
 from journey.ops.noise import query_noise
 from journey.trajectory import Trajectory
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
-from journey.intervals import Interval, check_interval
+from journey.models.schedules import Interval, check_interval
 from journey.ops.keys import STREAM_TIMESTEP
 from journey.ops.noise import keyed_noise, philox_words, sample_keys
 

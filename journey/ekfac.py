@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.condition import Condition
 from journey.curvature import Curvature
 from journey.curvature_blocks import EigenBlock
-from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
+from journey.models.condition import Condition
+from journey.models.load import as_denoiser
 from journey.ops.weight_grad import as_positions
 from journey.passes import Passes
 from journey.projectors.base import ParameterSlot

@@ -11,9 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint, as_checkpoints, loaded
 from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
-from journey.denoiser import as_denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.featurizer import Featurizer
@@ -21,12 +19,14 @@ from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.importance_draws import ImportanceDraws
 from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
+from journey.models.checkpoints import Checkpoint, as_checkpoints, loaded
+from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
 from journey.selection import Selection
 from journey.solve import Spectrum
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 # What a store fits to some of its own images, see ``journey.store_fits``.
 PRIOR_FILE, CURVATURE_FILE = "prior.safetensors", "curvature.safetensors"

@@ -11,25 +11,27 @@ from typing import Any, Literal
 
 from journey import ops
 from journey.batch import draw_batch
-from journey.checkpoints import Checkpoint, as_checkpoints
-from journey.condition import Encoded
 from journey.curvature import Whitened
 from journey.data.folder import ImageFolder
 from journey.data.items import Dataset, check_dataset, check_range, image_of
-from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import DEFAULT_DRAWS, Draws
-from journey.encoding import EncodedDataset
+from journey.errors import StoreMismatchError
 from journey.features import Features, check_choices, fingerprints, use_store_fits
 from journey.featurizer import Featurizer
 from journey.files.fingerprint import TensorFingerprint, fingerprint_json
 from journey.fill_store import fill_store
 from journey.left_out import LeftOutLoss
-from journey.manifest import Manifest
 from journey.measurements import Measurement, TrainingLoss
 from journey.memory import default_budget, largest_batch
+from journey.models.checkpoints import Checkpoint, as_checkpoints
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import EncodedDataset
+from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.selection import Selection
-from journey.store import FeatureStore, StoreMismatchError
+from journey.store.manifest import Manifest
+from journey.store.store import FeatureStore
 from journey.store_fits import fit_to_store
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
@@ -67,7 +69,7 @@ def featurize(
 
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
-            pipeline, see ``journey.denoiser.as_denoiser``. In eval mode.
+            pipeline, see ``journey.models.load.as_denoiser``. In eval mode.
         dataset: A map-style dataset of images (see ``journey.data.items.get_image``) or a folder of images. The id of
             an image is its index. For models that read text or classes, items also have captions or a label (see
             ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
@@ -82,7 +84,7 @@ def featurize(
             root of the curvature of the training loss, which is fitted to up to 512 of the images before anything else
             and kept in ``out/curvature.safetensors``. ``CountSketch(4096)`` alone leaves gradients plain: it costs less
             and gives scores that agree less with retraining (docs/evaluation.md).
-        checkpoints: Weights to measure under, see ``journey.checkpoints.loaded``; the model's own by default.
+        checkpoints: Weights to measure under, see ``journey.models.checkpoints.loaded``; the model's own by default.
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
         batch_size: Images whose draws go through the network at once. By default as many as make 64 draws, and no more

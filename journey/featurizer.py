@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.condition import Condition
 from journey.errors import NonFiniteGradientError
 from journey.gradients import GradientEngine, Values
 from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.layer_rules import Contribution
 from journey.measurements import Measurement, Prediction
-from journey.models.base import Denoiser
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.passes import Passes, groups_of, part_of, split_rows
 from journey.projectors.base import ParameterSlot, Projector
 from journey.row_gradients import squared_norms

@@ -8,12 +8,12 @@ import torch
 from tqdm.auto import tqdm
 
 from journey.batch import draw_batch, measure_batch
-from journey.checkpoints import loaded
-from journey.condition import Encoded
-from journey.encoding import EncodedDataset
 from journey.features import Features
 from journey.layer_gauge import LayerSizes
 from journey.layer_sample import sampled_ids, write_sizes
+from journey.models.checkpoints import loaded
+from journey.models.condition import Encoded
+from journey.models.encoding import EncodedDataset
 
 
 def fill_store(

@@ -16,7 +16,7 @@ from journey.features import Features
 from journey.layer_health import LayersHealth, inspect_layers
 from journey.score_noise import ScoreNoise, measure_score_noise
 from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 from journey.trajectory import Trajectory
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)

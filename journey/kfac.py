@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.condition import Condition
 from journey.curvature import Curvature
 from journey.curvature_blocks import KroneckerBlock
-from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
 from journey.gradients import GradientEngine
 from journey.layer_rules import Contribution, Outer
+from journey.models.condition import Condition
+from journey.models.load import as_denoiser
 from journey.passes import Passes
 from journey.projectors.base import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from journey.layer_sample import read_sizes
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 _DOMINANT = 0.9  # share of one layer in the squared norms of which a warning tells
 _SHOWN = 12  # layers in the table: the largest, and those with faults

@@ -20,7 +20,7 @@ from journey.errors import CorruptShardError, naming_folder
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.publish import publish
 from journey.layer_gauge import LayerSizes
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 _MOST = 64
 # One image in so many: gauging one takes twice the time of featurizing it, so this is less than one percent.

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from journey.schedules import Schedule
+from journey.models.schedules import Schedule
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint, loaded
-from journey.condition import Encoded
 from journey.data.items import Dataset
-from journey.denoiser import Denoiser, as_denoiser
 from journey.draw_features import DrawFeatures, PerDraw, unit
 from journey.draws import Draws, StratifiedDraws
-from journey.encoding import choose_captions, encode_all
 from journey.featurizer import Featurizer
 from journey.measurements import Measurement, TrainingLoss
+from journey.models.checkpoints import Checkpoint, loaded
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import choose_captions, encode_all
+from journey.models.load import as_denoiser
 from journey.noised import noised_trajectory
 from journey.preconditioners import Gram, Preconditioner
 from journey.projectors.base import Projector

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from journey.condition import Condition
-from journey.denoiser import Denoiser
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
 from journey.trajectory import Trajectory
 

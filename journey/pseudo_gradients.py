@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.condition import Condition
-from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.gradients import GradientEngine, Values
 from journey.layer_rules import Contribution
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 from journey.projectors.base import ParameterSlot

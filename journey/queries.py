@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.checkpoints import Checkpoint, loaded
 from journey.completions import Completer
-from journey.condition import Condition
 from journey.features import Features
-from journey.intervals import Interval, check_interval
 from journey.measurements import PixelMeasurement
+from journey.models.checkpoints import Checkpoint, loaded
+from journey.models.condition import Condition
+from journey.models.schedules import Interval, check_interval
 from journey.ops.keys import derive_key
 from journey.ops.noise import query_noise
 from journey.regions import Region, pixel_masks, resample_masks

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from journey.condition import Encoded
 from journey.method import Measured, Method
-from journey.models.base import Denoiser
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
 from journey.presets import kfac_influence
 
 

@@ -11,11 +11,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from journey.condition import Condition
-from journey.models.base import Denoiser
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
+from journey.models.schedules import VariancePreserving
 from journey.ops.keys import to_signed
 from journey.ops.noise import keyed_noise
-from journey.schedules import VariancePreserving
 
 # What schedulers keep between steps and cannot begin without: PNDM, IPNDM; LMS; single-step DPM-Solver.
 _HISTORY = ("ets", "derivatives", "order_list")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from journey.files.tensors import read_tensors, write_tensors
 from journey.integrations.tables import one_step
-from journey.intervals import Interval
+from journey.models.schedules import Interval
 
 
 class Ranked(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from journey.bin_gram import decompose_bins
 from journey.features import Features
-from journey.intervals import Interval, check_interval
+from journey.models.schedules import Interval, check_interval
 from journey.queries import check_arguments, plan_queries
 from journey.regions import Region
 from journey.scores import Scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
-from journey.models.base import Denoiser
+from journey.models.denoiser import Denoiser
 
 # A function of the name, or patterns such as "*.attn*.to_k.*" of which one must match.
 Selection = Callable[[str], bool] | str | Sequence[str]

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from journey.batch import measure_batch
-from journey.condition import Encoded
-from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.featurizer import Featurizer
 from journey.files.fingerprint import fingerprint_tensors
 from journey.measurements import Measurement
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot, Projector
 from journey.projectors.exact import Identity
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.condition import Condition, Encoded
-from journey.denoiser import Denoiser, as_denoiser
 from journey.files.tensors import Fields, check_fields, read_tensors, write_tensors
+from journey.models.condition import Condition, Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key
 from journey.sampler import Sampler
 

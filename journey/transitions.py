@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.completions import Completer
-from journey.denoiser import as_denoiser
 from journey.files.tensors import read_tensors, write_tensors
-from journey.intervals import Interval
 from journey.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.models.load import as_denoiser
+from journey.models.schedules import Interval
 from journey.ops.keys import derive_key
 from journey.trajectory import Trajectory
 

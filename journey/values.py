@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from journey.batch import draw_batch
-from journey.condition import Condition, Encoded
-from journey.denoiser import Denoiser
 from journey.draws import Draws
 from journey.measurements import Measurement, Prediction
+from journey.models.condition import Condition, Encoded
+from journey.models.denoiser import Denoiser
 
 # Rows that go through the network at once, fewer of large images: so many that they have 2**20 entries, 64 of 4x64x64.
 _ROWS_PER_BATCH = 512

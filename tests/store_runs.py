@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from journey.files import publish
-from journey.store import FeatureStore, Manifest
+from journey.store.manifest import Manifest
+from journey.store.store import FeatureStore
 
 NUM_RACERS = 3
 

@@ -12,9 +12,9 @@ from bench.lds.compare import table
 from bench.lds.tiers import TIERS
 from bench.lds.truth import BINS, QUERY_KINDS, read_truth
 from journey.baselines import optimal_denoiser, pixels
-from journey.denoiser import Denoiser
 from journey.evaluate.lds import CONSTANT, RANDOM, lds
 from journey.files.fingerprint import fingerprint_json
+from journey.models.denoiser import Denoiser
 
 pytest.importorskip("sklearn.datasets")
 

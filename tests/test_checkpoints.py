@@ -13,7 +13,7 @@ from models import SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from journey.checkpoints import loaded
+from journey.models.checkpoints import loaded
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

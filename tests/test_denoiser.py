@@ -12,8 +12,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultis
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
-from journey.denoiser import Denoiser, as_denoiser
-from journey.schedules import PREDICTION_TYPES
+from journey.models.denoiser import Denoiser
+from journey.models.load import as_denoiser
+from journey.models.schedules import PREDICTION_TYPES
 
 TIMESTEPS = torch.tensor([0, 1, 37, 98, 99])
 

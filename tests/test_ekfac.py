@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 import journey
 from journey import ekfac
-from journey.condition import Condition
 from journey.curvature import Curvature, Whitened
 from journey.curvature_blocks import EigenBlock
-from journey.denoiser import Denoiser
 from journey.draws import Draws, GridDraws, StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.featurizer import Featurizer
 from journey.importance_draws import ImportanceDraws
 from journey.measurements import TrainingLoss
+from journey.models.condition import Condition
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch

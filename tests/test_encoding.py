@@ -14,10 +14,10 @@ from PIL import Image
 
 import journey
 from journey import StratifiedDraws
-from journey.condition import Encoded
-from journey.denoiser import as_denoiser
-from journey.encoding import EncodedDataset, choose_captions, encode_all
 from journey.errors import CorruptShardError, StoreMismatchError
+from journey.models.condition import Encoded
+from journey.models.encoding import EncodedDataset, choose_captions, encode_all
+from journey.models.load import as_denoiser
 
 NUM_SAMPLES = 3
 OPTIONS: dict[str, Any] = {

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import journey
-import journey.checkpoints
-from journey.denoiser import as_denoiser
+import journey.models.checkpoints
 from journey.draws import StratifiedDraws
 from journey.evaluate.effects import generation_change, loss_change, step_loss_change
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.training import UNetTraining
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
 from journey.training import stratified_timesteps
 
@@ -157,7 +157,7 @@ def test_effects_on_the_loss_are_told_what_the_generation_was(tmp_path: Path) ->
         )
     ]
     before = losses()
-    with journey.checkpoints.loaded(pipeline.unet, weights):
+    with journey.models.checkpoints.loaded(pipeline.unet, weights):
         change = losses() - before
     torch.testing.assert_close(torch.stack(found, 1).flatten().float(), change, rtol=1e-3, atol=1e-5)
     assert change.abs().min() > 1e-3

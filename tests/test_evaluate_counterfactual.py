@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import journey
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.evaluate.counterfactual import Counterfactual, counterfactual, measure_effect
 from journey.evaluate.detection import detect
@@ -27,6 +26,7 @@ from journey.evaluate.effects import (
 )
 from journey.evaluate.removal import RANDOM, RESEED, Removals, remove
 from journey.evaluate.responses import measure_responses
+from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
 
 SCHEDULER = DDIMScheduler.from_config(make_scheduler().config)

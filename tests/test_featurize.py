@@ -32,8 +32,8 @@ from journey import (
     UniformDraws,
 )
 from journey.errors import CoverageError, GradientCheckError, NonFiniteGradientError, StoreMismatchError
-from journey.schedules import PREDICTION_TYPES
-from journey.store import FeatureStore
+from journey.models.schedules import PREDICTION_TYPES
+from journey.store.store import FeatureStore
 
 # The function has the name of its module.
 module = importlib.import_module("journey.featurize")

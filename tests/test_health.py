@@ -18,7 +18,8 @@ from torch import Tensor
 import journey
 from journey import StratifiedDraws
 from journey.health import _faults, _inspect_bins
-from journey.store import FeatureStore, Manifest
+from journey.store.manifest import Manifest
+from journey.store.store import FeatureStore
 
 
 def store_features(path: Path, features: Tensor, values: Tensor | None = None) -> Path:

@@ -11,11 +11,11 @@ from models import IMAGE, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.features import open_features
 from journey.measurements import TrainingLoss
 from journey.method import Method
+from journey.models.denoiser import Denoiser
 from journey.preconditioners import Plain
 from journey.projectors.exact import Identity
 from journey.shared_draws import SharedDraws

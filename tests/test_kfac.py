@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 import journey
 from journey import kfac
-from journey.condition import Condition
 from journey.curvature import Curvature, Whitened
 from journey.curvature_blocks import KroneckerBlock
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError
@@ -27,6 +25,8 @@ from journey.featurizer import Featurizer
 from journey.kfac import fit_kfac
 from journey.layer_rules import Direct, Outer
 from journey.measurements import TrainingLoss
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors.base import ParameterSlot

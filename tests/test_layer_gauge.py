@@ -18,7 +18,7 @@ from journey import CountSketch, ExplicitDraws, GradientEngine, StratifiedDraws
 from journey.errors import CorruptShardError, NonFiniteGradientError
 from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
 from journey.layer_sample import read_sizes, sampled_ids, write_sizes
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 module = importlib.import_module("journey.fill_store")
 

@@ -12,13 +12,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from torch import Tensor, nn
 
 import journey
-from journey.denoiser import Denoiser
 from journey.errors import CorruptShardError
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import Prediction, TrainingLoss
+from journey.models.denoiser import Denoiser
+from journey.models.schedules import Schedule, as_schedule
 from journey.noised import noised_trajectory
 from journey.projectors.random import CountSketch
-from journey.schedules import Schedule, as_schedule
 
 SHAPE = (2, 3, 5)
 IMAGES = randn(6, *SHAPE, seed=9)

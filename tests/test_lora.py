@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import journey
 from journey import Identity, StratifiedDraws
-from journey.denoiser import as_denoiser
+from journey.models.load import as_denoiser
 
 peft = pytest.importorskip("peft")
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_runs import make_manifest
 
-from journey.store import FORMAT_VERSION, Manifest, StoreError, StoreFormatError
+from journey.errors import StoreError, StoreFormatError
+from journey.store.manifest import FORMAT_VERSION, Manifest
 
 MANIFESTS = st.builds(
     Manifest,

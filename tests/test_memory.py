@@ -13,7 +13,7 @@ from models import Images, SmallDenoiser, make_images, make_scheduler
 import journey
 from journey import CountSketch, StratifiedDraws
 from journey.memory import default_budget, is_out_of_memory, largest_batch
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 # The function has the name of its module.
 featurize_module = importlib.import_module("journey.featurize")

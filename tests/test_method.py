@@ -14,13 +14,14 @@ from torch import Tensor
 
 import journey
 from journey import baselines
-from journey.condition import Condition, Encoded
-from journey.denoiser import Denoiser
 from journey.draws import Draws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
 from journey.measurements import SquaredNorm, TrainingLoss
-from journey.method import Method, noised_trajectory
+from journey.method import Method
+from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.denoiser import Denoiser
+from journey.noised import noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors.exact import Identity

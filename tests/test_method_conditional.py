@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 import journey
-from journey.denoiser import as_denoiser
 from journey.draws import Draws, StratifiedDraws
-from journey.encoding import choose_captions
 from journey.method import Method
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.encoding import choose_captions
+from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
 from journey.preconditioners import Gram
 from journey.presets import das, dtrak, journey_trak, trak
@@ -182,7 +182,7 @@ def test_images_are_asked_at_steps_through_predictions_that_are_told_their_capti
         told.append(given)
     shape = (NUM_QUERIES, len(steps), *x_t[0].shape[1:])
     name = "encoder_hidden_states" if "Stable" in by_hand.name else "class_labels"
-    condition = journey.condition.Condition({name: torch.cat(told)})
+    condition = journey.models.condition.Condition({name: torch.cat(told)})
     images = torch.cat([by_hand.image(item) for item in by_hand.queries])
     trajectory = Trajectory(
         torch.tensor(steps), torch.cat(x_t).view(shape), torch.cat(x0_hat).view(shape), images, condition

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import journey
 from journey import Featurizer, Identity, StratifiedDraws, TrainingLoss
-from journey.condition import Condition, Encoded
-from journey.denoiser import as_denoiser
+from journey.models.condition import Condition, Encoded
+from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
 

@@ -22,10 +22,10 @@ from cases import randn
 from models import make_scheduler
 from torch import Tensor, nn
 
-from journey.denoiser import Denoiser
 from journey.draws import ExplicitDraws
 from journey.measurements import Measurement, Prediction
 from journey.method import Method
+from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram, Plain
 from journey.presets import das
 from journey.projectors.exact import Identity

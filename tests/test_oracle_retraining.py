@@ -13,7 +13,6 @@ from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_images, make_schedul
 from torch import Tensor, nn
 
 from journey import layer_rules
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.errors import GradientCheckError
 from journey.evaluate.lds import lds
@@ -23,6 +22,7 @@ from journey.evaluate.subsets import Subsets, random_subsets
 from journey.featurizer import Featurizer
 from journey.measurements import Measurement, Prediction, TrainingLoss
 from journey.method import Method
+from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram
 from journey.projectors.exact import Identity
 

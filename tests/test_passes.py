@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import journey
 from journey import CountSketch, Featurizer, StratifiedDraws, TrainingLoss, fit_ekfac, fit_kfac, passes
-from journey.denoiser import as_denoiser
+from journey.models.load import as_denoiser
 from journey.passes import kept_bytes, split_rows
 
 NUM_SAMPLES, BINS, NUM_DRAWS = 3, 2, 3

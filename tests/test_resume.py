@@ -22,7 +22,7 @@ from torch import Tensor
 
 import journey
 from journey.files.publish import is_temporary
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 NUM_KILLED = 24  # images of the run that dies
 NUM_SHARDS = NUM_KILLED  # of two images, under each of two checkpoints

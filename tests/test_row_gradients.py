@@ -10,12 +10,12 @@ from models import SmallDenoiser, make_images, make_scheduler, make_unet, one_at
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.featurizer import Featurizer
 from journey.gradients import GradientEngine, Values
 from journey.layer_rules import Contribution, Outer
 from journey.measurements import TrainingLoss
+from journey.models.denoiser import Denoiser
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import as_positions, weight_grad_tiles
 from journey.projectors.base import ParameterSlot

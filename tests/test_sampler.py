@@ -21,7 +21,7 @@ from diffusers import (
 from models import SmallDenoiser, make_scheduler, make_unet, need_stochastic_flow
 from torch import Tensor
 
-from journey.denoiser import Denoiser
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key
 from journey.sampler import Sampler
 

@@ -10,7 +10,7 @@ from cases import randn
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from models import make_images, make_scheduler
 
-from journey.schedules import PREDICTION_TYPES, FlowMatching, as_schedule
+from journey.models.schedules import PREDICTION_TYPES, FlowMatching, as_schedule
 
 TIMESTEPS = torch.tensor([0, 1, 37, 98, 99])
 SCHEDULERS: dict[str, Any] = {

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import journey
 from journey import Measurement, Prediction, StratifiedDraws
-from journey.draws import Interval
+from journey.models.schedules import Interval
 
 BINS = StratifiedDraws(num_draws=2, bins=3)  # of 33, 33 and 34 timesteps
 

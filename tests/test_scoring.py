@@ -34,7 +34,7 @@ import journey
 from journey import CountSketch, ExplicitDraws, Scores, StratifiedDraws, Trajectory
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
 from journey.measurements import Prediction
-from journey.store import FeatureStore
+from journey.store.store import FeatureStore
 
 
 def explicit_scores(network: nn.Module, damping: float, steps: list[int] = STEPS) -> np.ndarray:

@@ -9,10 +9,10 @@ import torch
 from models import SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
-from journey.condition import Encoded
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
 from journey.presets import grass
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity

@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from store_runs import contents, make_manifest, make_tensors, run
 
-from journey.store import CorruptShardError, FeatureStore, IncompleteStoreError, StoreError, StoreMismatchError
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreError, StoreMismatchError
+from journey.store.store import FeatureStore
 
 SECOND = "runs/second é"
 

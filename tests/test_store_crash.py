@@ -16,8 +16,9 @@ import torch
 from store_runs import NUM_RACERS, contents, make_manifest, make_small_manifest, run
 
 import journey
+from journey.errors import StoreMismatchError
 from journey.files.publish import is_temporary, publish, remove_leftovers
-from journey.store import FeatureStore, StoreMismatchError
+from journey.store.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from torch import Tensor
 import journey
 from bench.lds.truth import Setting
 from journey import baselines
-from journey.denoiser import Denoiser
 from journey.draws import DEFAULT_DRAWS, StratifiedDraws
 from journey.files.fingerprint import fingerprint_tensors
 from journey.measurements import MeanOutput
-from journey.method import Measured, Method, noised_trajectory
+from journey.method import Measured, Method
+from journey.models.denoiser import Denoiser
+from journey.noised import noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
 from journey.presets import PRESETS, grass, journey_trak, kfac_influence
 from journey.projectors.random import CountSketch, Gaussian

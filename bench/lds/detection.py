@@ -26,11 +26,11 @@ import journey
 from bench.lds.tiers import TIERS, Tier
 from bench.table import insert
 from journey import baselines
-from journey.denoiser import Denoiser
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
 from journey.features import Features
-from journey.method import noised_trajectory
+from journey.models.denoiser import Denoiser
+from journey.noised import noised_trajectory
 from journey.preconditioners import Gram
 from journey.presets import journey_trak
 from journey.projectors.random import CountSketch

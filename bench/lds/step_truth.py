@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bench.lds.truth import Setting, by_subset, read_table, retrained, write_table
-from journey.checkpoints import loaded
-from journey.denoiser import Denoiser
 from journey.draws import ExplicitDraws
 from journey.evaluate.subsets import Subsets
 from journey.measurements import TrainingLoss
-from journey.method import noised_trajectory
+from journey.models.checkpoints import loaded
+from journey.models.denoiser import Denoiser
+from journey.noised import noised_trajectory
 from journey.ops.noise import query_noise
 from journey.trajectory import Trajectory
 from journey.values import measure_values

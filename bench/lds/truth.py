@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.lds.tiers import Tier
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.files.fingerprint import fingerprint_json
+from journey.models.denoiser import Denoiser
 from journey.trajectory import Trajectory, record
 
 BINS = 4  # quarters of the range of timesteps, of which a response is the mean

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from journey.data.folder import ImageFolder
-from journey.denoiser import Denoiser, as_denoiser, load_pipeline
 from journey.features import Features, open_features
+from journey.models.denoiser import Denoiser
+from journey.models.load import as_denoiser, load_pipeline
 from journey.solve import DEFAULT_DAMPING
 from journey.trajectory import Trajectory, record
 

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.checkpoints import loaded
-from journey.condition import Encoded
 from journey.data.items import Dataset
-from journey.denoiser import Denoiser, as_denoiser
 from journey.draws import Draws
-from journey.encoding import encode_all
 from journey.measurements import TrainingLoss
+from journey.models.checkpoints import loaded
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
 from journey.trajectory import Trajectory

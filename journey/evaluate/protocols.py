@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint
 from journey.data.items import Dataset
 from journey.draws import Draws, GridDraws, UniformDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.measurements import Measurement
+from journey.models.checkpoints import Checkpoint
 from journey.trajectory import Trajectory
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.checkpoints import Checkpoint, loaded
 from journey.data.items import Dataset
-from journey.denoiser import as_denoiser
 from journey.draws import Draws
-from journey.encoding import encode_all
 from journey.measurements import Measurement, TrainingLoss
+from journey.models.checkpoints import Checkpoint, loaded
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
 from journey.trajectory import Trajectory
 from journey.values import measure_values
 

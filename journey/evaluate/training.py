@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from journey.condition import Encoded
 from journey.data.items import Dataset
-from journey.denoiser import Denoiser, as_denoiser
-from journey.encoding import encode_all
 from journey.files.fingerprint import JSONValue, fingerprint_tensors
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key
 from journey.training import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
 

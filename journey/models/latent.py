@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.models.base import Denoiser
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 

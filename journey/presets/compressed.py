@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from journey.condition import Encoded
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.measurements import TrainingLoss
 from journey.method import Method
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
 from journey.preconditioners import BlockGram, Gram
 from journey.projectors.random import CountSketch
 from journey.projectors.structured import Factored, Masked

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from journey.condition import Encoded
 from journey.curvature import Whitened
-from journey.denoiser import Denoiser
 from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
-from journey.encoding import choose_captions
 from journey.method import Method
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import choose_captions
 from journey.preconditioners import Plain
 from journey.projectors.random import CountSketch
 

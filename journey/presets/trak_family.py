@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from journey.condition import Encoded
-from journey.denoiser import Denoiser
 from journey.draws import GridDraws, UniformDraws
 from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.method import Measured, Method
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram
 from journey.projectors.random import Gaussian
 from journey.shared_draws import SharedDraws

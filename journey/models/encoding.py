@@ -18,12 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from journey import ops
-from journey.condition import Condition, Encoded
 from journey.data.items import Dataset
 from journey.errors import CorruptShardError
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.files.publish import publish, remove_leftovers
-from journey.models.base import Denoiser
+from journey.models.condition import Condition, Encoded
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import STREAM_TIMESTEP, derive_key, to_signed
 
 # Samples that go through the frozen parts at once.

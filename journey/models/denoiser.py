@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.condition import Condition, Encoded
 from journey.data.items import channels_are_last, image_of
 from journey.files.fingerprint import fingerprint_tensors
+from journey.models.condition import Condition, Encoded
 from journey.models.network import check_network, sample_of, unwrapped
-from journey.schedules import Schedule, as_schedule
+from journey.models.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,7 +27,7 @@ class Denoiser:
         network: Called as ``network(x_t, time)``; returns the prediction or an object with ``.sample``. In eval mode.
             Taken out of ``torch.compile(network)`` and of ``DataParallel``, which would come between its layers and
             their gradients.
-        scheduler: A diffusers scheduler, see ``journey.schedules.as_schedule``.
+        scheduler: A diffusers scheduler, see ``journey.models.schedules.as_schedule``.
 
     Raises:
         ValueError: If the network or a dropout in it is in train mode, some of its layers are compiled, or the
@@ -67,7 +67,7 @@ class Denoiser:
 
     @property
     def prediction_type(self) -> str:
-        """What the network predicts, see ``journey.schedules.Schedule``."""
+        """What the network predicts, see ``journey.models.schedules.Schedule``."""
         return self.schedule.prediction_type
 
     @property

@@ -23,29 +23,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from journey.errors import (
-    CorruptShardError,
-    IncompleteStoreError,
-    StoreError,
-    StoreFormatError,
-    StoreMismatchError,
-    naming_folder,
-)
+from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
-from journey.manifest import FORMAT_VERSION, Manifest, publish_manifest, read_manifest
-from journey.shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
-
-__all__ = [
-    "FORMAT_VERSION",
-    "CorruptShardError",
-    "FeatureStore",
-    "IncompleteStoreError",
-    "Manifest",
-    "Shard",
-    "StoreError",
-    "StoreFormatError",
-    "StoreMismatchError",
-]
+from journey.store.manifest import Manifest, publish_manifest, read_manifest
+from journey.store.shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
 

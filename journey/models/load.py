@@ -11,16 +11,14 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from journey.models.base import Denoiser
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.network import unwrapped
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
-
-__all__ = ["Denoiser", "as_denoiser", "load_pipeline"]
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
