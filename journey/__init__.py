@@ -12,7 +12,7 @@ from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
-from journey.gradients import GradientEngine
+from journey.gradients.engine import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix

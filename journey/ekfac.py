@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 from journey.curvature import Curvature
 from journey.curvature_blocks import EigenBlock
 from journey.draws import Draws, StratifiedDraws
-from journey.gradients import GradientEngine
-from journey.layer_rules import Contribution, Outer
+from journey.gradients.engine import GradientEngine
+from journey.gradients.passes import RowBudget
+from journey.gradients.rows import row_gradients
+from journey.gradients.rules import Contribution, Outer
+from journey.gradients.selection import Selection, selector
 from journey.models.condition import Condition
 from journey.models.load import as_denoiser
 from journey.ops.weight_grad import as_positions
-from journey.passes import Passes
 from journey.projectors.base import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
-from journey.row_gradients import row_gradients
 from journey.second_moments import accumulate_, check_finite, eigen
-from journey.selection import Selection, selector
 
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
 _ROWS_PER_BATCH = 128
@@ -90,24 +90,24 @@ def fit_ekfac(
     """
     denoiser = as_denoiser(model)
     gradients = PseudoGradients(denoiser, images, draws, condition, exact, seed)
-    engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
+    engine = GradientEngine(denoiser.network, select=selector(select, denoiser.network), uncovered=uncovered)
     largest = max(slot.rows * slot.cols for slot in engine.slots.values())
 
     def fit(rows: int) -> dict[str, EigenBlock]:
         with tqdm(total=2 * gradients.num_gradients, unit="draw", desc="curvature", disable=not progress) as bar:
             factors = _Factors(engine.slots, denoiser.device)
-            gradients.hand_out(engine, rows, factors.add, bar)
+            gradients.for_each_parameter(engine, rows, factors.add, bar)
             blocks = {name: factors.pop_basis(name) for name in engine.slots}
 
             def correct(slot: ParameterSlot, contributions: list[Contribution], count: int) -> None:
                 squares = blocks[slot.name].rotate(row_gradients(slot, contributions, count))[0].square()
                 blocks[slot.name].eigenvalues.add_(squares.sum(0, dtype=torch.float64) / gradients.num_rows)
 
-            gradients.hand_out(engine, rows, correct, bar)
+            gradients.for_each_parameter(engine, rows, correct, bar)
         return blocks
 
     most = max(1, min(_ROWS_PER_BATCH, _GRADIENT_FLOATS // largest))
-    blocks = Passes(denoiser.network).run(fit, gradients.first_row(), min(most, gradients.num_rows), gradients.shape)
+    blocks = RowBudget(denoiser.network).run(fit, gradients.first_row(), min(most, gradients.num_rows), gradients.shape)
     for name, block in blocks.items():
         check_finite(name, block.eigenvalues)
     mean = sum(block.eigenvalues.sum() for block in blocks.values()) / engine.num_parameters

@@ -16,6 +16,7 @@ from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.featurizer import Featurizer
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
+from journey.gradients.selection import Selection
 from journey.importance_draws import ImportanceDraws
 from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
@@ -24,7 +25,6 @@ from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
-from journey.selection import Selection
 from journey.solve import Spectrum
 from journey.store.store import FeatureStore
 

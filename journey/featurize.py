@@ -20,16 +20,16 @@ from journey.features import Features, check_choices, fingerprints, use_store_fi
 from journey.featurizer import Featurizer
 from journey.files.fingerprint import TensorFingerprint, fingerprint_json
 from journey.fill_store import fill_store
+from journey.gradients.memory import default_budget, largest_batch
+from journey.gradients.selection import Selection
 from journey.left_out import LeftOutLoss
 from journey.measurements import Measurement, TrainingLoss
-from journey.memory import default_budget, largest_batch
 from journey.models.checkpoints import Checkpoint, as_checkpoints
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.models.encoding import EncodedDataset
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
-from journey.selection import Selection
 from journey.store.manifest import Manifest
 from journey.store.store import FeatureStore
 from journey.store_fits import fit_to_store
@@ -137,11 +137,11 @@ def featurize(
     each = draws.bins * draws.num_draws
     rows = max(1, _ROWS_PER_BATCH // each) * each
     if isinstance(batch_size, int):
-        featurizer.passes.most = rows = batch_size * each
+        featurizer.rows_per_pass = rows = batch_size * each
     elif adaptive:
         # What an earlier process of this run measured goes: a store has one batch size.
         rows = _stored_rows(out, each) or _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
-        featurizer.passes.most = rows
+        featurizer.rows_per_pass = rows
     manifest = Manifest(
         num_samples=len(dataset),
         shard_size=shard_size,
@@ -161,7 +161,7 @@ def featurize(
         stored = _stored_rows(out, each)
         if not adaptive or stored in (None, rows):
             raise
-        featurizer.passes.most = rows = stored  # another process of this run measured at the same time, and was first
+        featurizer.rows_per_pass = rows = stored  # another process of this run measured at the same time, and was first
         own = {**manifest.fingerprints, "batch_size": _num_images(rows, each)}
         store = FeatureStore.create_or_resume(out, replace(manifest, fingerprints=own))
     features = Features(store, featurizer, draws, weights)
@@ -199,7 +199,7 @@ def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memor
     sample = denoiser.encode([dataset[0]], [0])
 
     def run(rows: int) -> None:
-        featurizer.passes.most = rows
+        featurizer.rows_per_pass = rows
         count = ceil(rows / each)
         drawn = draw_batch(denoiser, draws, Encoded.cat([sample] * count), [0] * count)
         if rows < each:
@@ -207,7 +207,7 @@ def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             featurizer.features(sample.x0.expand(count, -1, -1, -1), **drawn._asdict())
-        if featurizer.passes.most < rows:
+        if featurizer.rows_per_pass != rows:  # halved, as memory ran out
             raise MemoryError
 
     # Parts of one sample's draws, then samples.

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from journey.errors import NonFiniteGradientError
-from journey.gradients import GradientEngine, Values
-from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
-from journey.layer_rules import Contribution
+from journey.gradients.check import check_gradients
+from journey.gradients.engine import GradientEngine, RowValues
+from journey.gradients.passes import RowBudget, groups_of, shifted, split_rows
+from journey.gradients.rows import squared_norms
+from journey.gradients.rules import Contribution
+from journey.gradients.selection import Selection, selector
+from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
 from journey.measurements import Measurement, Prediction
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
-from journey.passes import Passes, groups_of, part_of, split_rows
 from journey.projectors.base import ParameterSlot, Projector
-from journey.row_gradients import squared_norms
-from journey.selection import Selection, selector
 
 
 class Featurizer:
@@ -33,12 +34,12 @@ class Featurizer:
         projector: Maps gradients to features.
         select: Which trainable parameters are measured: a function of the name, or one or several glob patterns such as
             ``"*.attn*.to_k.*"``; all by default. With LoRA layers these are the adapters': peft freezes the others.
-        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.engine.GradientEngine``.
         rows_per_pass: How many rows (draws of images) go through the network at once, which changes features only by
             rounding; by default as many as keep 4 GiB for the backward pass.
 
     Raises:
-        CoverageError: If parameters are not covered, see ``journey.gradients.GradientEngine``.
+        CoverageError: If parameters are not covered, see ``journey.gradients.engine.GradientEngine``.
         ValueError: If a pattern matches no trainable parameter, or ``rows_per_pass`` is not positive.
     """
 
@@ -57,9 +58,18 @@ class Featurizer:
         self.denoiser = denoiser
         self.measurement = measurement
         self.projector = projector
-        self.passes = Passes(denoiser.network, rows_per_pass)
-        chosen = selector(select, denoiser)
+        self.budget = RowBudget(denoiser.network, rows_per_pass)
+        chosen = selector(select, denoiser.network)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
+
+    @property
+    def rows_per_pass(self) -> int | None:
+        """Rows that go through the network at once, at most; None is as many as keep 4 GiB for the backward pass."""
+        return self.budget.most
+
+    @rows_per_pass.setter
+    def rows_per_pass(self, rows: int) -> None:
+        self.budget.most = rows
 
     @property
     def features_dim(self) -> int:
@@ -124,7 +134,7 @@ class Featurizer:
         def project(rows: int) -> tuple[Tensor, Tensor]:
             return self._project(values, num_samples * bins, num_draws, rows, check)
 
-        features, measured = self.passes.run(project, values, timesteps.numel(), tuple(images.shape[1:]))
+        features, measured = self.budget.run(project, values, timesteps.numel(), tuple(images.shape[1:]))
         averages = measured.view(num_samples, bins, num_draws).mean(-1)
         features = features.view(num_samples, bins, -1)
         finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
@@ -173,7 +183,7 @@ class Featurizer:
             parts = [p for p in split_rows(num_samples * bins, num_draws, rows) if p.start % num_draws == 0]
             sizes = [
                 gauge_layers(
-                    self.engine, part_of(values, p), num_rows=p.stop - p.start, num_groups=groups_of(p, num_draws)
+                    self.engine, shifted(values, p), num_rows=p.stop - p.start, num_groups=groups_of(p, num_draws)
                 )
                 for p in parts
             ]
@@ -181,7 +191,7 @@ class Featurizer:
                 sizes[0].layers, torch.cat([s.norms for s in sizes]), torch.cat([s.largest for s in sizes])
             )
 
-        return self.passes.run(gauge, values, timesteps.numel(), tuple(images.shape[1:]))
+        return self.budget.run(gauge, values, timesteps.numel(), tuple(images.shape[1:]))
 
     def norms(
         self,
@@ -224,27 +234,27 @@ class Featurizer:
                 def receive(slot: ParameterSlot, contributions: list[Contribution], found: Tensor = found) -> None:
                     found[:, columns[slot.name]] = squared_norms(slot, contributions, len(found)).sqrt()
 
-                here, count = part_of(values, part), len(found)
-                self.engine.hand_out(here, num_rows=count, num_groups=count, receive=receive)
+                here, count = shifted(values, part), len(found)
+                self.engine.for_each_parameter(here, num_rows=count, num_groups=count, receive=receive)
             return norms
 
-        norms = self.passes.run(measure, values, num_rows, tuple(images.shape[1:]))
+        norms = self.budget.run(measure, values, num_rows, tuple(images.shape[1:]))
         return norms.view(*timesteps.shape, -1)
 
     def _project(
-        self, values: Values, num_groups: int, num_draws: int, rows: int, check: bool
+        self, values: RowValues, num_groups: int, num_draws: int, rows: int, check: bool
     ) -> tuple[Tensor, Tensor]:
         """Projected gradients of groups of draws, [num_groups, features_dim], and values of all rows."""
         features = torch.zeros(num_groups, self.features_dim, device=self.denoiser.device)
         measured = []
         for part in split_rows(num_groups, num_draws, rows):
-            here, count = part_of(values, part), part.stop - part.start
+            here, count = shifted(values, part), part.stop - part.start
             groups = features[part.start // num_draws :][: groups_of(part, num_draws)]
             whole = count == len(groups) * num_draws
             added = groups if whole else torch.zeros_like(groups)
             measured.append(self.engine.add_gradients_(added, here, num_rows=count, projector=self.projector))
             if check and torch.isfinite(added).all():
-                self.engine.check(added, here, num_rows=count, projector=self.projector)
+                check_gradients(self.engine, added, here, num_rows=count, projector=self.projector)
             check = False
             if not whole:
                 groups += added * (count / num_draws)
@@ -258,7 +268,7 @@ class Featurizer:
         condition: Condition | None,
         mask: Tensor | None,
         weights: Tensor | None,
-    ) -> Values:
+    ) -> RowValues:
         """The measurement of rows of the batch of all draws of all images."""
         num_samples, num_rows = len(images), timesteps.numel()
         each, device = num_rows // num_samples, self.denoiser.device

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from journey.batch import draw_batch, measure_batch
 from journey.features import Features
-from journey.layer_gauge import LayerSizes
+from journey.gradients.sizes import LayerSizes
 from journey.layer_sample import sampled_ids, write_sizes
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded

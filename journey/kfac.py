@@ -21,16 +21,16 @@ from tqdm.auto import tqdm
 from journey.curvature import Curvature
 from journey.curvature_blocks import KroneckerBlock
 from journey.draws import Draws, StratifiedDraws
-from journey.gradients import GradientEngine
-from journey.layer_rules import Contribution, Outer
+from journey.gradients.engine import GradientEngine
+from journey.gradients.passes import RowBudget
+from journey.gradients.rows import row_gradients, squared_norms
+from journey.gradients.rules import Contribution, Outer
+from journey.gradients.selection import Selection, selector
 from journey.models.condition import Condition
 from journey.models.load import as_denoiser
-from journey.passes import Passes
 from journey.projectors.base import ParameterSlot
 from journey.pseudo_gradients import PseudoGradients
-from journey.row_gradients import row_gradients, squared_norms
 from journey.second_moments import accumulate_, check_finite, eigen
-from journey.selection import Selection, selector
 
 # Draws that go through the network at once where nobody says: more bring nothing.
 ROWS_PER_BATCH = 32
@@ -95,13 +95,13 @@ def fit_kfac(
         raise ValueError(f"rows_per_batch must be positive, got {rows_per_batch}")
     denoiser = as_denoiser(model)
     gradients = PseudoGradients(denoiser, images, draws, condition, False, seed)
-    engine = GradientEngine(denoiser.network, select=selector(select, denoiser), uncovered=uncovered)
-    passes = Passes(denoiser.network, rows_per_batch)
+    engine = GradientEngine(denoiser.network, select=selector(select, denoiser.network), uncovered=uncovered)
+    passes = RowBudget(denoiser.network, rows_per_batch)
     return fit_factors(gradients, engine, passes, rows_per_batch or ROWS_PER_BATCH, progress=progress)
 
 
 def fit_factors(
-    gradients: PseudoGradients, engine: GradientEngine, passes: Passes, rows_per_batch: int, *, progress: bool
+    gradients: PseudoGradients, engine: GradientEngine, passes: RowBudget, rows_per_batch: int, *, progress: bool
 ) -> Curvature:
     """Fit Kronecker factors to pseudo-gradients, see ``fit_kfac``.
 
@@ -123,7 +123,7 @@ def fit_factors(
         factors = _Factors(engine.slots, gradients.denoiser.device)
         total = gradients.num_gradients
         with tqdm(total=total, unit="draw", desc="curvature", disable=not progress, dynamic_ncols=True) as bar:
-            gradients.hand_out(engine, rows, factors.add, bar)
+            gradients.for_each_parameter(engine, rows, factors.add, bar)
         return factors
 
     factors = passes.run(fit, gradients.first_row(), min(rows_per_batch, gradients.num_rows), gradients.shape)

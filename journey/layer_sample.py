@@ -19,7 +19,7 @@ from torch import Tensor
 from journey.errors import CorruptShardError, naming_folder
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.publish import publish
-from journey.layer_gauge import LayerSizes
+from journey.gradients.sizes import LayerSizes
 from journey.store.store import FeatureStore
 
 _MOST = 64

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.draws import Draws
-from journey.gradients import GradientEngine, Values
-from journey.layer_rules import Contribution
+from journey.gradients.engine import GradientEngine, RowValues
+from journey.gradients.rules import Contribution
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key, to_signed
@@ -71,19 +71,19 @@ class PseudoGradients:
         """Backward passes of one row each that it takes to go through all."""
         return self.num_rows * (prod(self.shape) if self.exact else 1)
 
-    def hand_out(self, engine: GradientEngine, rows_per_batch: int, receive: Receive, bar: tqdm[Any]) -> None:
+    def for_each_parameter(self, engine: GradientEngine, rows_per_batch: int, receive: Receive, bar: tqdm[Any]) -> None:
         """Go through all rows, batch after batch, and hand on what each parameter's gradients are made of.
 
         Args:
             engine: Captures the gradients of the denoiser's network.
             rows_per_batch: Rows that go through the network at once.
-            receive: Takes a parameter, its contributions (``GradientEngine.hand_out``) and the number of rows, each of
-                which is a group of its own; with ``exact`` every row again for each entry of the output.
+            receive: Takes a parameter, its contributions (``GradientEngine.for_each_parameter``) and the number of
+                rows, each of which is a group of its own; with ``exact`` every row again for each entry of the output.
             bar: Is told of every gradient.
         """
         for rows in torch.arange(self.num_rows).split(rows_per_batch):
             for values in self.pseudo_losses(rows):
-                _hand_out(engine, values, len(rows), receive)
+                _for_each_parameter(engine, values, len(rows), receive)
                 bar.update(len(rows))
 
     @property
@@ -91,11 +91,11 @@ class PseudoGradients:
         """Shape of an image."""
         return tuple(self.images.shape[1:])
 
-    def first_row(self) -> Values:
+    def first_row(self) -> RowValues:
         """The pseudo-loss of one row: what it costs to go through the network."""
         return next(self.pseudo_losses(torch.arange(1)))
 
-    def pseudo_losses(self, rows: Tensor) -> Iterator[Values]:
+    def pseudo_losses(self, rows: Tensor) -> Iterator[RowValues]:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
         denoiser, device, shape = self.denoiser, self.denoiser.device, self.shape
         per_image = self.draws.bins * self.draws.num_draws
@@ -113,7 +113,7 @@ class PseudoGradients:
         if counts is not None:
             scale *= counts.flatten().to(device)[here]
 
-        def along(directions: Tensor) -> Values:
+        def along(directions: Tensor) -> RowValues:
             def values(part: slice) -> Tensor:
                 prediction = denoiser.predict(x_t[part], times[part], None if told is None else told.select(part))
                 return scale[part].sqrt() * (directions[part] * prediction.flatten(1)).sum(1)
@@ -129,8 +129,8 @@ class PseudoGradients:
             yield along(drawn.flatten(0, 2).flatten(1)[here])
 
 
-def _hand_out(engine: GradientEngine, values: Values, num_rows: int, receive: Receive) -> None:
-    engine.hand_out(
+def _for_each_parameter(engine: GradientEngine, values: RowValues, num_rows: int, receive: Receive) -> None:
+    engine.for_each_parameter(
         values,
         num_rows=num_rows,
         num_groups=num_rows,

@@ -54,7 +54,7 @@ def _fit_curvature(features: Features, samples: Encoded, ids: list[int], progres
     gradients = PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=0)
     with loaded(featurizer.denoiser.network, features.checkpoints[-1]):
         try:
-            return fit_factors(gradients, featurizer.engine, featurizer.passes, ROWS_PER_BATCH, progress=progress)
+            return fit_factors(gradients, featurizer.engine, featurizer.budget, ROWS_PER_BATCH, progress=progress)
         except NonFiniteGradientError:
             _name_fault(features, samples, ids)
             raise

@@ -14,7 +14,7 @@ from cases import randn
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from journey.gradients import GradientEngine
+from journey.gradients.engine import GradientEngine
 from journey.projectors.exact import Identity
 
 NUM_TRAIN_TIMESTEPS = 100

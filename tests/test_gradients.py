@@ -12,7 +12,8 @@ from models import SmallDenoiser, assert_same_gradients, make_unet, one_at_a_tim
 from torch import Tensor, nn
 
 from journey.errors import CoverageError, GradientCheckError, InPlaceError
-from journey.gradients import GradientEngine
+from journey.gradients.check import check_gradients
+from journey.gradients.engine import GradientEngine
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
 
@@ -44,7 +45,7 @@ def check(model: nn.Module, values: Values, rows_per_group: int = 2, **options: 
     engine, num_rows = GradientEngine(model, **options), NUM_GROUPS * rows_per_group
     features = torch.zeros(NUM_GROUPS, engine.num_parameters)
     engine.add_gradients_(features, values, num_rows=num_rows, projector=Identity())
-    engine.check(features, values, num_rows=num_rows, projector=Identity())
+    check_gradients(engine, features, values, num_rows=num_rows, projector=Identity())
 
 
 class Stack(nn.Module):
@@ -327,7 +328,7 @@ def test_a_layer_that_is_not_used_as_its_rule_assumes_is_found_and_named(name: s
     features = torch.zeros(6, projector.features_dim(engine.num_parameters))
     engine.add_gradients_(features, values, num_rows=6, projector=projector)
     with pytest.raises(GradientCheckError) as caught:
-        engine.check(features, values, num_rows=6, projector=projector)
+        check_gradients(engine, features, values, num_rows=6, projector=projector)
     assert f"gradient of the batch for {wrong}" in str(caught.value)
     assert "last" not in str(caught.value).partition("Likely causes")[0], "a right layer is accused"
 
@@ -350,7 +351,7 @@ def test_rows_in_another_dimension_of_the_same_size_are_found() -> None:
     features = torch.zeros(6, engine.num_parameters)
     engine.add_gradients_(features, values, num_rows=6, projector=Identity())
     with pytest.raises(GradientCheckError, match=r"first\.weight"):
-        engine.check(features, values, num_rows=6, projector=Identity())
+        check_gradients(engine, features, values, num_rows=6, projector=Identity())
 
 
 def test_a_model_in_train_mode_is_refused() -> None:
@@ -413,7 +414,7 @@ def test_the_model_is_left_as_it_was(moment: str) -> None:
     features = torch.zeros(NUM_GROUPS, engine.num_parameters)
     if moment == "never":
         engine.add_gradients_(features, values, num_rows=6, projector=projector)
-        engine.check(features, values, num_rows=6, projector=projector)
+        check_gradients(engine, features, values, num_rows=6, projector=projector)
     else:
         with pytest.raises(Interrupted):
             engine.add_gradients_(features, values, num_rows=6, projector=projector)

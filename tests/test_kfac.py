@@ -22,8 +22,8 @@ from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError
 from journey.featurizer import Featurizer
+from journey.gradients.rules import Direct, Outer
 from journey.kfac import fit_kfac
-from journey.layer_rules import Direct, Outer
 from journey.measurements import TrainingLoss
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import journey
 from journey import CountSketch, ExplicitDraws, GradientEngine, StratifiedDraws
 from journey.errors import CorruptShardError, NonFiniteGradientError
-from journey.layer_gauge import LayerSizes, find_fault, gauge_layers
+from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
 from journey.layer_sample import read_sizes, sampled_ids, write_sizes
 from journey.store.store import FeatureStore
 

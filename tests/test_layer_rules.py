@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from models import assert_same_gradients, one_at_a_time, per_sample
 from torch import Tensor, nn
 
-from journey import layer_rules
-from journey.gradients import GradientEngine
-from journey.layer_rules import Direct, Outer, find_rule
+from journey.gradients import rules as layer_rules
+from journey.gradients.engine import GradientEngine
+from journey.gradients.rules import Direct, Outer, find_rule
 from journey.ops.weight_grad import weight_grad_tiles
 
 NUM_GROUPS = 3

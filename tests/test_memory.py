@@ -12,7 +12,7 @@ from models import Images, SmallDenoiser, make_images, make_scheduler
 
 import journey
 from journey import CountSketch, StratifiedDraws
-from journey.memory import default_budget, is_out_of_memory, largest_batch
+from journey.gradients.memory import default_budget, is_out_of_memory, largest_batch
 from journey.store.store import FeatureStore
 
 # The function has the name of its module.
@@ -107,7 +107,7 @@ def test_what_fits_is_kept_in_images_be_it_a_part_of_one(tmp_path, monkeypatch, 
     assert features.store.manifest.fingerprints["batch_size"] == stored
     torch.testing.assert_close(features.matrix(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
     again = run(tmp_path / "f", batch_size="auto")  # measures nothing, but goes on with what was stored
-    assert again.featurizer.passes.most == stored * 2
+    assert again.featurizer.rows_per_pass == stored * 2
 
 
 def test_one_draw_of_an_image_is_measured_where_all_do_not_fit(tmp_path, monkeypatch):

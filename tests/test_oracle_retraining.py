@@ -12,7 +12,6 @@ from cases import randn
 from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
-from journey import layer_rules
 from journey.draws import StratifiedDraws
 from journey.errors import GradientCheckError
 from journey.evaluate.lds import lds
@@ -20,6 +19,7 @@ from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.featurizer import Featurizer
+from journey.gradients import rules as layer_rules
 from journey.measurements import Measurement, Prediction, TrainingLoss
 from journey.method import Method
 from journey.models.denoiser import Denoiser

@@ -16,9 +16,10 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
 import journey
-from journey import CountSketch, Featurizer, StratifiedDraws, TrainingLoss, fit_ekfac, fit_kfac, passes
+from journey import CountSketch, Featurizer, StratifiedDraws, TrainingLoss, fit_ekfac, fit_kfac
+from journey.gradients import passes
+from journey.gradients.passes import kept_bytes, split_rows
 from journey.models.load import as_denoiser
-from journey.passes import kept_bytes, split_rows
 
 NUM_SAMPLES, BINS, NUM_DRAWS = 3, 2, 3
 NUM_ROWS = NUM_SAMPLES * BINS * NUM_DRAWS

@@ -12,15 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from journey.draws import StratifiedDraws
 from journey.featurizer import Featurizer
-from journey.gradients import GradientEngine, Values
-from journey.layer_rules import Contribution, Outer
+from journey.gradients.engine import GradientEngine, RowValues
+from journey.gradients.rows import _is_short, row_gradients, squared_norms
+from journey.gradients.rules import Contribution, Outer
 from journey.measurements import TrainingLoss
 from journey.models.denoiser import Denoiser
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import as_positions, weight_grad_tiles
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
-from journey.row_gradients import _is_short, row_gradients, squared_norms
 
 ROWS = 3
 
@@ -72,7 +72,7 @@ class Shared(nn.Module):
         return self.twice(torch.tanh(self.twice(x))) * self.gain.flatten()
 
 
-def collect(engine: GradientEngine, values: Values) -> dict[str, list[Contribution]]:
+def collect(engine: GradientEngine, values: RowValues) -> dict[str, list[Contribution]]:
     """All that is handed out, every row a group of its own."""
     found: dict[str, list[Contribution]] = {}
 
@@ -80,7 +80,7 @@ def collect(engine: GradientEngine, values: Values) -> dict[str, list[Contributi
         assert slot.name not in found
         found[slot.name] = contributions
 
-    engine.hand_out(values, num_rows=ROWS, num_groups=ROWS, receive=keep)
+    engine.for_each_parameter(values, num_rows=ROWS, num_groups=ROWS, receive=keep)
     return found
 
 
@@ -133,7 +133,7 @@ def test_a_parameter_is_handed_out_once_as_soon_as_its_last_call_is_behind() -> 
     def receive(slot: ParameterSlot, contributions: list[Contribution]) -> None:
         model.events.append(f"{len(contributions)} of {slot.name}")
 
-    GradientEngine(model).hand_out(values, num_rows=ROWS, num_groups=ROWS, receive=receive)
+    GradientEngine(model).for_each_parameter(values, num_rows=ROWS, num_groups=ROWS, receive=receive)
     assert model.events == [
         "1 of last.weight",
         "1 of last.bias",
@@ -158,7 +158,7 @@ def test_a_layer_that_is_repeated_in_checkpoints_is_handed_out_once_and_whole(re
         assert slot.name not in found
         found[slot.name] = row_gradients(slot, contributions, 3).flatten(1)
 
-    engine.hand_out(values, num_rows=6, num_groups=3, receive=receive)
+    engine.for_each_parameter(values, num_rows=6, num_groups=3, receive=receive)
     plain = Chain()  # the same weights without checkpoints
     whole = one_at_a_time(plain, lambda rows: plain(x[rows]).square().sum(1), 3, 2)
     for name, expected in split(plain, whole):
@@ -175,7 +175,7 @@ def test_norms_of_every_parameter_of_a_unet_are_those_of_autograd() -> None:
     assert_norms(model, values)
 
 
-def assert_norms(model: nn.Module, values: Values) -> None:
+def assert_norms(model: nn.Module, values: RowValues) -> None:
     """To 1e-5 of each norm, or 1e-6 of the whole gradient's: key biases of attention have a gradient of zero."""
     expected = one_at_a_time(model, values, ROWS, 1)
     engine = GradientEngine(model)

@@ -8,7 +8,8 @@ from cases import CONVS, layer_tensors, randn
 from models import make_unet
 from torch import Tensor, nn
 
-from journey.gradients import GradientEngine
+from journey.gradients.check import check_gradients
+from journey.gradients.engine import GradientEngine
 from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors.base import ParameterSlot, Projector
 from journey.projectors.exact import Identity
@@ -112,7 +113,7 @@ def test_every_weight_of_a_unet_has_a_block_and_the_engine_checks_out() -> None:
 
     features = torch.zeros(2, projector.features_dim(0))
     engine.add_gradients_(features, values, num_rows=2, projector=projector)
-    engine.check(features, values, num_rows=2, projector=projector)
+    check_gradients(engine, features, values, num_rows=2, projector=projector)
     # All but key biases' kin: a block is zero only where the layer's whole gradient is.
     assert sum(bool(block.any()) for block in features.split(projector.blocks, 1)) > 0.9 * len(weights)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from journey.layer_rules import Contribution, Outer
+from journey.gradients.rules import Contribution, Outer
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import Tile, as_positions, weight_grad_tiles
 from journey.projectors.base import ParameterSlot
@@ -24,7 +24,7 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
 
     Args:
         slot: The parameter.
-        contributions: What it is made of, see ``GradientEngine.hand_out``.
+        contributions: What it is made of, see ``GradientEngine.for_each_parameter``.
         num_rows: Rows of the batch, or groups of rows, as the contributions are.
 
     Returns:
@@ -45,7 +45,7 @@ def gradient_tiles(slot: ParameterSlot, contributions: list[Contribution], num_g
 
     Args:
         slot: The parameter.
-        contributions: What it is made of, see ``GradientEngine.hand_out``.
+        contributions: What it is made of, see ``GradientEngine.for_each_parameter``.
         num_groups: Groups of rows.
 
     Yields:
@@ -69,7 +69,7 @@ def squared_norms(slot: ParameterSlot, contributions: list[Contribution], num_ro
 
     Args:
         slot: The parameter.
-        contributions: What it is made of, see ``GradientEngine.hand_out``.
+        contributions: What it is made of, see ``GradientEngine.for_each_parameter``.
         num_rows: Rows of the batch.
 
     Returns:

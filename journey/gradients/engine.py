@@ -1,9 +1,9 @@
 """Per-sample gradients of a whole model in one backward pass, handed to a projector layer by layer.
 
-Hooks keep each layer's input and receive the gradient of its output; the layer's rule (``journey.layer_rules``) turns
-the pair into parameter gradients per group of rows, and the projector adds them to the features at once. Measured
-parameters have ``requires_grad=False`` meanwhile, so autograd computes no weight gradient a second time, and no vmap is
-involved, so fused attention stays in use.
+Hooks keep each layer's input and receive the gradient of its output; the layer's rule
+(``journey.gradients.engine.rules``) turns the pair into parameter gradients per group of rows, and the projector adds
+them to the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so autograd computes no weight
+gradient a second time, and no vmap is involved, so fused attention stays in use.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from journey.capture import captured
-from journey.errors import CoverageError, GradientCheckError
-from journey.gradient_check import ParameterSums, describe_uncovered, difference, some
-from journey.layer_rules import Contribution, Direct, Outer, Rule, find_rule
+from journey.errors import CoverageError
+from journey.gradients.hooks import captured
+from journey.gradients.names import describe_uncovered
+from journey.gradients.rules import Contribution, Direct, Outer, Rule, find_rule
 from journey.locks import exclusively
 from journey.projectors.base import ParameterSlot, Projector
 
-# values(rows) -> the measurement of each of these rows of the current batch. [num_rows]
-Values = Callable[[slice], Tensor]
-# receive(parameter, what its gradient is made of)
+# Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
+# together: on a GPU a launch each would cost more than the work.
+_DEFERRED_ENTRIES = 1 << 16
+
+RowValues = Callable[[slice], Tensor]
+"""A batch's measurement: takes a slice of rows, runs the model on them, returns differentiable values. [num_rows]"""
+
 Receive = Callable[[ParameterSlot, list[Contribution]], None]
+"""Takes a parameter and what its gradient is made of: one contribution for each call of its layers."""
 
 
 class GradientEngine:
@@ -58,30 +63,30 @@ class GradientEngine:
                 "gradient depend on its neighbours and on chance; call model.eval()"
             )
         self.model = model
-        self._parameters = {
+        self.parameters = {
             name: p for name, p in model.named_parameters() if p.requires_grad and (select is None or select(name))
         }
-        if not self._parameters:
+        if not self.parameters:
             raise CoverageError("model has no trainable parameter among the selected ones: nothing to measure")
-        self.slots = parameter_slots(self._parameters)
-        self.num_parameters = sum(p.numel() for p in self._parameters.values())
-        self._slot_of = {id(p): self.slots[name] for name, p in self._parameters.items()}
+        self.slots = parameter_slots(self.parameters)
+        self.num_parameters = sum(p.numel() for p in self.parameters.values())
+        self._slot_of = {id(p): self.slots[name] for name, p in self.parameters.items()}
         self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
         self._layers_of: dict[str, list[nn.Module]] = {name: [] for name in self.slots}
         for module in self._rules:
             for p in module.parameters(recurse=False):
                 if id(p) in self._slot_of:
                     self._layers_of[self._slot_of[id(p)].name].append(module)
-        self._small: list[tuple[ParameterSlot, Tensor, int]] = []
+        self._deferred: list[tuple[ParameterSlot, Tensor, int]] = []
         # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
         covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
-        self._uncovered = {name: p for name, p in self._parameters.items() if id(p) not in covered}
+        self._uncovered = {name: p for name, p in self.parameters.items() if id(p) not in covered}
         if self._uncovered and uncovered == "error":
             raise CoverageError(describe_uncovered(model, list(self._uncovered)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: its parameters are others, so all that looks them up is made anew."""
-        return {"model": self.model, "names": list(self._parameters)}
+        return {"model": self.model, "names": list(self.parameters)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the engine again for the copied model; what is not covered was accepted before."""
@@ -92,7 +97,7 @@ class GradientEngine:
             return find_rule(module)
         return None
 
-    def add_gradients_(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> Tensor:
+    def add_gradients_(self, features: Tensor, values: RowValues, *, num_rows: int, projector: Projector) -> Tensor:
         """Add each group's projected gradient of the mean of its rows' values.
 
         ``features[i] += projector(grad of mean(values of the rows of group i))``
@@ -115,18 +120,18 @@ class GradientEngine:
         receive = partial(self._add_layer_, features, projector)
         with self._frozen(), captured(self.model, self._rules, num_rows, receive), torch.enable_grad():
             measured = values(slice(0, num_rows))
-            self._small = []
+            self._deferred = []
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
-            projector.add_many_(features, self._small)
-            self._small = []
+            projector.add_many_(features, self._deferred)
+            self._deferred = []
         for group in range(num_groups if self._uncovered else 0):
             rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self._autograd(values, rows, rows_per_group, list(self._uncovered)):
+            for slot, grad in self.by_autograd(values, rows, rows_per_group, list(self._uncovered)):
                 projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
 
-    def hand_out(self, values: Values, *, num_rows: int, num_groups: int, receive: Receive) -> None:
+    def for_each_parameter(self, values: RowValues, *, num_rows: int, num_groups: int, receive: Receive) -> None:
         """Hand on what each parameter's gradient is made of, group by group, without projecting it.
 
         A parameter comes once, with the contributions of all calls of its layers, as soon as the backward pass has left
@@ -137,7 +142,8 @@ class GradientEngine:
             values: As for ``add_gradients_``.
             num_rows: Rows of the batch.
             num_groups: Groups of consecutive rows; the gradient of each is that of its mean value.
-            receive: Takes a parameter and its contributions (``journey.row_gradients`` knows what to do with them).
+            receive: Takes a parameter and its contributions (``journey.gradients.engine.rows`` knows what to do with
+                them).
 
         Raises:
             CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
@@ -163,7 +169,7 @@ class GradientEngine:
         whole: dict[str, Tensor] = {}
         for group in range(num_groups if self._uncovered else 0):
             rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self._autograd(values, rows, rows_per_group, list(self._uncovered)):
+            for slot, grad in self.by_autograd(values, rows, rows_per_group, list(self._uncovered)):
                 if slot.name not in whole:
                     whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
                 whole[slot.name][group] = grad[0]
@@ -171,59 +177,13 @@ class GradientEngine:
         for name in list(found):
             receive(self.slots[name], found.pop(name))
 
-    def check(self, features: Tensor, values: Values, *, num_rows: int, projector: Projector) -> None:
-        """Compare freshly computed features of a batch with autograd's gradient of the whole batch.
-
-        Every per-sample gradient enters a sum with a weight of its own, so a layer that is called in a way its rule
-        does not know (through a functional, with rows in another dimension, sharing statistics between rows) is found.
-        Costs one training step.
-
-        Args:
-            features: What ``add_gradients_`` added to zeros. [num_groups, proj_dim]
-            values: As for ``add_gradients_``.
-            num_rows: Rows of the batch.
-            projector: As for ``add_gradients_``.
-
-        Raises:
-            GradientCheckError: If they differ, naming the parameters.
-        """
-        num_groups = features.shape[0]
-        expected = features.new_zeros(1, features.shape[1])
-        # With equal weights a gradient that is ascribed to the wrong sample would still be in the sum. All are
-        # positive, so that they do not cancel gradients that are alike.
-        weights = torch.linspace(0.5, 1.5, num_groups, device=features.device)
-        row_weights = weights.repeat_interleave(num_rows // num_groups)
-
-        def weighted(rows: slice) -> Tensor:
-            return values(rows) * row_weights[rows]
-
-        whole = self._autograd(weighted, slice(0, num_rows), num_rows // num_groups, list(self._parameters))
-        grads = {slot.name: grad for slot, grad in whole}
-        for name, grad in grads.items():
-            projector.add_(expected, self.slots[name], grad)
-        tolerance = _CHECK_TOLERANCE[next(iter(self._parameters.values())).dtype]
-        scale = expected.norm()
-        if (weights @ features - expected[0]).norm() <= tolerance * scale:
-            return
-        sums = ParameterSums()
-        self.add_gradients_(weights[:, None], values, num_rows=num_rows, projector=sums)
-        total = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
-        wrong = [name for name in self.slots if difference(sums.of, grads, name) > tolerance * total]
-        raise GradientCheckError(
-            "per-sample gradients do not add up to autograd's gradient of the batch for "
-            f"{some(wrong) or 'a sum of many small differences'}. Likely causes: the layer is used through a "
-            "functional or with samples in another dimension than the first, or rows of a batch influence each other. "
-            'Leave these parameters out with select=..., or measure them with uncovered="autograd" in a layer class of '
-            "their own"
-        )
-
-    def _autograd(
-        self, values: Values, rows: slice, rows_per_group: int, names: list[str]
+    def by_autograd(
+        self, values: RowValues, rows: slice, rows_per_group: int, names: list[str]
     ) -> Iterator[tuple[ParameterSlot, Tensor]]:
-        """Gradients of the summed values over ``rows_per_group`` by autograd, as [1, rows, cols]."""
+        """Yield named parameters with autograd's gradient of the values' sum / rows_per_group. Each [1, rows, cols]"""
         with self._frozen(except_for=names), torch.enable_grad():
             loss = values(rows).sum() / rows_per_group
-            parameters = [self._parameters[name] for name in names]
+            parameters = [self.parameters[name] for name in names]
             grads = (
                 torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else [None] * len(names)
             )
@@ -237,14 +197,14 @@ class GradientEngine:
         """Let no parameter of the model require a gradient, but for the named ones, and no other thread in."""
         if torch.is_inference_mode_enabled():
             raise RuntimeError("gradients cannot be measured inside torch.inference_mode(); leave it, or use no_grad()")
-        if torch.is_autocast_enabled(next(iter(self._parameters.values())).device.type):
+        if torch.is_autocast_enabled(next(iter(self.parameters.values())).device.type):
             raise RuntimeError(
                 "gradients cannot be measured inside torch.autocast, whose layers differ in dtype from their weights; "
                 "leave it, and convert the model instead, as with model.to(torch.bfloat16)"
             )
         with exclusively(self.model):
             before = {p: p.requires_grad for p in self.model.parameters()}
-            kept = {id(self._parameters[name]) for name in except_for or ()}
+            kept = {id(self.parameters[name]) for name in except_for or ()}
             try:
                 for p in before:
                     p.requires_grad_(id(p) in kept)
@@ -268,19 +228,10 @@ class GradientEngine:
         for slot, contribution in self._contributions(module, x, g, features.shape[0]):
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
-            elif contribution.grads.numel() > _SMALL:
+            elif contribution.grads.numel() > _DEFERRED_ENTRIES:
                 projector.add_(features, slot, contribution.grads, contribution.row_begin)
             else:
-                self._small.append((slot, contribution.grads, contribution.row_begin))
-
-
-# Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
-# together: on a GPU a launch each would cost more than the work.
-_SMALL = 1 << 16
-
-# Relative difference between the sum of per-sample gradients and autograd's batch gradient that rounding explains, with
-# a wide margin: a missing layer or a wrong rule is off by far more.
-_CHECK_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+                self._deferred.append((slot, contribution.grads, contribution.row_begin))
 
 
 def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:

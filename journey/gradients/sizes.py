@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from journey.gradients import GradientEngine, Values
-from journey.layer_rules import Contribution
+from journey.gradients.engine import GradientEngine, RowValues
+from journey.gradients.rows import gradient_tiles
+from journey.gradients.rules import Contribution
 from journey.projectors.base import ParameterSlot
-from journey.row_gradients import gradient_tiles
 
 
 class LayerSizes(NamedTuple):
@@ -45,7 +45,7 @@ class Fault(NamedTuple):
     part: str
 
 
-def gauge_layers(engine: GradientEngine, values: Values, *, num_rows: int, num_groups: int) -> LayerSizes:
+def gauge_layers(engine: GradientEngine, values: RowValues, *, num_rows: int, num_groups: int) -> LayerSizes:
     """Measure the gradient of each layer for every group of rows, exactly: nothing is projected.
 
     Memory: as for projecting the gradients; besides, of layers that are called several times in one forward pass their
@@ -74,11 +74,11 @@ def gauge_layers(engine: GradientEngine, values: Values, *, num_rows: int, num_g
             squares[here] += torch.linalg.vector_norm(tile, dim=(1, 2), dtype=torch.float64).square()
             largest[here] = torch.maximum(largest[here], tile.abs().amax((1, 2)).float())
 
-    engine.hand_out(values, num_rows=num_rows, num_groups=num_groups, receive=gauge)
+    engine.for_each_parameter(values, num_rows=num_rows, num_groups=num_groups, receive=gauge)
     return LayerSizes(layers, squares.sqrt().float(), largest)
 
 
-def find_fault(engine: GradientEngine, values: Values, rows: range) -> Fault | None:
+def find_fault(engine: GradientEngine, values: RowValues, rows: range) -> Fault | None:
     """Find the first number that is NaN or infinite: in the forward pass, else in the backward pass.
 
     Args:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from journey.gradients import Values
+from journey.gradients.engine import RowValues
+from journey.gradients.memory import is_out_of_memory
 from journey.locks import exclusively
-from journey.memory import is_out_of_memory
 
 # What autograd may keep for the backward pass of one batch where nobody says how many rows it has; the pass itself
 # takes about a third more. The same on every machine, so that batches are too.
@@ -21,7 +21,7 @@ _KEPT_BYTES = 4 << 30
 _T = TypeVar("_T")
 
 
-class Passes:
+class RowBudget:
     """How many rows go through a network at once: as many as its owner says, or as keep 4 GiB for the backward pass.
 
     Args:
@@ -34,7 +34,7 @@ class Passes:
         self.most = most
         self._by_shape: dict[tuple[int, ...], int] = {}
 
-    def run(self, work: Callable[[int], _T], values: Values, num_rows: int, shape: tuple[int, ...]) -> _T:
+    def run(self, work: Callable[[int], _T], values: RowValues, num_rows: int, shape: tuple[int, ...]) -> _T:
         """Do work on rows, again with half as many at once when memory runs out, which then holds for all that follows.
 
         Args:
@@ -59,7 +59,7 @@ class Passes:
             warnings.warn(f"memory ran out with {rows} draws at once; going on with {self.most}: {text}", stacklevel=3)
             rows = self.most
 
-    def _by_need(self, values: Values, shape: tuple[int, ...]) -> int:
+    def _by_need(self, values: RowValues, shape: tuple[int, ...]) -> int:
         if shape not in self._by_shape:
             kept = kept_bytes(self.network, lambda: values(slice(0, 1)))
             self._by_shape[shape] = max(1, _KEPT_BYTES // max(1, kept))
@@ -91,7 +91,7 @@ def groups_of(part: slice, rows_per_group: int) -> int:
     return max(1, num_rows // rows_per_group)
 
 
-def part_of(values: Values, part: slice) -> Values:
+def shifted(values: RowValues, part: slice) -> RowValues:
     """Return the values of the rows of a part, which count from its begin."""
     return lambda rows: values(slice(part.start + rows.start, part.start + rows.stop))
 
