@@ -12,6 +12,10 @@ from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.featurizer import Featurizer
+from journey.generation.record import record
+from journey.generation.sampler import Sampler, Step
+from journey.generation.trajectory import Trajectory
+from journey.generation.transitions import Transition, transitions
 from journey.gradients.engine import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.importance_draws import ImportanceDraws
@@ -30,14 +34,11 @@ from journey.report_csv import write_csv
 from journey.report_gif import write_gif
 from journey.report_png import write_png
 from journey.run import Run
-from journey.sampler import Sampler, Step
 from journey.score_noise import ScoreNoise
 from journey.scores import Ranked, Scores, Top
 from journey.scoring import score
 from journey.solve import Spectrum, decompose
 from journey.store.store import FeatureStore
-from journey.trajectory import Trajectory, record
-from journey.transitions import Transition, transitions
 
 __version__: str = ops.build_info()["version"]
 

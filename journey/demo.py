@@ -22,14 +22,14 @@ from journey.curvature import Whitened
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.draws import StratifiedDraws
 from journey.featurize import featurize
-from journey.likelihood import chance_of_more
+from journey.generation.likelihood import chance_of_more
+from journey.generation.record import record
+from journey.generation.transitions import Transition, transitions
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.run import Run
 from journey.scores import Scores
 from journey.scoring import score
-from journey.trajectory import record
-from journey.transitions import Transition, transitions
 
 SAMPLER_STEPS = 50
 TOP = 10

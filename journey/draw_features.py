@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from journey.batch import Drawn, draw_batch
 from journey.draws import Draws
 from journey.featurizer import Featurizer
+from journey.generation.trajectory import Trajectory
 from journey.models.condition import Encoded
 from journey.ops.noise import query_noise
-from journey.trajectory import Trajectory
 
 # Rows (samples x draws) that go through the denoiser at once where the caller names no batch size.
 _ROWS_PER_BATCH = 128

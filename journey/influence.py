@@ -12,11 +12,11 @@ from torch import Tensor
 
 from journey.features import Features
 from journey.files.tensors import read_tensors, write_tensors
+from journey.generation.trajectory import Trajectory
 from journey.queries import check_arguments, plan_queries
 from journey.regions import Region
 from journey.scoring import solved
 from journey.solve import DEFAULT_DAMPING, check_damping
-from journey.trajectory import Trajectory
 
 _TENSORS = ("values", "edges", "timesteps", "train_ids")
 

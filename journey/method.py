@@ -17,19 +17,19 @@ from journey.data.items import Dataset
 from journey.draw_features import DrawFeatures, PerDraw, unit
 from journey.draws import Draws, StratifiedDraws
 from journey.featurizer import Featurizer
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
 from journey.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.models.encoding import choose_captions, encode_all
 from journey.models.load import as_denoiser
-from journey.noised import noised_trajectory
 from journey.preconditioners import Gram, Preconditioner
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
 from journey.queries import check_query_noise
 from journey.scores import Scores
-from journey.trajectory import Trajectory
 
 MakeProjector = Callable[[Denoiser, Encoded], Projector]
 Adjust = Callable[["Method", Denoiser, Encoded, "Measured", Tensor], Tensor]

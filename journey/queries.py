@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.completions import Completer
 from journey.features import Features
+from journey.generation.completions import Completer
+from journey.generation.trajectory import Trajectory
 from journey.measurements import PixelMeasurement
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Condition
@@ -18,7 +19,6 @@ from journey.models.schedules import Interval, check_interval
 from journey.ops.keys import derive_key
 from journey.ops.noise import query_noise
 from journey.regions import Region, pixel_masks, resample_masks
-from journey.trajectory import Trajectory
 
 # Rows (queries x draws) that go through the denoiser at once.
 _ROWS_PER_BATCH = 64

@@ -20,8 +20,8 @@ from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, View, make_view
 
 if TYPE_CHECKING:
+    from journey.generation.trajectory import Trajectory
     from journey.scores import Scores
-    from journey.trajectory import Trajectory
 
 __all__ = ["write_csv", "write_gif", "write_png", "write_report"]
 

@@ -30,8 +30,8 @@ from journey.report_draw import (
 from journey.report_view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
+    from journey.generation.trajectory import Trajectory
     from journey.scores import Scores
-    from journey.trajectory import Trajectory
 
 _MARGIN = 28
 _SECTION = 36

@@ -31,8 +31,8 @@ from journey.report_draw import (
 from journey.report_view import TITLE, Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
+    from journey.generation.trajectory import Trajectory
     from journey.scores import Scores
-    from journey.trajectory import Trajectory
 
 # Sizes are for a picture seen at half its pixels, as in a README on a dense screen: 22 here reads as 11 there.
 _MARGIN = 40

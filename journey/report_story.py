@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from journey.generation.transitions import Transition
 from journey.report_view import Captions, Entry, View, caption
-from journey.transitions import Transition
 
 Transitions = Mapping[tuple[int, str], Transition]
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from journey.generation.trajectory import Trajectory
     from journey.scores import Ranked, Scores
-    from journey.trajectory import Trajectory
 
 Captions = Sequence[object] | Mapping[int, object]
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from journey.data.items import Dataset, get_image
 from journey.files.publish import publish
 from journey.files.tensors import Fields, check_fields, read_json, read_tensors, write_tensors
+from journey.generation.trajectory import Trajectory
+from journey.generation.transitions import Transition
 from journey.report import write_report
 from journey.report_csv import write_csv
 from journey.report_gif import write_gif
@@ -20,8 +22,6 @@ from journey.report_png import write_png
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
 from journey.scores import Scores
-from journey.trajectory import Trajectory
-from journey.transitions import Transition
 
 _MAX_SIDE = 256  # pixels of a kept training image
 _NONE = type(None)

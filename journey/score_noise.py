@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from journey.features import Features
+from journey.generation.trajectory import Trajectory
 from journey.queries import plan_queries
 from journey.scoring import solved, weighted_rows
 from journey.solve import DEFAULT_DAMPING
-from journey.trajectory import Trajectory
 
 _MIN_BINS = 4  # fewer bins differ by their timesteps above all
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from journey.bin_gram import decompose_bins
 from journey.features import Features
+from journey.generation.trajectory import Trajectory
 from journey.models.schedules import Interval, check_interval
 from journey.queries import check_arguments, plan_queries
 from journey.regions import Region
 from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
-from journey.trajectory import Trajectory
 
 # Decompositions that features keep, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
 _KEPT_SPECTRA = 2

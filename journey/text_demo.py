@@ -18,6 +18,8 @@ from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.draws import StratifiedDraws
 from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
 from journey.featurize import featurize
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.run import Run
@@ -26,7 +28,6 @@ from journey.scoring import score
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
 from journey.training import make_scheduler
-from journey.trajectory import Trajectory, record
 
 # Above 2 the colours of a model this small leave the range and the shapes go with them.
 _GUIDANCE = 1.5

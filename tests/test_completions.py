@@ -15,7 +15,7 @@ from score_runs import NUM_QUERIES, STEPS, assert_near, featurize, make_noise, m
 from torch import Tensor, nn
 
 from journey import Denoiser, Trajectory
-from journey.completions import Completer
+from journey.generation.completions import Completer
 from journey.ops.keys import derive_key
 
 STEPS_OF_TEN = 10  # the sampler's timesteps are 90, 80, ... 0

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import journey
 from journey.errors import CorruptShardError
+from journey.generation.noised import noised_trajectory
 from journey.left_out import LeftOutLoss, Prior
 from journey.measurements import Prediction, TrainingLoss
 from journey.models.denoiser import Denoiser
 from journey.models.schedules import Schedule, as_schedule
-from journey.noised import noised_trajectory
 from journey.projectors.random import CountSketch
 
 SHAPE = (2, 3, 5)

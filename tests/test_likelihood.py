@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from journey.likelihood import Rise, chance_of_more, find_rise, isotonic, wilson_band
+from journey.generation.likelihood import Rise, chance_of_more, find_rise, isotonic, wilson_band
 
 scipy_stats = pytest.importorskip("scipy.stats")
 scipy_optimize = pytest.importorskip("scipy.optimize")

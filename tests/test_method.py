@@ -16,17 +16,17 @@ import journey
 from journey import baselines
 from journey.draws import Draws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
 from journey.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method
 from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
-from journey.noised import noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian
-from journey.trajectory import Trajectory
 
 NUM_TRAIN, NUM_QUERIES = 5, 3
 SCHEDULER = make_scheduler()

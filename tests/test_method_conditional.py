@@ -16,6 +16,7 @@ from torch import Tensor
 
 import journey
 from journey.draws import Draws, StratifiedDraws
+from journey.generation.trajectory import Trajectory
 from journey.method import Method
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.encoding import choose_captions
@@ -24,7 +25,6 @@ from journey.ops.noise import query_noise
 from journey.preconditioners import Gram
 from journey.presets import das, dtrak, journey_trak, trak
 from journey.projectors.exact import Identity
-from journey.trajectory import Trajectory
 
 NUM_TRAIN, NUM_QUERIES = 3, 2
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from diffusers import (
 from models import SmallDenoiser, make_scheduler, make_unet, need_stochastic_flow
 from torch import Tensor
 
+from journey.generation.sampler import Sampler
 from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key
-from journey.sampler import Sampler
 
 NUM_STEPS = 5
 _FIELDS: dict[str, Any] = {"num_train_timesteps": 100, "beta_end": 0.2}

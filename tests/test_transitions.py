@@ -17,7 +17,7 @@ from torch import Tensor
 
 import journey
 from journey import Trajectory, Transition
-from journey.completions import Completer
+from journey.generation.completions import Completer
 from journey.ops.keys import derive_key
 
 STEPS = list(range(98, -1, -2))
@@ -40,7 +40,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, likelihood: Any, computed: list[tuple
             coins = torch.tensor([derive_key(self._seed, query, timestep, j) / 2**64 for j in numbers])
             return (coins < likelihood(timestep)).float()[:, None, None, None].expand(-1, *IMAGE)
 
-    monkeypatch.setattr(import_module("journey.transitions"), "Completer", Coins)
+    monkeypatch.setattr(import_module("journey.generation.transitions"), "Completer", Coins)
 
 
 def shines(images: Tensor) -> Tensor:

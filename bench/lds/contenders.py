@@ -17,15 +17,15 @@ from bench.lds.truth import Setting
 from journey import baselines
 from journey.draws import DEFAULT_DRAWS, StratifiedDraws
 from journey.files.fingerprint import fingerprint_tensors
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
 from journey.measurements import MeanOutput
 from journey.method import Measured, Method
 from journey.models.denoiser import Denoiser
-from journey.noised import noised_trajectory
 from journey.preconditioners import BlockGram, Gram, Preconditioner
 from journey.presets import PRESETS, grass, journey_trak, kfac_influence
 from journey.projectors.random import CountSketch, Gaussian
 from journey.recommended import recommended
-from journey.trajectory import Trajectory
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
 _SKETCH = CountSketch(4096)

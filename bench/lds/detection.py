@@ -29,14 +29,14 @@ from journey import baselines
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
 from journey.features import Features
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
-from journey.noised import noised_trajectory
 from journey.preconditioners import Gram
 from journey.presets import journey_trak
 from journey.projectors.random import CountSketch
 from journey.recommended import recommended
 from journey.regions import Box
-from journey.trajectory import Trajectory
 
 NUM_DUPLICATES = 8
 NUM_MARKED = 16

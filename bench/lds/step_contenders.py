@@ -14,13 +14,13 @@ from bench.lds.truth import Setting
 from journey import baselines
 from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.files.fingerprint import fingerprint_json
+from journey.generation.trajectory import Trajectory
 from journey.left_out import LeftOutLoss
 from journey.measurements import Measurement, TrainingLoss
 from journey.projectors.base import Projector
 from journey.recommended import recommended
 from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING
-from journey.trajectory import Trajectory
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"

@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from bench.lds.truth import Setting, by_subset, read_table, retrained, write_table
 from journey.draws import ExplicitDraws
 from journey.evaluate.subsets import Subsets
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
 from journey.measurements import TrainingLoss
 from journey.models.checkpoints import loaded
 from journey.models.denoiser import Denoiser
-from journey.noised import noised_trajectory
 from journey.ops.noise import query_noise
-from journey.trajectory import Trajectory
 from journey.values import measure_values
 
 STEPS = (950, 800, 650, 500, 350, 200, 50)

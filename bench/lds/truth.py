@@ -20,8 +20,9 @@ from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.files.fingerprint import fingerprint_json
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
-from journey.trajectory import Trajectory, record
 
 BINS = 4  # quarters of the range of timesteps, of which a response is the mean
 _DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)

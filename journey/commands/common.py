@@ -14,10 +14,11 @@ import torch
 
 from journey.data.folder import ImageFolder
 from journey.features import Features, open_features
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser, load_pipeline
 from journey.solve import DEFAULT_DAMPING
-from journey.trajectory import Trajectory, record
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

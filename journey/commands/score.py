@@ -30,9 +30,9 @@ from journey.data.folder import ImageFolder
 from journey.errors import StoreMismatchError
 from journey.features import Features
 from journey.featurize import fingerprint_dataset
+from journey.generation.trajectory import Trajectory
 from journey.run import Run
 from journey.scoring import score
-from journey.trajectory import Trajectory
 
 EXAMPLES = """
 journey score --model ./ddpm-cifar10 --data ./images --features features --out attribution --num-images 4

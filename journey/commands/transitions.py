@@ -19,8 +19,8 @@ from journey.commands.common import (
 )
 from journey.files.publish import publish
 from journey.files.tensors import check_fields, read_json
+from journey.generation.transitions import Transition, transitions
 from journey.report_story import Transitions
-from journey.transitions import Transition, transitions
 
 INDEX = "transitions.json"
 _FIELDS = {"query": int, "name": str, "file": str}

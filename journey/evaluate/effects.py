@@ -15,6 +15,7 @@ from torch import Tensor
 
 from journey.data.items import Dataset
 from journey.draws import Draws
+from journey.generation.trajectory import Trajectory
 from journey.measurements import TrainingLoss
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded
@@ -23,7 +24,6 @@ from journey.models.encoding import encode_all
 from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
-from journey.trajectory import Trajectory
 from journey.values import measure_values
 
 Distance = Callable[[Tensor, Tensor], Tensor]

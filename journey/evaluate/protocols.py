@@ -14,9 +14,9 @@ from journey.draws import Draws, GridDraws, UniformDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run
 from journey.evaluate.subsets import Subsets, random_subsets
+from journey.generation.trajectory import Trajectory
 from journey.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
-from journey.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

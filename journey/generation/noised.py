@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from journey.generation.trajectory import Trajectory
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
-from journey.trajectory import Trajectory
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.completions import Completer
 from journey.files.tensors import read_tensors, write_tensors
-from journey.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.generation.completions import Completer
+from journey.generation.likelihood import Rise, find_rise, isotonic, wilson_band
+from journey.generation.trajectory import Trajectory
 from journey.models.load import as_denoiser
 from journey.models.schedules import Interval
 from journey.ops.keys import derive_key
-from journey.trajectory import Trajectory
 
 _FIRST_STEPS = 6  # where no steps are given
 _RESAMPLES = 1000

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key
-from journey.trajectory import Trajectory
 
 
 class Completer:
