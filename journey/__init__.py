@@ -7,22 +7,29 @@ training images for each step.
 from journey import ops
 from journey.curvature import Curvature, Whitened
 from journey.data.folder import ImageFolder
-from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
-from journey.featurizer import Featurizer
 from journey.generation.record import record
 from journey.generation.sampler import Sampler, Step
 from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition, transitions
 from journey.gradients.engine import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
-from journey.importance_draws import ImportanceDraws
 from journey.influence import InfluenceMatrix, influence_matrix
 from journey.kfac import fit_kfac
-from journey.left_out import LeftOutLoss, Prior
-from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.measure.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.importance_draws import ImportanceDraws
+from journey.measure.left_out import LeftOutLoss, Prior
+from journey.measure.measurements import (
+    MeanOutput,
+    Measurement,
+    PixelMeasurement,
+    Prediction,
+    SquaredNorm,
+    TrainingLoss,
+)
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.ops import reference

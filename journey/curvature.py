@@ -100,7 +100,7 @@ class Curvature:
 
 
 @dataclass(frozen=True, eq=False)
-class Whitened(Projector):
+class Whitened(Projector, name="whitened"):
     """Gradients times the inverse root of the damped curvature, then another projector.
 
     Inner products of the features estimate ``g (G + damping I)^-1 g'``, the influence function, if both sides go
@@ -149,11 +149,17 @@ class Whitened(Projector):
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""
         return {
-            "kind": "Whitened",
+            "class": self.fingerprint_name,
             "inner": self.inner.fingerprint(),
             "curvature": FITTED_TO_STORE if self.curvature is None else self.curvature.fingerprint(),
             "damping": self.damping,
         }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Whitened | None:
+        """Return the projector whose curvature is the store's; None for a curvature of the caller's."""
+        inner = Projector.from_fingerprint(fields["inner"])
+        return cls(inner, damping=fields["damping"]) if fields["curvature"] == FITTED_TO_STORE else None
 
     def _block(self, slot: ParameterSlot) -> Block:
         if self.curvature is None:

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from journey.curvature import Whitened
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
-from journey.draws import StratifiedDraws
 from journey.featurize import featurize
 from journey.generation.likelihood import chance_of_more
 from journey.generation.record import record
 from journey.generation.transitions import Transition, transitions
+from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.run import Run

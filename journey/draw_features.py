@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.batch import Drawn, draw_batch
-from journey.draws import Draws
-from journey.featurizer import Featurizer
 from journey.generation.trajectory import Trajectory
+from journey.measure.batch import Drawn, draw_batch
+from journey.measure.draws import Draws
+from journey.measure.featurizer import Featurizer
 from journey.models.condition import Encoded
 from journey.ops.noise import query_noise
 

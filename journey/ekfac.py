@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from journey.curvature import Curvature
 from journey.curvature_blocks import EigenBlock
-from journey.draws import Draws, StratifiedDraws
 from journey.gradients.engine import GradientEngine
 from journey.gradients.passes import RowBudget
 from journey.gradients.rows import row_gradients
 from journey.gradients.rules import Contribution, Outer
 from journey.gradients.selection import Selection, selector
+from journey.measure.draws import Draws, StratifiedDraws
 from journey.models.condition import Condition
 from journey.models.load import as_denoiser
 from journey.ops.weight_grad import as_positions

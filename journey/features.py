@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,19 +12,16 @@ import torch
 from torch import Tensor
 
 from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
-from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.errors import CorruptShardError, StoreMismatchError
-from journey.featurizer import Featurizer
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.gradients.selection import Selection
-from journey.importance_draws import ImportanceDraws
-from journey.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
-from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
+from journey.measure.draws import Draws
+from journey.measure.featurizer import Featurizer
+from journey.measure.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
+from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint, as_checkpoints, loaded
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
-from journey.projectors.exact import Identity
-from journey.projectors.random import CountSketch, Gaussian, Rademacher
 from journey.solve import Spectrum
 from journey.store.store import FeatureStore
 
@@ -124,11 +121,11 @@ def open_features(
         StoreMismatchError: If the model or an argument is not that of the features; names what differs.
     """
     store = FeatureStore.open(path)
-    stored = store.manifest.fingerprints
+    stored: Mapping[str, Any] = store.manifest.fingerprints
     featurizer = Featurizer(
         as_denoiser(model),
-        measurement=measurement or _rebuild_measurement(stored),
-        projector=projector or _rebuild_projector(stored["projector"]),
+        measurement=measurement or Measurement.from_fingerprint(stored["measurement"]),
+        projector=projector or Projector.from_fingerprint(stored["projector"]),
         select=select,
         uncovered=uncovered,
     )
@@ -138,7 +135,7 @@ def open_features(
             "featurize again with the same arguments, it measures only what is missing"
         )
     weights = as_checkpoints(checkpoints)
-    features = Features(store, featurizer, draws or _rebuild(stored, "draws", _DRAWS), weights)
+    features = Features(store, featurizer, draws or Draws.from_fingerprint(stored["draws"]), weights)
     features.check_model()
     return features
 
@@ -190,35 +187,6 @@ def _read_fit(path: Path, load: Callable[[Path, dict[str, Any]], _Fit], origin: 
             f"{path} is damaged: {error}. Delete this file and run featurize again with the same arguments; it fits "
             "it anew and keeps the features"
         ) from error
-
-
-_MEASUREMENTS = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (TrainingLoss, SquaredNorm, MeanOutput)}
-_PROJECTORS = {cls.__name__: cls for cls in (CountSketch, Rademacher, Gaussian, Identity)}
-_DRAWS = {cls.__name__: cls for cls in (StratifiedDraws, UniformDraws, GridDraws, ImportanceDraws)}
-
-
-def _rebuild_measurement(stored: Mapping[str, Any]) -> Measurement:
-    if stored["measurement"].get("prior") == PRIOR_OF_STORE:
-        return LeftOutLoss(stored["measurement"]["weight"])
-    found: Measurement = _rebuild(stored, "measurement", _MEASUREMENTS)
-    return found
-
-
-def _rebuild_projector(stored: Any) -> Projector:
-    if stored["kind"] == "Whitened" and stored["curvature"] == FITTED_TO_STORE:
-        return Whitened(_rebuild_projector(stored["inner"]), damping=stored["damping"])
-    found: Projector = _rebuild({"projector": stored}, "projector", _PROJECTORS)
-    return found
-
-
-def _rebuild(stored: Mapping[str, Any], name: str, classes: Mapping[str, Any]) -> Any:
-    fields = dict(stored[name])
-    kind = fields.pop("kind")
-    if kind not in classes:
-        raise ValueError(
-            f"the features were made with {name} {kind}, which is not one of the library's: give it as {name}="
-        )
-    return classes[kind](**fields)
 
 
 def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any]:

@@ -10,20 +10,20 @@ from math import ceil
 from typing import Any, Literal
 
 from journey import ops
-from journey.batch import draw_batch
 from journey.curvature import Whitened
 from journey.data.folder import ImageFolder
 from journey.data.items import Dataset, check_dataset, check_range, image_of
-from journey.draws import DEFAULT_DRAWS, Draws
 from journey.errors import StoreMismatchError
 from journey.features import Features, check_choices, fingerprints, use_store_fits
-from journey.featurizer import Featurizer
 from journey.files.fingerprint import TensorFingerprint, fingerprint_json
 from journey.fill_store import fill_store
 from journey.gradients.memory import default_budget, largest_batch
 from journey.gradients.selection import Selection
-from journey.left_out import LeftOutLoss
-from journey.measurements import Measurement, TrainingLoss
+from journey.measure.batch import draw_batch
+from journey.measure.draws import DEFAULT_DRAWS, Draws
+from journey.measure.featurizer import Featurizer
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, as_checkpoints
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser

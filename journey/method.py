@@ -15,11 +15,11 @@ from torch import Tensor
 
 from journey.data.items import Dataset
 from journey.draw_features import DrawFeatures, PerDraw, unit
-from journey.draws import Draws, StratifiedDraws
-from journey.featurizer import Featurizer
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
-from journey.measurements import Measurement, TrainingLoss
+from journey.measure.draws import Draws, StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.draws import Draws
 from journey.gradients.engine import GradientEngine, RowValues
 from journey.gradients.rules import Contribution
+from journey.measure.draws import Draws
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key, to_signed

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from journey.features import Features
 from journey.generation.completions import Completer
 from journey.generation.trajectory import Trajectory
-from journey.measurements import PixelMeasurement
+from journey.measure.measurements import PixelMeasurement
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Condition
 from journey.models.schedules import Interval, check_interval

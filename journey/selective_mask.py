@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from journey.batch import measure_batch
-from journey.draws import Draws
-from journey.featurizer import Featurizer
 from journey.files.fingerprint import fingerprint_tensors
-from journey.measurements import Measurement
+from journey.measure.batch import measure_batch
+from journey.measure.draws import Draws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import Measurement
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot, Projector
@@ -26,7 +27,7 @@ _QUERY_SHARE = 5  # one of so many sampled images is a query, as in the publishe
 
 
 @dataclass(frozen=True, eq=False)
-class Selected(Projector):
+class Selected(Projector, name="selected"):
     """Chosen entries of the gradient, then another projector.
 
     Args:
@@ -63,7 +64,12 @@ class Selected(Projector):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""
-        return {"kind": "Selected", "inner": self.inner.fingerprint(), "kept": fingerprint_tensors({"": self.kept})}
+        kept = fingerprint_tensors({"": self.kept})
+        return {"class": self.fingerprint_name, "inner": self.inner.fingerprint(), "kept": kept}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Return None: a hash does not tell the mask."""
 
 
 def fit_selective_mask(

@@ -15,11 +15,11 @@ from pathlib import Path
 from diffusers import DDIMScheduler
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
-from journey.draws import StratifiedDraws
 from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
 from journey.featurize import featurize
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
+from journey.measure.draws import StratifiedDraws
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.run import Run

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
+from journey.measure.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.ops.noise import query_noise
 
 KINDS = [StratifiedDraws, UniformDraws, GridDraws]

@@ -15,12 +15,13 @@ import journey
 from journey import ekfac
 from journey.curvature import Curvature, Whitened
 from journey.curvature_blocks import EigenBlock
-from journey.draws import Draws, GridDraws, StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError, StoreMismatchError
-from journey.featurizer import Featurizer
-from journey.importance_draws import ImportanceDraws
-from journey.measurements import TrainingLoss
+from journey.measure.draws import Draws, GridDraws, StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.importance_draws import ImportanceDraws
+from journey.measure.measurements import TrainingLoss
+from journey.measure.shared_draws import SharedDraws
 from journey.models.condition import Condition
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
@@ -28,7 +29,6 @@ from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
 from journey.pseudo_gradients import PseudoGradients
-from journey.shared_draws import SharedDraws
 
 IMAGES, DRAWS = make_images(3), StratifiedDraws(num_draws=2)
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import journey
 import journey.models.checkpoints
-from journey.draws import StratifiedDraws
 from journey.evaluate.effects import generation_change, loss_change, step_loss_change
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.training import UNetTraining
+from journey.measure.draws import StratifiedDraws
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import journey
-from journey.draws import StratifiedDraws
 from journey.evaluate.counterfactual import Counterfactual, counterfactual, measure_effect
 from journey.evaluate.detection import detect
 from journey.evaluate.effects import (
@@ -26,6 +25,7 @@ from journey.evaluate.effects import (
 )
 from journey.evaluate.removal import RANDOM, RESEED, Removals, remove
 from journey.evaluate.responses import measure_responses
+from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
 

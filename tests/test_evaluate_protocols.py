@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from cases import randn
 from models import IMAGE, SmallDenoiser, make_images, make_scheduler
 
-from journey.draws import UniformDraws
 from journey.evaluate.lds import lds
 from journey.evaluate.protocols import dtrak_protocol, kfac_protocol
+from journey.measure.draws import UniformDraws
 
 CPU = torch.device("cpu")
 

@@ -11,14 +11,14 @@ from models import make_images, make_scheduler, make_unet
 from safetensors.torch import load_file
 from torch import nn
 
-from journey.draws import StratifiedDraws
 from journey.errors import StoreMismatchError
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.training import RemovalTraining, UNetTraining
-from journey.measurements import TrainingLoss
+from journey.measure.batch import measure_values
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import TrainingLoss
 from journey.models.denoiser import Denoiser
-from journey.values import measure_values
 
 RUNS = [Run((0, 2, 3), 0), Run((0, 2, 3), 1), Run((1, 2, 4), 0)]
 

@@ -11,15 +11,15 @@ from models import IMAGE, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey.draws import StratifiedDraws
 from journey.features import open_features
-from journey.measurements import TrainingLoss
+from journey.measure.batch import measure_values
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import TrainingLoss
+from journey.measure.shared_draws import SharedDraws
 from journey.method import Method
 from journey.models.denoiser import Denoiser
 from journey.preconditioners import Plain
 from journey.projectors.exact import Identity
-from journey.shared_draws import SharedDraws
-from journey.values import measure_values
 
 CPU = torch.device("cpu")
 IMAGES = make_images(4)

@@ -18,13 +18,13 @@ import journey
 from journey import kfac
 from journey.curvature import Curvature, Whitened
 from journey.curvature_blocks import KroneckerBlock
-from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
 from journey.errors import NonFiniteGradientError
-from journey.featurizer import Featurizer
 from journey.gradients.rules import Direct, Outer
 from journey.kfac import fit_kfac
-from journey.measurements import TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.ops.geometry import ConvGeometry

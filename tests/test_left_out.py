@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import journey
 from journey.errors import CorruptShardError
 from journey.generation.noised import noised_trajectory
-from journey.left_out import LeftOutLoss, Prior
-from journey.measurements import Prediction, TrainingLoss
+from journey.measure.left_out import LeftOutLoss, Prior
+from journey.measure.measurements import Prediction, TrainingLoss
 from journey.models.denoiser import Denoiser
 from journey.models.schedules import Schedule, as_schedule
 from journey.projectors.random import CountSketch

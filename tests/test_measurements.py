@@ -10,8 +10,8 @@ from cases import randn
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from journey.left_out import LeftOutLoss, Prior
-from journey.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
+from journey.measure.left_out import LeftOutLoss, Prior
+from journey.measure.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
 from journey.models.schedules import as_schedule
 
 MEASUREMENTS = [TrainingLoss(), SquaredNorm(), LeftOutLoss(1.0, Prior.of(randn(5, 2, 3, 5, seed=5)))]
@@ -77,5 +77,5 @@ def test_fingerprints_differ_when_measurements_do() -> None:
     measurements = [TrainingLoss(), SquaredNorm(), Power(), Power(2)]
     found = [measurement.fingerprint() for measurement in measurements]
     assert len({repr(fingerprint) for fingerprint in found}) == 4
-    assert found[3] == {"kind": f"{Power.__module__}.Power", "exponent": 2}
+    assert found[3] == {"class": f"{Power.__module__}.Power", "exponent": 2}
     assert Power(2).fingerprint() == Power(2).fingerprint()

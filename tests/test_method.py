@@ -14,11 +14,11 @@ from torch import Tensor
 
 import journey
 from journey import baselines
-from journey.draws import Draws, StratifiedDraws, UniformDraws
 from journey.ekfac import fit_ekfac
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
-from journey.measurements import SquaredNorm, TrainingLoss
+from journey.measure.draws import Draws, StratifiedDraws, UniformDraws
+from journey.measure.measurements import SquaredNorm, TrainingLoss
 from journey.method import Method
 from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 import journey
-from journey.draws import Draws, StratifiedDraws
 from journey.generation.trajectory import Trajectory
+from journey.measure.draws import Draws, StratifiedDraws
 from journey.method import Method
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.encoding import choose_captions

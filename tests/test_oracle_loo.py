@@ -22,8 +22,8 @@ from cases import randn
 from models import make_scheduler
 from torch import Tensor, nn
 
-from journey.draws import ExplicitDraws
-from journey.measurements import Measurement, Prediction
+from journey.measure.draws import ExplicitDraws
+from journey.measure.measurements import Measurement, Prediction
 from journey.method import Method
 from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram, Plain

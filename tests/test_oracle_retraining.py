@@ -12,15 +12,15 @@ from cases import randn
 from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
-from journey.draws import StratifiedDraws
 from journey.errors import GradientCheckError
 from journey.evaluate.lds import lds
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
-from journey.featurizer import Featurizer
 from journey.gradients import rules as layer_rules
-from journey.measurements import Measurement, Prediction, TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import Measurement, Prediction, TrainingLoss
 from journey.method import Method
 from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram

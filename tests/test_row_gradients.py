@@ -10,12 +10,12 @@ from models import SmallDenoiser, make_images, make_scheduler, make_unet, one_at
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from journey.draws import StratifiedDraws
-from journey.featurizer import Featurizer
 from journey.gradients.engine import GradientEngine, RowValues
 from journey.gradients.rows import _is_short, row_gradients, squared_norms
 from journey.gradients.rules import Contribution, Outer
-from journey.measurements import TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
 from journey.models.denoiser import Denoiser
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import as_positions, weight_grad_tiles

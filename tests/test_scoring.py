@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import journey
 from journey import CountSketch, ExplicitDraws, Scores, StratifiedDraws, Trajectory
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
-from journey.measurements import Prediction
+from journey.measure.measurements import Prediction
 from journey.store.store import FeatureStore
 
 
@@ -350,7 +350,7 @@ def test_a_checkpoint_that_changed_since_featurizing_is_refused(tmp_path: Path) 
 
 def test_draws_that_are_not_those_of_the_features_are_refused(tmp_path: Path) -> None:
     features = featurize(tmp_path / "f")
-    with pytest.raises(StoreMismatchError, match=r"fingerprints\.draws\.kind"):
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.draws\.class"):
         score(replace(features, draws=StratifiedDraws()))
 
 

@@ -9,8 +9,8 @@ import torch
 from models import SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
-from journey.draws import StratifiedDraws
-from journey.measurements import TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import TrainingLoss
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.presets import grass

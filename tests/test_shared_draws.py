@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from journey.draws import GridDraws, StratifiedDraws, UniformDraws
-from journey.shared_draws import CubicDraws, SharedDraws
+from journey.measure.draws import GridDraws, StratifiedDraws, UniformDraws
+from journey.measure.shared_draws import CubicDraws, SharedDraws
 
 CPU = torch.device("cpu")
 

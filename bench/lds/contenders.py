@@ -15,11 +15,11 @@ from torch import Tensor
 import journey
 from bench.lds.truth import Setting
 from journey import baselines
-from journey.draws import DEFAULT_DRAWS, StratifiedDraws
 from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
-from journey.measurements import MeanOutput
+from journey.measure.draws import DEFAULT_DRAWS, StratifiedDraws
+from journey.measure.measurements import MeanOutput
 from journey.method import Measured, Method
 from journey.models.denoiser import Denoiser
 from journey.preconditioners import BlockGram, Gram, Preconditioner

@@ -12,11 +12,11 @@ from torch import Tensor
 import journey
 from bench.lds.truth import Setting
 from journey import baselines
-from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.files.fingerprint import fingerprint_json
 from journey.generation.trajectory import Trajectory
-from journey.left_out import LeftOutLoss
-from journey.measurements import Measurement, TrainingLoss
+from journey.measure.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import Measurement, TrainingLoss
 from journey.projectors.base import Projector
 from journey.recommended import recommended
 from journey.scores import Scores

@@ -19,10 +19,10 @@ from journey.commands.common import (
     load_denoiser,
 )
 from journey.curvature import Whitened
-from journey.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.featurize import featurize
-from journey.left_out import LeftOutLoss
-from journey.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
+from journey.measure.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from journey.data.items import Dataset
-from journey.draws import Draws
 from journey.generation.trajectory import Trajectory
-from journey.measurements import TrainingLoss
+from journey.measure.batch import measure_values
+from journey.measure.draws import Draws
+from journey.measure.measurements import TrainingLoss
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
@@ -24,7 +25,6 @@ from journey.models.encoding import encode_all
 from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
-from journey.values import measure_values
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Effect = Callable[[Path, Sequence[int]], Tensor]

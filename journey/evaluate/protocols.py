@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from journey.data.items import Dataset
-from journey.draws import Draws, GridDraws, UniformDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run
 from journey.evaluate.subsets import Subsets, random_subsets
 from journey.generation.trajectory import Trajectory
-from journey.measurements import Measurement
+from journey.measure.draws import Draws, GridDraws, UniformDraws
+from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
 
 

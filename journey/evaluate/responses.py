@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.data.items import Dataset
-from journey.draws import Draws
 from journey.generation.trajectory import Trajectory
-from journey.measurements import Measurement, TrainingLoss
+from journey.measure.batch import measure_values
+from journey.measure.draws import Draws
+from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.encoding import encode_all
 from journey.models.load import as_denoiser
-from journey.values import measure_values
 
 
 def measure_responses(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from journey.draws import StratifiedDraws
-from journey.measurements import TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import TrainingLoss
 from journey.method import Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser

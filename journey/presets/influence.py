@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from journey.curvature import Whitened
-from journey.draws import StratifiedDraws
 from journey.ekfac import fit_ekfac
+from journey.measure.draws import StratifiedDraws
 from journey.method import Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from journey.draws import GridDraws, StratifiedDraws
+from journey.measure.draws import GridDraws, StratifiedDraws
+from journey.measure.shared_draws import CubicDraws, SharedDraws
 from journey.method import Method
 from journey.preconditioners import Plain
 from journey.projectors.random import CountSketch
-from journey.shared_draws import CubicDraws, SharedDraws
 
 
 def tracin(*, num_draws: int = 10, proj_dim: int = 4096, seed: int = 0) -> Method:

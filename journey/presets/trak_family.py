@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from journey.draws import GridDraws, UniformDraws
-from journey.measurements import MeanOutput, SquaredNorm, TrainingLoss
+from journey.measure.batch import measure_values
+from journey.measure.draws import GridDraws, UniformDraws
+from journey.measure.measurements import MeanOutput, SquaredNorm, TrainingLoss
+from journey.measure.shared_draws import SharedDraws
 from journey.method import Measured, Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.preconditioners import Gram
 from journey.projectors.random import Gaussian
-from journey.shared_draws import SharedDraws
-from journey.values import measure_values
 
 
 def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from journey.files.named import Named
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import weight_grad_tiles
 
@@ -30,7 +30,7 @@ class ParameterSlot:
     offset: int
 
 
-class Projector(ABC):
+class Projector(Named):
     """A linear map from the gradients of named parameters to ``proj_dim`` features."""
 
     @abstractmethod
@@ -59,7 +59,3 @@ class Projector(ABC):
         """Add the image of weight gradients given as layer input and output gradient (``ops.sketch_outer_``)."""
         for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
             self.add_(features[group : group + grads.shape[0]], slot, grads, row)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what determines the map, as JSON values."""
-        return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from journey.projectors.base import ParameterSlot, Projector
 
 
 @dataclass(frozen=True)
-class Identity(Projector):
+class Identity(Projector, name="identity"):
     """The gradients themselves, parameter after parameter in the order of ``model.named_parameters()``.
 
     A row is ``torch.cat([p.grad.flatten() for p in model.parameters()])`` over the measured parameters. For tests and
@@ -30,7 +31,7 @@ class Identity(Projector):
         features[:, begin : begin + grads[0].numel()] += grads.flatten(1)
 
 
-class ExplicitMatrix(Projector):
+class ExplicitMatrix(Projector, name="explicit_matrix"):
     """The caller's own projection matrix, as when comparing with another implementation.
 
     ``features = grads @ matrix`` with gradients in the order of ``Identity``, in float32 and without a scale.
@@ -80,4 +81,8 @@ class ExplicitMatrix(Projector):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the matrix."""
-        return {"kind": "ExplicitMatrix", "matrix": fingerprint_tensors({"matrix": self._matrix})}
+        return {"class": self.fingerprint_name, "matrix": fingerprint_tensors({"matrix": self._matrix})}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Return None: a hash does not tell the matrix."""

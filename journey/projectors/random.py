@@ -16,7 +16,7 @@ from journey.projectors.base import ParameterSlot, Projector
 
 
 @dataclass(frozen=True)
-class CountSketch(Projector):
+class CountSketch(Projector, name="count_sketch"):
     """Block-rotation count sketch: one signed bucket per gradient entry and repetition, nothing stored.
 
     Unbiased inner products with the accuracy of a dense projection, at the price of one pass over the gradient.
@@ -112,7 +112,7 @@ class _Dense(Projector):
 
 
 @dataclass(frozen=True)
-class Rademacher(_Dense):
+class Rademacher(_Dense, name="rademacher"):
     """Dense projection with entries +1 or -1, over sqrt(proj_dim): TRAK's default, the reference for the sketch.
 
     Args:
@@ -128,7 +128,7 @@ class Rademacher(_Dense):
 
 
 @dataclass(frozen=True)
-class Gaussian(_Dense):
+class Gaussian(_Dense, name="gaussian"):
     """Dense projection with standard normal entries, over sqrt(proj_dim).
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -21,7 +22,7 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
-class Masked(Projector):
+class Masked(Projector, name="masked"):
     """A random subset of the gradient's entries, then another projector (GraSS).
 
     Args:
@@ -57,7 +58,12 @@ class Masked(Projector):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""
-        return {"kind": "Masked", "inner": self.inner.fingerprint(), "keep": self.keep, "seed": self.seed}
+        return {"class": self.fingerprint_name, "inner": self.inner.fingerprint(), "keep": self.keep, "seed": self.seed}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Masked:
+        """Return the projector with these fields of a fingerprint."""
+        return cls(**{**fields, "inner": Projector.from_fingerprint(fields["inner"])})
 
 
 @lru_cache(maxsize=1024)
@@ -69,7 +75,7 @@ def _mask(seed: int, name: str, rows: int, cols: int, keep: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Factored(Projector):
+class Factored(Projector, name="factored"):
     """Project layer inputs and output gradients, then multiply: each weight has a block of features of its own.
 
     The weight gradient of a layer is ``sum over positions of g a^T``; with small matrices ``P`` (inputs) and ``Q``

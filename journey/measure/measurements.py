@@ -7,12 +7,12 @@ can then be restricted to a region of the image; ``MeanOutput`` is the shortest 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from journey.files.named import Named
 from journey.models.schedules import Schedule
 
 
@@ -41,17 +41,12 @@ class Prediction:
     mask: Tensor | None = None
 
 
-class Measurement(ABC):
+class Measurement(Named):
     """A value per row whose gradient with respect to the parameters is the feature."""
 
     @abstractmethod
     def __call__(self, p: Prediction) -> Tensor:
         """Return the values, differentiable with respect to ``p.prediction``. [num_rows]"""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what determines the measurement, as JSON values: its name, and its fields if it is a dataclass."""
-        fields: dict[str, Any] = asdict(self) if is_dataclass(self) else {}
-        return {"kind": f"{type(self).__module__}.{type(self).__qualname__}", **fields}
 
 
 class PixelMeasurement(Measurement):
@@ -87,7 +82,7 @@ class PixelMeasurement(Measurement):
         return (pixels if p.mask is None else pixels * p.mask).flatten(1).mean(1)
 
 
-class TrainingLoss(PixelMeasurement):
+class TrainingLoss(PixelMeasurement, name="training_loss"):
     """The denoising loss ``mean((target - prediction)**2)`` over the pixels of a row.
 
     Reference:
@@ -100,7 +95,7 @@ class TrainingLoss(PixelMeasurement):
         return (p.target - p.prediction).square()
 
 
-class SquaredNorm(PixelMeasurement):
+class SquaredNorm(PixelMeasurement, name="squared_norm"):
     """The mean square of the prediction, ``mean(prediction**2)``: the measurement of D-TRAK.
 
     Reference:
@@ -112,7 +107,7 @@ class SquaredNorm(PixelMeasurement):
         return p.prediction.square()
 
 
-class MeanOutput(PixelMeasurement):
+class MeanOutput(PixelMeasurement, name="mean_output"):
     """The mean of the prediction, ``mean(prediction)``: the measurement of DAS.
 
     Reference:

@@ -19,7 +19,7 @@ from journey.gradients.rows import squared_norms
 from journey.gradients.rules import Contribution
 from journey.gradients.selection import Selection, selector
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
-from journey.measurements import Measurement, Prediction
+from journey.measure.measurements import Measurement, Prediction
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot, Projector

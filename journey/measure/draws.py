@@ -7,21 +7,22 @@ draws and its own feature.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
+from journey.files.named import Named
 from journey.models.schedules import Interval, check_interval
 from journey.ops.keys import STREAM_TIMESTEP
 from journey.ops.noise import keyed_noise, philox_words, sample_keys
 
 
-class Draws(ABC):
+class Draws(Named):
     """Timesteps and noise for every sample: ``num_draws`` in each of ``bins`` ranges of timesteps."""
 
     num_draws: int
@@ -38,10 +39,6 @@ class Draws(ABC):
     def row_weights(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor | None:
         """Return each draw's factor in the mean over its bin, float32, shaped as ``timesteps``; None if all are one."""
         return None
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what determines the draws, as JSON values."""
 
     def edges(self, num_train_timesteps: int) -> Tensor:
         """Return the timesteps at which bins begin and end: bin b is [edges[b], edges[b + 1]), int64. [bins + 1]"""
@@ -130,13 +127,9 @@ class _KeyedDraws(Draws):
             keys, self.bins * self.num_draws, shape, device, antithetic=self.antithetic, per=self.num_draws
         )
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the configuration."""
-        return {"kind": type(self).__name__, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class StratifiedDraws(_KeyedDraws):
+class StratifiedDraws(_KeyedDraws, name="stratified"):
     """One uniform timestep in each of as many strata as there are independent draws.
 
     Features of bins are what scores of single steps need: ``StratifiedDraws(num_draws=2, bins=10)``, one antithetic
@@ -163,7 +156,7 @@ DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
 
 
 @dataclass(frozen=True)
-class UniformDraws(_KeyedDraws):
+class UniformDraws(_KeyedDraws, name="uniform"):
     """Independent uniform timesteps, with replacement.
 
     Args:
@@ -181,7 +174,7 @@ class UniformDraws(_KeyedDraws):
 
 
 @dataclass(frozen=True)
-class GridDraws(_KeyedDraws):
+class GridDraws(_KeyedDraws, name="grid"):
     """Equally spaced timesteps, the same for every sample: low, low + width / n, ... (D-TRAK's grid).
 
     Args:
@@ -199,7 +192,7 @@ class GridDraws(_KeyedDraws):
         return grid.expand(len(ids), self.bins, independent)
 
 
-class ExplicitDraws(Draws):
+class ExplicitDraws(Draws, name="explicit"):
     """The caller's own timesteps and noise, as when comparing with another implementation. One bin.
 
     Args:
@@ -255,4 +248,8 @@ class ExplicitDraws(Draws):
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the arrays."""
         arrays = fingerprint_tensors({"timesteps": self._timesteps, "noise": self._noise})
-        return {"kind": "ExplicitDraws", "arrays": arrays}
+        return {"class": self.fingerprint_name, "arrays": arrays}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Return None: a hash does not tell the arrays."""

@@ -7,6 +7,7 @@ gave it; what it would leave without the image is what its removal is about.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.tensors import read_tensors, write_tensors
-from journey.measurements import PixelMeasurement, Prediction
+from journey.measure.measurements import PixelMeasurement, Prediction
 
 # How featurize finds the prior itself; with the images that a store names this determines it.
 PRIOR_OF_STORE: dict[str, Any] = {"fit": "mean and variance", "num_images": 512, "run": 32}
@@ -96,7 +97,7 @@ class Prior:
 
 
 @dataclass(frozen=True, eq=False)
-class LeftOutLoss(PixelMeasurement):
+class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
     """The training loss with the residual of an image that was left out: the default where gradients are whitened.
 
     By leave-one-out, removing image i changes a least-squares model's prediction by its kernel with i times the
@@ -166,7 +167,12 @@ class LeftOutLoss(PixelMeasurement):
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the measurement, as JSON values."""
         return {
-            "kind": f"{type(self).__module__}.{type(self).__qualname__}",
+            "class": self.fingerprint_name,
             "weight": self.weight,
             "prior": PRIOR_OF_STORE if self.prior is None else self.prior.fingerprint(),
         }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> LeftOutLoss | None:
+        """Return the measurement whose prior is the store's; None for a prior of the caller's."""
+        return cls(fields["weight"]) if fields["prior"] == PRIOR_OF_STORE else None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from journey.draws import Draws, GridDraws
+from journey.measure.draws import Draws, GridDraws
 
 
 @dataclass(frozen=True)
-class SharedDraws(Draws):
+class SharedDraws(Draws, name="shared"):
     """The same (t, noise) pairs for samples whose ids are equal modulo ``slots``.
 
     With one slot every image, training image or query, is measured with the same pairs, so that a difference between
@@ -68,18 +68,23 @@ class SharedDraws(Draws):
     def fingerprint(self) -> dict[str, Any]:
         """Return the configuration."""
         return {
-            "kind": "SharedDraws",
+            "class": self.fingerprint_name,
             "inner": self.inner.fingerprint(),
             "slots": self.slots,
             "one_noise": self.one_noise,
         }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> SharedDraws:
+        """Return the draws with these fields of a fingerprint."""
+        return cls(**{**fields, "inner": Draws.from_fingerprint(fields["inner"])})
 
     def _slots(self, ids: Sequence[int]) -> list[int]:
         return [int(i) % self.slots for i in ids]
 
 
 @dataclass(frozen=True)
-class CubicDraws(GridDraws):
+class CubicDraws(GridDraws, name="cubic"):
     """A grid that lies denser towards pure noise: 1 - (i / n)^3 of the range (DMin). Arguments as ``GridDraws``.
 
     Reference:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.draws import StratifiedDraws
+from journey.measure.draws import StratifiedDraws
 
 
 @dataclass(frozen=True)
-class ImportanceDraws(StratifiedDraws):
+class ImportanceDraws(StratifiedDraws, name="importance"):
     """Stratified timesteps with a density of the caller's, each weighted by its inverse.
 
     Within a bin of n timesteps, t is drawn with probability p(t), the density over its sum, and counts 1 / (n p(t)):
