@@ -5,9 +5,10 @@ training images for each step.
 """
 
 from journey import ops
-from journey.curvature import Curvature, Whitened
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.kfac import fit_kfac
+from journey.curvature.whitened import Curvature, Whitened
 from journey.data.folder import ImageFolder
-from journey.ekfac import fit_ekfac
 from journey.features import Features, open_features
 from journey.featurize import featurize
 from journey.generation.record import record
@@ -17,7 +18,6 @@ from journey.generation.transitions import Transition, transitions
 from journey.gradients.engine import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
 from journey.influence import InfluenceMatrix, influence_matrix
-from journey.kfac import fit_kfac
 from journey.measure.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.importance_draws import ImportanceDraws

@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.curvature import Whitened
+from journey.curvature.whitened import Whitened
 from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.featurize import featurize
 from journey.generation.likelihood import chance_of_more

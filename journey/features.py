@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
+from journey.curvature.whitened import FITTED_TO_STORE, Curvature, Whitened
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors
 from journey.gradients.selection import Selection

@@ -10,7 +10,7 @@ from math import ceil
 from typing import Any, Literal
 
 from journey import ops
-from journey.curvature import Whitened
+from journey.curvature.whitened import Whitened
 from journey.data.folder import ImageFolder
 from journey.data.items import Dataset, check_dataset, check_range, image_of
 from journey.errors import StoreMismatchError

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 from itertools import groupby
 
-from journey.curvature import FITTED_TO_STORE, Curvature, Whitened
+from journey.curvature.kfac import ROWS_PER_BATCH, fit_factors
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.whitened import FITTED_TO_STORE, Curvature, Whitened
 from journey.errors import NonFiniteGradientError
 from journey.features import CURVATURE_FILE, PRIOR_FILE, Features, use_store_fits
-from journey.kfac import ROWS_PER_BATCH, fit_factors
 from journey.measure.batch import measure_batch
 from journey.measure.draws import StratifiedDraws
 from journey.measure.left_out import LeftOutLoss, Prior
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded
 from journey.models.encoding import EncodedDataset, choose_captions
-from journey.pseudo_gradients import PseudoGradients
 
 
 def fit_to_store(features: Features, encoded: EncodedDataset, *, progress: bool) -> None:

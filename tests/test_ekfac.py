@@ -12,10 +12,11 @@ from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
 import journey
-from journey import ekfac
-from journey.curvature import Curvature, Whitened
-from journey.curvature_blocks import EigenBlock
-from journey.ekfac import fit_ekfac
+from journey.curvature import ekfac
+from journey.curvature.blocks import EigenBlock
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.whitened import Curvature, Whitened
 from journey.errors import NonFiniteGradientError, StoreMismatchError
 from journey.measure.draws import Draws, GridDraws, StratifiedDraws
 from journey.measure.featurizer import Featurizer
@@ -28,7 +29,6 @@ from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
-from journey.pseudo_gradients import PseudoGradients
 
 IMAGES, DRAWS = make_images(3), StratifiedDraws(num_draws=2)
 

@@ -15,13 +15,14 @@ from models import Images, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
 import journey
-from journey import kfac
-from journey.curvature import Curvature, Whitened
-from journey.curvature_blocks import KroneckerBlock
-from journey.ekfac import fit_ekfac
+from journey.curvature import kfac
+from journey.curvature.blocks import KroneckerBlock
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.kfac import fit_kfac
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.whitened import Curvature, Whitened
 from journey.errors import NonFiniteGradientError
 from journey.gradients.rules import Direct, Outer
-from journey.kfac import fit_kfac
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
@@ -32,7 +33,6 @@ from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
-from journey.pseudo_gradients import PseudoGradients
 from journey.store_fits import fitted_ids
 
 IMAGES, DRAWS = make_images(5), StratifiedDraws(num_draws=2, antithetic=False)

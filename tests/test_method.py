@@ -14,7 +14,7 @@ from torch import Tensor
 
 import journey
 from journey import baselines
-from journey.ekfac import fit_ekfac
+from journey.curvature.ekfac import fit_ekfac
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import Draws, StratifiedDraws, UniformDraws

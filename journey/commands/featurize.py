@@ -18,7 +18,7 @@ from journey.commands.common import (
     load_data,
     load_denoiser,
 )
-from journey.curvature import Whitened
+from journey.curvature.whitened import Whitened
 from journey.featurize import featurize
 from journey.measure.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.left_out import LeftOutLoss

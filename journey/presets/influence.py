@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from journey.curvature import Whitened
-from journey.ekfac import fit_ekfac
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.whitened import Whitened
 from journey.measure.draws import StratifiedDraws
 from journey.method import Method
 from journey.models.condition import Encoded
@@ -18,7 +18,8 @@ def kfac_influence(
 ) -> Method:
     """Return the influence function with EK-FAC of the Gauss-Newton matrix of the training loss.
 
-    ``score = query^T (G + damping I)^-1 train_i``, both sides whitened and sketched (``journey.curvature.Whitened``).
+    ``score = query^T (G + damping I)^-1 train_i``, both sides whitened and sketched
+    (``journey.curvature.whitened.Whitened``).
 
     Published, gradients are means over 250 draws and curvature over 125 per image; gradients of training images are not
     projected but streamed past the preconditioned ones of the queries; only weights and biases of Linear and Conv2d

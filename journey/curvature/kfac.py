@@ -1,11 +1,11 @@
 """Kronecker factors of the curvature of a model's training loss, in the form that costs least to fit and to apply.
 
-For a weight with pseudo-gradient (``journey.pseudo_gradients``) ``sum_p g_p a_p^T`` over positions p the curvature is
-taken as ``scale * (B ⊗ A)``: A is the second moment of the layer's input at a position, B that of its output gradient,
-both scaled to a mean eigenvalue of one, and the scale gives G its trace. Unlike in EK-FAC, A has input channels alone,
-also for a convolution, whose taps count as alike and independent. So no matrix is large, and gradients are whitened as
-layer input and output gradient, before these are multiplied: whitened features cost two small products per layer more
-than plain ones. Scores agree with retraining as well as those of EK-FAC (docs/evaluation.md).
+For a weight with pseudo-gradient (``journey.curvature.pseudo_gradients``) ``sum_p g_p a_p^T`` over positions p the
+curvature is taken as ``scale * (B ⊗ A)``: A is the second moment of the layer's input at a position, B that of its
+output gradient, both scaled to a mean eigenvalue of one, and the scale gives G its trace. Unlike in EK-FAC, A has input
+channels alone, also for a convolution, whose taps count as alike and independent. So no matrix is large, and gradients
+are whitened as layer input and output gradient, before these are multiplied: whitened features cost two small products
+per layer more than plain ones. Scores agree with retraining as well as those of EK-FAC (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.curvature import Curvature
-from journey.curvature_blocks import KroneckerBlock
+from journey.curvature.blocks import KroneckerBlock
+from journey.curvature.moments import accumulate_, check_finite, eigen
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.whitened import Curvature
 from journey.gradients.engine import GradientEngine
 from journey.gradients.passes import RowBudget
 from journey.gradients.rows import row_gradients, squared_norms
@@ -29,8 +31,6 @@ from journey.measure.draws import Draws, StratifiedDraws
 from journey.models.condition import Condition
 from journey.models.load import as_denoiser
 from journey.projectors.base import ParameterSlot
-from journey.pseudo_gradients import PseudoGradients
-from journey.second_moments import accumulate_, check_finite, eigen
 
 # Draws that go through the network at once where nobody says: more bring nothing.
 ROWS_PER_BATCH = 32

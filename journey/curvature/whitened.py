@@ -1,7 +1,7 @@
 """Curvature of a loss, parameter by parameter, and the projector that divides gradients by its root.
 
-It is fitted elsewhere, as Kronecker factors alone (``journey.kfac``) or with eigenvalues of its own in their eigenbasis
-(``journey.ekfac``); here it is applied, kept and named.
+It is fitted elsewhere, as Kronecker factors alone (``journey.curvature.kfac``) or with eigenvalues of its own in their
+eigenbasis (``journey.curvature.ekfac``); here it is applied, kept and named.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from journey.curvature_blocks import Block, EigenBlock, KroneckerBlock
+from journey.curvature.blocks import Block, EigenBlock, KroneckerBlock
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.tensors import read_tensors, write_tensors
 from journey.ops.geometry import ConvGeometry

@@ -1,8 +1,8 @@
 """EK-FAC: the curvature of a model's training loss in Kronecker-factored eigenbases, fitted to training images.
 
-For a weight with pseudo-gradient (``journey.pseudo_gradients``) ``sum_p g_p a_p^T`` over positions p the eigenbasis is
-taken from two small matrices, ``E[sum_p a_p a_p^T]`` and ``E[sum_p g_p g_p^T]`` ("expand": positions count as if they
-were samples), and eigenvalues are what the pseudo-gradients really have in it: ``E[(U^T grad V)^2]``.
+For a weight with pseudo-gradient (``journey.curvature.pseudo_gradients``) ``sum_p g_p a_p^T`` over positions p the
+eigenbasis is taken from two small matrices, ``E[sum_p a_p a_p^T]`` and ``E[sum_p g_p g_p^T]`` ("expand": positions
+count as if they were samples), and eigenvalues are what the pseudo-gradients really have in it: ``E[(U^T grad V)^2]``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.curvature import Curvature
-from journey.curvature_blocks import EigenBlock
+from journey.curvature.blocks import EigenBlock
+from journey.curvature.moments import accumulate_, check_finite, eigen
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.whitened import Curvature
 from journey.gradients.engine import GradientEngine
 from journey.gradients.passes import RowBudget
 from journey.gradients.rows import row_gradients
@@ -27,8 +29,6 @@ from journey.models.condition import Condition
 from journey.models.load import as_denoiser
 from journey.ops.weight_grad import as_positions
 from journey.projectors.base import ParameterSlot
-from journey.pseudo_gradients import PseudoGradients
-from journey.second_moments import accumulate_, check_finite, eigen
 
 # Rows that go through the denoiser at once, at most, and floats of the gradients of one parameter that exist at once.
 _ROWS_PER_BATCH = 128
