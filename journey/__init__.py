@@ -9,8 +9,9 @@ from journey.curvature.ekfac import fit_ekfac
 from journey.curvature.kfac import fit_kfac
 from journey.curvature.whitened import Curvature, Whitened
 from journey.data.folder import ImageFolder
-from journey.features import Features, open_features
-from journey.featurize import featurize
+from journey.features.features import Features
+from journey.features.featurize import featurize
+from journey.features.open import open_features
 from journey.generation.record import record
 from journey.generation.sampler import Sampler, Step
 from journey.generation.trajectory import Trajectory

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from journey.bin_gram import decompose_bins
-from journey.features import Features
+from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.layer_health import LayersHealth, inspect_layers
 from journey.score_noise import ScoreNoise, measure_score_noise

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.features import Features
+from journey.features.features import Features
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
 from journey.queries import check_arguments, plan_queries

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from journey.layer_sample import read_sizes
+from journey.features.layer_sizes import read_sizes
 from journey.store.store import FeatureStore
 
 _DOMINANT = 0.9  # share of one layer in the squared norms of which a warning tells

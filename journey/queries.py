@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.features import Features
+from journey.features.features import Features
 from journey.generation.completions import Completer
 from journey.generation.trajectory import Trajectory
 from journey.measure.measurements import PixelMeasurement

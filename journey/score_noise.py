@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.features import Features
+from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.queries import plan_queries
 from journey.scoring import solved, weighted_rows

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from journey.bin_gram import decompose_bins
-from journey.features import Features
+from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.models.schedules import Interval, check_interval
 from journey.queries import check_arguments, plan_queries
@@ -17,8 +18,10 @@ from journey.regions import Region
 from journey.scores import Scores
 from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
 
-# Decompositions that features keep, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
+# Decompositions that are kept of some features, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
 _KEPT_SPECTRA = 2
+# By the features they are of, while those live; then by checkpoint and damping.
+_SPECTRA: WeakKeyDictionary[Features, dict[tuple[str, float | str], tuple[Spectrum, float]]] = WeakKeyDictionary()
 
 
 def score(
@@ -164,7 +167,7 @@ def solved(features: Features, name: str, damping: float | Literal["auto"]) -> t
     Returns:
         The spectrum and the relative damping.
     """
-    kept, denoiser = features.solved, features.featurizer.denoiser
+    kept, denoiser = _SPECTRA.setdefault(features, {}), features.featurizer.denoiser
     if (name, damping) not in kept:
         weights = features.draws.weights(denoiser.num_train_timesteps)
         found = decompose_bins(features.store, name, weights, damping, denoiser.device)

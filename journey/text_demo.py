@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler
 
 from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
 from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
-from journey.featurize import featurize
+from journey.features.featurize import featurize
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import StratifiedDraws

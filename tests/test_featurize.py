@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,9 @@ from journey import (
     UniformDraws,
 )
 from journey.errors import CoverageError, GradientCheckError, NonFiniteGradientError, StoreMismatchError
+from journey.features import identity
 from journey.models.schedules import PREDICTION_TYPES
 from journey.store.store import FeatureStore
-
-# The function has the name of its module.
-module = importlib.import_module("journey.featurize")
 
 NUM_SAMPLES = 9
 
@@ -294,7 +291,7 @@ def test_an_image_that_does_not_fit_is_an_error_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Tensor, message: str, sampled: bool
 ) -> None:
     if not sampled:  # as in a dataset too large to look at each image before the work begins
-        monkeypatch.setattr(module, "_FINGERPRINTED_IMAGES", 2)
+        monkeypatch.setattr(identity, "_FINGERPRINTED_IMAGES", 2)
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "f", dataset=spoiled(6, image))
     shards = sorted(path.name for path in (tmp_path / "f").glob("checkpoint-*.safetensors"))

@@ -11,7 +11,7 @@ from models import IMAGE, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey.features import open_features
+from journey.features.open import open_features
 from journey.measure.batch import measure_values
 from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss

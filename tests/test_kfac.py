@@ -22,6 +22,7 @@ from journey.curvature.kfac import fit_kfac
 from journey.curvature.pseudo_gradients import PseudoGradients
 from journey.curvature.whitened import Curvature, Whitened
 from journey.errors import NonFiniteGradientError
+from journey.features.fits import fitted_ids
 from journey.gradients.rules import Direct, Outer
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
@@ -33,7 +34,6 @@ from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
-from journey.store_fits import fitted_ids
 
 IMAGES, DRAWS = make_images(5), StratifiedDraws(num_draws=2, antithetic=False)
 DAMPING = 0.1

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import journey
 from journey import CountSketch, ExplicitDraws, GradientEngine, StratifiedDraws
 from journey.errors import CorruptShardError, NonFiniteGradientError
+from journey.features.layer_sizes import read_sizes, sampled_ids, write_sizes
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
-from journey.layer_sample import read_sizes, sampled_ids, write_sizes
 from journey.store.store import FeatureStore
 
-module = importlib.import_module("journey.fill_store")
+module = importlib.import_module("journey.features.fill")
 
 
 def run(out: Path, network: nn.Module | None = None, num_samples: int = 9, **options: Any) -> journey.Features:

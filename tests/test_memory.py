@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from models import Images, SmallDenoiser, make_images, make_scheduler
 
 import journey
 from journey import CountSketch, StratifiedDraws
+from journey.features import row_plan
 from journey.gradients.memory import default_budget, is_out_of_memory, largest_batch
 from journey.store.store import FeatureStore
-
-# The function has the name of its module.
-featurize_module = importlib.import_module("journey.featurize")
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -94,7 +91,7 @@ def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypat
     def never(*args: Any, **options: Any) -> int:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(featurize_module, "largest_batch", never)
+    monkeypatch.setattr(row_plan, "largest_batch", never)
     assert torch.equal(run(tmp_path / "f", batch_size="auto").matrix(), features.matrix())
 
 
@@ -102,7 +99,7 @@ def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypat
 def test_what_fits_is_kept_in_images_be_it_a_part_of_one(tmp_path, monkeypatch, rows, stored):
     expected = run(tmp_path / "expected", batch_size=9).matrix()
     with monkeypatch.context() as patch:
-        patch.setattr(featurize_module, "largest_batch", lambda *args, **options: rows)
+        patch.setattr(row_plan, "largest_batch", lambda *args, **options: rows)
         features = run(tmp_path / "f", batch_size="auto")
     assert features.store.manifest.fingerprints["batch_size"] == stored
     torch.testing.assert_close(features.matrix(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
@@ -119,7 +116,7 @@ def test_one_draw_of_an_image_is_measured_where_all_do_not_fit(tmp_path, monkeyp
         seen.append((sizes, most))
         return 1
 
-    monkeypatch.setattr(featurize_module, "largest_batch", measure)
+    monkeypatch.setattr(row_plan, "largest_batch", measure)
     run(tmp_path / "f", batch_size="auto", draws=StratifiedDraws(num_draws=5), shard_size=3)
     assert seen == [([1, 2, 4, 5, 10, 20], 15)]
 

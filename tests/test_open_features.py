@@ -15,7 +15,7 @@ from torch import Tensor
 import journey
 from journey import CountSketch, ExplicitDraws, GridDraws, Identity, Measurement, Prediction, Projector, SquaredNorm
 from journey.errors import CorruptShardError, StoreMismatchError
-from journey.features import open_features
+from journey.features.open import open_features
 
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -37,7 +37,7 @@ from journey.evaluate.effects import (
 )
 from journey.evaluate.removal import remove
 from journey.evaluate.training import RemovalTraining
-from journey.features import Features
+from journey.features.features import Features
 from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 

@@ -28,7 +28,7 @@ from bench.table import insert
 from journey import baselines
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
-from journey.features import Features
+from journey.features.features import Features
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser

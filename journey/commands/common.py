@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from journey.data.folder import ImageFolder
-from journey.features import Features, open_features
+from journey.features.features import Features
+from journey.features.open import open_features
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser

@@ -19,7 +19,7 @@ from journey.commands.common import (
     load_denoiser,
 )
 from journey.curvature.whitened import Whitened
-from journey.featurize import featurize
+from journey.features.featurize import featurize
 from journey.measure.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss

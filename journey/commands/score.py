@@ -28,8 +28,8 @@ from journey.commands.outputs import prepare_folder
 from journey.commands.transitions import load_transitions
 from journey.data.folder import ImageFolder
 from journey.errors import StoreMismatchError
-from journey.features import Features
-from journey.featurize import fingerprint_dataset
+from journey.features.features import Features
+from journey.features.identity import fingerprint_dataset
 from journey.generation.trajectory import Trajectory
 from journey.run import Run
 from journey.scoring import score

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any, Literal
 
 from journey import ops
 from journey.curvature.whitened import Whitened
 from journey.data.folder import ImageFolder
-from journey.data.items import Dataset, check_dataset, check_range, image_of
+from journey.data.items import Dataset, check_dataset
 from journey.errors import StoreMismatchError
-from journey.features import Features, check_choices, fingerprints, use_store_fits
-from journey.files.fingerprint import TensorFingerprint, fingerprint_json
-from journey.fill_store import fill_store
-from journey.gradients.memory import default_budget, largest_batch
+from journey.features.features import Features
+from journey.features.fill import fill_store
+from journey.features.fits import fit_to_store, use_store_fits
+from journey.features.identity import check_choices, fingerprint_dataset, fingerprints
+from journey.features.row_plan import RowPlan
 from journey.gradients.selection import Selection
-from journey.measure.batch import draw_batch
 from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.featurizer import Featurizer
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, as_checkpoints
-from journey.models.condition import Encoded
-from journey.models.denoiser import Denoiser
 from journey.models.encoding import EncodedDataset
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.store.manifest import Manifest
 from journey.store.store import FeatureStore
-from journey.store_fits import fit_to_store
-
-# Rows (samples x draws) of a batch where the caller names no batch size.
-_ROWS_PER_BATCH = 64
-# Images whose pixels enter the dataset's fingerprint, evenly spread.
-_FINGERPRINTED_IMAGES = 64
 
 
 def featurize(
@@ -127,21 +117,11 @@ def featurize(
     check_choices(measurement, draws, projector)
     # Before there is a store: refuses a schedule with fewer timesteps than bins.
     draws.timesteps([0], denoiser.num_train_timesteps)
-    adaptive = batch_size == "auto"
-    if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
-    if memory is not None and (not adaptive or memory < 1):
-        raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
     weights = as_checkpoints(checkpoints)
     featurizer = Featurizer(denoiser, measurement=measurement, projector=projector, select=select, uncovered=uncovered)
-    each = draws.bins * draws.num_draws
-    rows = max(1, _ROWS_PER_BATCH // each) * each
-    if isinstance(batch_size, int):
-        featurizer.rows_per_pass = rows = batch_size * each
-    elif adaptive:
-        # What an earlier process of this run measured goes: a store has one batch size.
-        rows = _stored_rows(out, each) or _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
-        featurizer.rows_per_pass = rows
+    plan = RowPlan.choose(
+        featurizer, dataset, draws, batch_size=batch_size, memory=memory, out=out, shard_size=shard_size
+    )
     manifest = Manifest(
         num_samples=len(dataset),
         shard_size=shard_size,
@@ -152,83 +132,25 @@ def featurize(
         fingerprints={
             **fingerprints(featurizer, draws, weights),
             "dataset": fingerprint_dataset(dataset, denoiser),
-            "batch_size": _num_images(rows, each),
+            "batch_size": plan.batch_size,
         },
     )
     try:
         store = FeatureStore.create_or_resume(out, manifest)
     except StoreMismatchError:
-        stored = _stored_rows(out, each)
-        if not adaptive or stored in (None, rows):
+        stored = RowPlan.stored(out, plan.draws_per_image)
+        if batch_size != "auto" or stored in (None, plan):
             raise
-        featurizer.rows_per_pass = rows = stored  # another process of this run measured at the same time, and was first
-        own = {**manifest.fingerprints, "batch_size": _num_images(rows, each)}
+        plan = stored  # another process of this run measured at the same time, and was first
+        featurizer.rows_per_pass = plan.rows
+        own = {**manifest.fingerprints, "batch_size": plan.batch_size}
         store = FeatureStore.create_or_resume(out, replace(manifest, fingerprints=own))
     features = Features(store, featurizer, draws, weights)
     owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
     encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
     if not use_store_fits(featurizer, features.store.path):
         fit_to_store(features, encoded, progress=progress)
-    size = max(1, rows // each)
-    fill_store(features, encoded, size, rank=rank, world_size=world_size, check=check, progress=progress)
+    fill_store(
+        features, encoded, plan.images_per_batch, rank=rank, world_size=world_size, check=check, progress=progress
+    )
     return features
-
-
-def _num_images(rows: int, each: int) -> float:
-    """How many images' draws these are, as the manifest has it: a whole number, or a part of one."""
-    return rows // each if rows >= each else rows / each
-
-
-def _stored_rows(out: str | os.PathLike[str], each: int) -> int | None:
-    """Draws that go through the network at once in what is stored already."""
-    try:
-        stored = FeatureStore.open(out).manifest.fingerprints.get("batch_size")
-    except FileNotFoundError:
-        return None
-    return round(stored * each) if isinstance(stored, int | float) else None
-
-
-def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
-    """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
-    # What may still have to be fitted is left away.
-    if isinstance(featurizer.measurement, LeftOutLoss):
-        featurizer = featurizer.change(measurement=TrainingLoss())
-    if isinstance(featurizer.projector, Whitened):
-        featurizer = featurizer.change(projector=featurizer.projector.inner)
-    denoiser, each = featurizer.denoiser, draws.bins * draws.num_draws
-    sample = denoiser.encode([dataset[0]], [0])
-
-    def run(rows: int) -> None:
-        featurizer.rows_per_pass = rows
-        count = ceil(rows / each)
-        drawn = draw_batch(denoiser, draws, Encoded.cat([sample] * count), [0] * count)
-        if rows < each:
-            count, drawn = rows, drawn.apart(rows)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            featurizer.features(sample.x0.expand(count, -1, -1, -1), **drawn._asdict())
-        if featurizer.rows_per_pass != rows:  # halved, as memory ran out
-            raise MemoryError
-
-    # Parts of one sample's draws, then samples.
-    sizes = [*(2**i for i in range((each - 1).bit_length())), each, 2 * each, 4 * each]
-    budget = default_budget(denoiser.device) if memory is None else memory
-    rows = largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
-    return rows if rows < each else rows // each * each
-
-
-def fingerprint_dataset(dataset: Dataset, denoiser: Denoiser) -> dict[str, Any]:
-    """Hash some items: tells datasets apart without reading them twice, but not one exchanged image."""
-    count = min(len(dataset), _FINGERPRINTED_IMAGES)
-    pixels, told, extremes = TensorFingerprint(), {}, []
-    for i in sorted({j * (len(dataset) - 1) // max(1, count - 1) for j in range(count)}):
-        item, name = dataset[i], f"dataset[{i}]"
-        image = image_of(item, name)
-        denoiser.check_image(image, name)
-        pixels.update(str(i), image)
-        extremes.append((image.min(), image.max()))
-        if (description := denoiser.describe(item, name)) is not None:
-            told[str(i)] = description
-    check_range(extremes)
-    conditions = {"sampled_conditions": fingerprint_json(told)} if told else {}
-    return {"num_samples": len(dataset), "sampled_pixels": pixels.hexdigest(), **conditions}

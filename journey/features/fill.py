@@ -7,9 +7,9 @@ import warnings
 import torch
 from tqdm.auto import tqdm
 
-from journey.features import Features
+from journey.features.features import Features
+from journey.features.layer_sizes import sampled_ids, write_sizes
 from journey.gradients.sizes import LayerSizes
-from journey.layer_sample import sampled_ids, write_sizes
 from journey.measure.batch import draw_batch, measure_batch
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
 
 from journey.curvature.kfac import ROWS_PER_BATCH, fit_factors
 from journey.curvature.pseudo_gradients import PseudoGradients
 from journey.curvature.whitened import FITTED_TO_STORE, Curvature, Whitened
-from journey.errors import NonFiniteGradientError
-from journey.features import CURVATURE_FILE, PRIOR_FILE, Features, use_store_fits
+from journey.errors import CorruptShardError, NonFiniteGradientError
+from journey.features.features import Features
 from journey.measure.batch import measure_batch
 from journey.measure.draws import StratifiedDraws
-from journey.measure.left_out import LeftOutLoss, Prior
+from journey.measure.featurizer import Featurizer
+from journey.measure.left_out import PRIOR_OF_STORE, LeftOutLoss, Prior
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded
 from journey.models.encoding import EncodedDataset, choose_captions
+
+# What a store fits to some of its own images.
+PRIOR_FILE, CURVATURE_FILE = "prior.safetensors", "curvature.safetensors"
+
+
+_Fit = TypeVar("_Fit")
 
 
 def fit_to_store(features: Features, encoded: EncodedDataset, *, progress: bool) -> None:
@@ -85,3 +96,40 @@ def _read_samples(features: Features, encoded: EncodedDataset, ids: list[int]) -
         read = encoded.reader(index, *features.store.shard_range(index))
         parts += [read([i]) for i in some]
     return Encoded.cat(parts)
+
+
+def use_store_fits(featurizer: Featurizer, folder: Path) -> bool:
+    """Give a measurement that is without a prior, and a projector that is without a curvature, those of a store.
+
+    Args:
+        featurizer: Has measurement and projector.
+        folder: Of the store.
+
+    Returns:
+        Whether both are ready for use: they have now, or need not have, what is fitted.
+
+    Raises:
+        CorruptShardError: If a file is damaged.
+    """
+    measurement, projector, ready = featurizer.measurement, featurizer.projector, True
+    if isinstance(measurement, LeftOutLoss) and measurement.prior is None:
+        prior = _read_fit(folder / PRIOR_FILE, Prior.load, PRIOR_OF_STORE)
+        ready = prior is not None
+        featurizer.measurement = replace(measurement, prior=prior)
+    if isinstance(projector, Whitened) and projector.curvature is None:
+        curvature = _read_fit(folder / CURVATURE_FILE, Curvature.load, FITTED_TO_STORE)
+        ready = ready and curvature is not None
+        featurizer.projector = replace(projector, curvature=curvature)
+    return ready
+
+
+def _read_fit(path: Path, load: Callable[[Path, dict[str, Any]], _Fit], origin: dict[str, Any]) -> _Fit | None:
+    if not path.exists():
+        return None
+    try:
+        return load(path, origin)
+    except ValueError as error:
+        raise CorruptShardError(
+            f"{path} is damaged: {error}. Delete this file and run featurize again with the same arguments; it fits "
+            "it anew and keeps the features"
+        ) from error
