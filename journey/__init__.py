@@ -18,7 +18,6 @@ from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition, transitions
 from journey.gradients.engine import GradientEngine
 from journey.health import BinHealth, CheckpointHealth, Health, inspect
-from journey.influence import InfluenceMatrix, influence_matrix
 from journey.measure.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.importance_draws import ImportanceDraws
@@ -43,9 +42,10 @@ from journey.report_gif import write_gif
 from journey.report_png import write_png
 from journey.run import Run
 from journey.score_noise import ScoreNoise
-from journey.scores import Ranked, Scores, Top
-from journey.scoring import score
-from journey.solve import Spectrum, decompose
+from journey.scores.influence import InfluenceMatrix, influence_matrix
+from journey.scores.score import score
+from journey.scores.scores import Ranked, Scores, Top
+from journey.scores.spectrum import Spectrum, decompose
 from journey.store.store import FeatureStore
 
 __version__: str = ops.build_info()["version"]

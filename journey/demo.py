@@ -28,8 +28,8 @@ from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.run import Run
-from journey.scores import Scores
-from journey.scoring import score
+from journey.scores.score import score
+from journey.scores.scores import Scores
 
 SAMPLER_STEPS = 50
 TOP = 10

@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.bin_gram import decompose_bins
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.layer_health import LayersHealth, inspect_layers
 from journey.score_noise import ScoreNoise, measure_score_noise
-from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
+from journey.scores.gram import decompose_bins
+from journey.scores.spectrum import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.store.store import FeatureStore
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)

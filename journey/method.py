@@ -25,11 +25,11 @@ from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.models.encoding import choose_captions, encode_all
 from journey.models.load import as_denoiser
-from journey.preconditioners import Gram, Preconditioner
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
-from journey.queries import check_query_noise
-from journey.scores import Scores
+from journey.scores.preconditioners import Gram, Preconditioner
+from journey.scores.queries import check_query_noise
+from journey.scores.scores import Scores
 
 MakeProjector = Callable[[Denoiser, Encoded], Projector]
 Adjust = Callable[["Method", Denoiser, Encoded, "Measured", Tensor], Tensor]

@@ -21,7 +21,7 @@ from journey.report_view import TITLE, Captions, View, make_view
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores import Scores
+    from journey.scores.scores import Scores
 
 __all__ = ["write_csv", "write_gif", "write_png", "write_report"]
 

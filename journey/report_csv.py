@@ -11,7 +11,7 @@ from journey.report_view import Captions, caption, make_view
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores import Scores
+    from journey.scores.scores import Scores
 
 COLUMNS = ("query", "timestep", "region", "kind", "rank", "train_id", "score", "caption")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which spreadsheets take a text for something to compute

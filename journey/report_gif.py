@@ -31,7 +31,7 @@ from journey.report_view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores import Scores
+    from journey.scores.scores import Scores
 
 _MARGIN = 28
 _SECTION = 36

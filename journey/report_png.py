@@ -32,7 +32,7 @@ from journey.report_view import TITLE, Captions, View, caption, make_view, to_pi
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores import Scores
+    from journey.scores.scores import Scores
 
 # Sizes are for a picture seen at half its pixels, as in a README on a dense screen: 22 here reads as 11 there.
 _MARGIN = 40

@@ -13,7 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores import Ranked, Scores
+    from journey.scores.scores import Ranked, Scores
 
 Captions = Sequence[object] | Mapping[int, object]
 

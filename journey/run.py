@@ -21,7 +21,7 @@ from journey.report_gif import write_gif
 from journey.report_png import write_png
 from journey.report_story import Transitions
 from journey.report_view import TITLE, Captions, caption, make_view, to_picture
-from journey.scores import Scores
+from journey.scores.scores import Scores
 
 _MAX_SIDE = 256  # pixels of a kept training image
 _NONE = type(None)

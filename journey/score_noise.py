@@ -21,9 +21,9 @@ from torch import Tensor
 
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
-from journey.queries import plan_queries
-from journey.scoring import solved, weighted_rows
-from journey.solve import DEFAULT_DAMPING
+from journey.scores.queries import plan_queries
+from journey.scores.score import solved, weighted_rows
+from journey.scores.spectrum import DEFAULT_DAMPING
 
 _MIN_BINS = 4  # fewer bins differ by their timesteps above all
 

@@ -23,8 +23,8 @@ from journey.measure.draws import StratifiedDraws
 from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.run import Run
-from journey.scores import Scores
-from journey.scoring import score
+from journey.scores.score import score
+from journey.scores.scores import Scores
 from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
 from journey.text_model import train_or_load
 from journey.training import make_scheduler

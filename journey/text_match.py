@@ -9,7 +9,7 @@ from math import exp, fsum, lgamma, log
 
 from torch import Tensor
 
-from journey.scores import Scores
+from journey.scores.scores import Scores
 
 # Words that say nothing about a picture.
 _EMPTY = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with", "without"}

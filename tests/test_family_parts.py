@@ -13,7 +13,7 @@ from torch import Tensor
 
 import journey
 from journey import CountSketch, StratifiedDraws, Trajectory
-from journey.regions import resample_masks
+from journey.scores.regions import resample_masks
 
 
 def record(name: str, pipeline: Any, num_steps: int = 2) -> Trajectory:

@@ -18,8 +18,8 @@ from journey.measure.measurements import TrainingLoss
 from journey.measure.shared_draws import SharedDraws
 from journey.method import Method
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import Plain
 from journey.projectors.exact import Identity
+from journey.scores.preconditioners import Plain
 
 CPU = torch.device("cpu")
 IMAGES = make_images(4)

@@ -11,7 +11,7 @@ from cases import randn
 
 from journey.evaluate.lds import lds, lds_per_query, predict_losses
 from journey.evaluate.subsets import random_subsets
-from journey.scores import Scores
+from journey.scores.scores import Scores
 
 NUM_QUERIES, NUM_TRAIN = 3, 20
 SCORES = Scores(randn(NUM_QUERIES, 2, NUM_TRAIN), torch.tensor([80, 40]), list(range(NUM_TRAIN)), 0.1)

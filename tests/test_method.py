@@ -23,10 +23,10 @@ from journey.method import Method
 from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import BlockGram, Gram, Plain
 from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian
+from journey.scores.preconditioners import BlockGram, Gram, Plain
 
 NUM_TRAIN, NUM_QUERIES = 5, 3
 SCHEDULER = make_scheduler()

@@ -22,9 +22,9 @@ from journey.models.conditional import ConditionalDenoiser
 from journey.models.encoding import choose_captions
 from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
-from journey.preconditioners import Gram
 from journey.presets import das, dtrak, journey_trak, trak
 from journey.projectors.exact import Identity
+from journey.scores.preconditioners import Gram
 
 NUM_TRAIN, NUM_QUERIES = 3, 2
 CPU = torch.device("cpu")

@@ -23,8 +23,8 @@ from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, Prediction, TrainingLoss
 from journey.method import Method
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import Gram
 from journey.projectors.exact import Identity
+from journey.scores.preconditioners import Gram
 
 NUM_TRAIN, NUM_QUERIES, NUM_SUBSETS = 24, 8, 12
 SCHEDULER = make_scheduler()

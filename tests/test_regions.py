@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from journey.regions import pixel_masks, resample_masks
+from journey.scores.regions import pixel_masks, resample_masks
 
 IMAGES = randn(2, 3, 4, 6)
 BOX = torch.zeros(4, 6)

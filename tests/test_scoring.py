@@ -225,14 +225,16 @@ def test_keyed_noise_gives_the_same_scores_for_any_other_queries_and_steps(tmp_p
 def test_more_rows_than_a_batch_holds_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = featurize(tmp_path / "f")
     expected = score(features)
-    monkeypatch.setattr("journey.queries._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
+    monkeypatch.setattr("journey.scores.queries._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
     assert_near(score(features).values, expected.values.numpy(), 1e-5)
 
 
 def test_a_store_is_decomposed_once_for_each_damping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, calls = featurize(tmp_path / "f"), []
-    decompose = journey.scoring.decompose_bins
-    monkeypatch.setattr("journey.scoring.decompose_bins", lambda *args: (calls.append(args[3]), decompose(*args))[1])
+    decompose = journey.scores.score.decompose_bins
+    monkeypatch.setattr(
+        "journey.scores.score.decompose_bins", lambda *args: (calls.append(args[3]), decompose(*args))[1]
+    )
     first = {damping: score(features, damping=damping).values for damping in (0.1, 1.0)}
     assert all(torch.equal(score(features, damping=damping).values, first[damping]) for damping in (1.0, 0.1))
     assert calls == [0.1, 1.0]

@@ -22,10 +22,10 @@ from journey.measure.draws import DEFAULT_DRAWS, StratifiedDraws
 from journey.measure.measurements import MeanOutput
 from journey.method import Measured, Method
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import BlockGram, Gram, Preconditioner
 from journey.presets import PRESETS, grass, journey_trak, kfac_influence
 from journey.projectors.random import CountSketch, Gaussian
 from journey.recommended import recommended
+from journey.scores.preconditioners import BlockGram, Gram, Preconditioner
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
 _SKETCH = CountSketch(4096)

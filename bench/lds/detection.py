@@ -32,11 +32,11 @@ from journey.features.features import Features
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import Gram
 from journey.presets import journey_trak
 from journey.projectors.random import CountSketch
 from journey.recommended import recommended
-from journey.regions import Box
+from journey.scores.preconditioners import Gram
+from journey.scores.regions import Box
 
 NUM_DUPLICATES = 8
 NUM_MARKED = 16

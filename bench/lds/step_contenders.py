@@ -19,8 +19,8 @@ from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import Measurement, TrainingLoss
 from journey.projectors.base import Projector
 from journey.recommended import recommended
-from journey.scores import Scores
-from journey.solve import DEFAULT_DAMPING
+from journey.scores.scores import Scores
+from journey.scores.spectrum import DEFAULT_DAMPING
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"

@@ -19,7 +19,7 @@ from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser, load_pipeline
-from journey.solve import DEFAULT_DAMPING
+from journey.scores.spectrum import DEFAULT_DAMPING
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

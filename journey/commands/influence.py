@@ -22,7 +22,7 @@ from journey.commands.common import (
     parse_region,
 )
 from journey.commands.outputs import prepare_file
-from journey.influence import influence_matrix
+from journey.scores.influence import influence_matrix
 
 EXAMPLES = """
 journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17

@@ -32,7 +32,7 @@ from journey.features.features import Features
 from journey.features.identity import fingerprint_dataset
 from journey.generation.trajectory import Trajectory
 from journey.run import Run
-from journey.scoring import score
+from journey.scores.score import score
 
 EXAMPLES = """
 journey score --model ./ddpm-cifar10 --data ./images --features features --out attribution --num-images 4

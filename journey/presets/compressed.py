@@ -9,9 +9,9 @@ from journey.measure.measurements import TrainingLoss
 from journey.method import Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import BlockGram, Gram
 from journey.projectors.random import CountSketch
 from journey.projectors.structured import Factored, Masked
+from journey.scores.preconditioners import BlockGram, Gram
 from journey.selective_mask import Selected, fit_selective_mask
 
 

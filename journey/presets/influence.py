@@ -9,8 +9,8 @@ from journey.method import Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.models.encoding import choose_captions
-from journey.preconditioners import Plain
 from journey.projectors.random import CountSketch
+from journey.scores.preconditioners import Plain
 
 
 def kfac_influence(

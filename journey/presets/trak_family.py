@@ -14,8 +14,8 @@ from journey.measure.shared_draws import SharedDraws
 from journey.method import Measured, Method
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
-from journey.preconditioners import Gram
 from journey.projectors.random import Gaussian
+from journey.scores.preconditioners import Gram
 
 
 def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
@@ -30,7 +30,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.
         proj_dim: Features.
-        rescaled: As published: see ``journey.preconditioners.Gram``.
+        rescaled: As published: see ``journey.scores.preconditioners.Gram``.
         seed: Names draws and projection.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.solve import Spectrum, decompose
+from journey.scores.spectrum import Spectrum, decompose
 from journey.store.store import FeatureStore
 
 

@@ -18,7 +18,7 @@ from journey.models.condition import Condition
 from journey.models.schedules import Interval, check_interval
 from journey.ops.keys import derive_key
 from journey.ops.noise import query_noise
-from journey.regions import Region, pixel_masks, resample_masks
+from journey.scores.regions import Region, pixel_masks, resample_masks
 
 # Rows (queries x draws) that go through the denoiser at once.
 _ROWS_PER_BATCH = 64

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.solve import Spectrum, decompose
+from journey.scores.spectrum import Spectrum, decompose
 
 
 class Preconditioner(ABC):

@@ -13,10 +13,10 @@ from torch import Tensor
 from journey.features.features import Features
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
-from journey.queries import check_arguments, plan_queries
-from journey.regions import Region
-from journey.scoring import solved
-from journey.solve import DEFAULT_DAMPING, check_damping
+from journey.scores.queries import check_arguments, plan_queries
+from journey.scores.regions import Region
+from journey.scores.score import solved
+from journey.scores.spectrum import DEFAULT_DAMPING, check_damping
 
 _TENSORS = ("values", "edges", "timesteps", "train_ids")
 

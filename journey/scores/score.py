@@ -9,14 +9,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from journey.bin_gram import decompose_bins
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.models.schedules import Interval, check_interval
-from journey.queries import check_arguments, plan_queries
-from journey.regions import Region
-from journey.scores import Scores
-from journey.solve import DEFAULT_DAMPING, Spectrum, check_damping
+from journey.scores.gram import decompose_bins
+from journey.scores.queries import check_arguments, plan_queries
+from journey.scores.regions import Region
+from journey.scores.scores import Scores
+from journey.scores.spectrum import DEFAULT_DAMPING, Spectrum, check_damping
 
 # Decompositions that are kept of some features, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
 _KEPT_SPECTRA = 2
@@ -58,8 +58,8 @@ def score(
             intervals that cut the range in pieces have scores that add up to it. Bins that lie in it in part enter by
             the share of their timesteps; features in one bin have no such part.
         region: Score a part of the generated images alone: a box (top, left, bottom, right) in pixels, a mask image or
-            a function, for all or one for each, see ``journey.regions.pixel_masks``. The scores of a region and of its
-            complement add up to those of the whole image.
+            a function, for all or one for each, see ``journey.scores.regions.pixel_masks``. The scores of a region and
+            of its complement add up to those of the whole image.
         completions: Measure so many images that the model completes from x_t, and average their features, instead of
             the one predicted image: 0 is the published method; where a step leaves much open, the prediction is a blur
             of what completions show one by one. Each costs as much as the prediction, and sampling it.
