@@ -11,10 +11,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from journey import Scores, Trajectory, __version__, demo, record
+from journey import Scores, Trajectory, __version__, record
 from journey.cli import main
 from journey.commands.transitions import load_transitions
-from journey.digits import DigitsDataset, load_digits_dataset
+from journey.demo import digits_demo as demo
+from journey.demo.digits import DigitsDataset, load_digits_dataset
 
 
 @pytest.fixture(scope="module")

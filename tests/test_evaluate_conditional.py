@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import journey
 import journey.models.checkpoints
 from journey.evaluate.effects import generation_change, loss_change, step_loss_change
+from journey.evaluate.optimize import stratified_timesteps
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.training import UNetTraining
@@ -25,7 +26,6 @@ from journey.measure.draws import StratifiedDraws
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
-from journey.training import stratified_timesteps
 
 CPU, SEED = torch.device("cpu"), 5
 

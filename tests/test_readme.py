@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from journey import digits
+from journey.demo import digits
 
 README = Path(__file__).parents[1] / "README.md"
 

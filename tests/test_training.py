@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from journey.training import fit
+from journey.demo.fit import fit
 
 
 class Recorder(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from journey.digits import load_digits_dataset
+from journey.demo.digits import load_digits_dataset
 from journey.evaluate.training import UNetTraining
 from journey.models.denoiser import Denoiser
 

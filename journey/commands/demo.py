@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from journey.commands.common import Commands, add_command, add_running
-from journey.demo import format_result, run_demo
-from journey.text_demo import format_text_result, run_text_demo
+from journey.demo.digits_demo import format_result, run_demo
+from journey.demo.emoji_demo import format_text_result, run_text_demo
 
 EXAMPLES = """
 journey demo --out demo

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from journey.emoji import EmojiDataset
+from journey.demo.emoji import EmojiDataset
+from journey.demo.fit import fit
+from journey.demo.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
 from journey.files.fingerprint import JSONValue, fingerprint_json, fingerprint_tensors
 from journey.files.publish import publish
-from journey.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
-from journey.training import fit
 
 _CONFIG: dict[str, Any] = {
     "in_channels": 3,

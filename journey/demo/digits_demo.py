@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from journey.curvature.whitened import Whitened
-from journey.digits import DigitsDataset, knn_labels, load_digits_dataset, train
+from journey.demo.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.features.featurize import featurize
 from journey.generation.likelihood import chance_of_more
 from journey.generation.record import record

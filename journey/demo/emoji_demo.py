@@ -14,20 +14,20 @@ from pathlib import Path
 
 from diffusers import DDIMScheduler
 
-from journey.demo import SAMPLER_STEPS, SHOWN, TOP, Clock
-from journey.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
+from journey.demo.captions import Match, distinct_proponents, match, nearest, share_a_word
+from journey.demo.digits_demo import SAMPLER_STEPS, SHOWN, TOP, Clock
+from journey.demo.emoji import CREDIT, CREDIT_URL, EmojiDataset, load_emoji_dataset
+from journey.demo.emoji_model import train_or_load
+from journey.demo.fit import make_scheduler
+from journey.demo.minilm import TextEncoder
 from journey.features.featurize import featurize
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import StratifiedDraws
-from journey.minilm import TextEncoder
 from journey.models.conditional import ConditionalDenoiser
 from journey.run import Run
 from journey.scores.score import score
 from journey.scores.scores import Scores
-from journey.text_match import Match, distinct_proponents, match, nearest, share_a_word
-from journey.text_model import train_or_load
-from journey.training import make_scheduler
 
 # Above 2 the colours of a model this small leave the range and the shapes go with them.
 _GUIDANCE = 1.5

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from journey.emoji import folder_of
+from journey.demo.emoji import folder_of
 from journey.files.fingerprint import fingerprint_tensors
 
 MAX_TOKENS = 16  # the longest name of an emoji has 13

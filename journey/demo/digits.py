@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from journey.training import fit, make_scheduler
+from journey.demo.fit import fit, make_scheduler
 
 
 class DigitsItem(TypedDict):
