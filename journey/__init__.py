@@ -17,7 +17,8 @@ from journey.generation.sampler import Sampler, Step
 from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition, transitions
 from journey.gradients.engine import GradientEngine
-from journey.health import BinHealth, CheckpointHealth, Health, inspect
+from journey.health.inspect import BinHealth, CheckpointHealth, Health, inspect
+from journey.health.score_noise import ScoreNoise
 from journey.measure.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.importance_draws import ImportanceDraws
@@ -41,7 +42,6 @@ from journey.report_csv import write_csv
 from journey.report_gif import write_gif
 from journey.report_png import write_png
 from journey.run import Run
-from journey.score_noise import ScoreNoise
 from journey.scores.influence import InfluenceMatrix, influence_matrix
 from journey.scores.score import score
 from journey.scores.scores import Ranked, Scores, Top

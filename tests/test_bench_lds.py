@@ -11,9 +11,9 @@ import torch
 from bench.lds.compare import table
 from bench.lds.tiers import TIERS
 from bench.lds.truth import BINS, QUERY_KINDS, read_truth
-from journey.baselines import optimal_denoiser, pixels
 from journey.evaluate.lds import CONSTANT, RANDOM, lds
 from journey.files.fingerprint import fingerprint_json
+from journey.methods.baselines import optimal_denoiser, pixels
 from journey.models.denoiser import Denoiser
 
 pytest.importorskip("sklearn.datasets")

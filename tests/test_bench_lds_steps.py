@@ -13,9 +13,9 @@ from bench.lds.step_compare import step_table
 from bench.lds.step_contenders import DEFAULT, PLAIN
 from bench.lds.step_truth import STEP_KINDS, STEPS, read_step_truth, step_responses
 from bench.lds.tiers import TIERS
-from journey.baselines import optimal_denoiser_at, pixels
 from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds
 from journey.files.fingerprint import fingerprint_json
+from journey.methods.baselines import optimal_denoiser_at, pixels
 from journey.models.denoiser import Denoiser
 
 pytest.importorskip("sklearn.datasets")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import journey
 from journey import StratifiedDraws
-from journey.health import _faults, _inspect_bins
+from journey.health.inspect import _faults, _inspect_bins
 from journey.store.manifest import Manifest
 from journey.store.store import FeatureStore
 

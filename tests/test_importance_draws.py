@@ -16,7 +16,7 @@ from journey.measure.batch import measure_values
 from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss
 from journey.measure.shared_draws import SharedDraws
-from journey.method import Method
+from journey.methods.method import Method
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
 from journey.scores.preconditioners import Plain

@@ -13,17 +13,16 @@ from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
 import journey
-from journey import baselines
 from journey.curvature.ekfac import fit_ekfac
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import Draws, StratifiedDraws, UniformDraws
 from journey.measure.measurements import SquaredNorm, TrainingLoss
-from journey.method import Method
+from journey.methods import PRESETS, baselines, das, dtrak, journey_trak, kfac_influence, trak
+from journey.methods.method import Method
 from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
-from journey.presets import PRESETS, das, dtrak, journey_trak, kfac_influence, trak
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian
 from journey.scores.preconditioners import BlockGram, Gram, Plain

@@ -17,12 +17,12 @@ from torch import Tensor
 import journey
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import Draws, StratifiedDraws
-from journey.method import Method
+from journey.methods import das, dtrak, journey_trak, trak
+from journey.methods.method import Method
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.encoding import choose_captions
 from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
-from journey.presets import das, dtrak, journey_trak, trak
 from journey.projectors.exact import Identity
 from journey.scores.preconditioners import Gram
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from journey.measure.draws import ExplicitDraws
 from journey.measure.measurements import Measurement, Prediction
-from journey.method import Method
+from journey.methods import das
+from journey.methods.method import Method
 from journey.models.denoiser import Denoiser
-from journey.presets import das
 from journey.projectors.exact import Identity
 from journey.scores.preconditioners import Gram, Plain
 
@@ -153,7 +153,7 @@ def test_scores_of_the_output_are_exact_leave_one_out(damping: float) -> None:
 
 @pytest.mark.parametrize("damping", [0.01, 1.0])
 def test_das_is_the_squared_leave_one_out_change_of_the_output(damping: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("journey.presets.trak_family.TrainingLoss", Loss)  # the residual of the one number
+    monkeypatch.setattr("journey.methods.trak_family.TrainingLoss", Loss)  # the residual of the one number
     regression = random_regression()
     ridge = regression.ridge(damping)
     method = das().change(measurement=Output(), per_draw="mean", preconditioner=Gram(damping))

@@ -21,7 +21,7 @@ from journey.gradients import rules as layer_rules
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, Prediction, TrainingLoss
-from journey.method import Method
+from journey.methods.method import Method
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
 from journey.scores.preconditioners import Gram

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import journey
 from journey.evaluate.ranks import spearman
-from journey.presets import journey_trak
+from journey.methods import journey_trak
 
 NUM_TRAIN, NUM_QUERIES, NUM_DRAWS, NUM_NOISES, PROJ_DIM, STEP = 12, 3, 2, 3, 6, 40
 IMAGES, X0_HAT = make_images(NUM_TRAIN), make_images(NUM_QUERIES, seed=8)

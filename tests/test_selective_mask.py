@@ -11,13 +11,13 @@ from torch import Tensor
 
 from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss
+from journey.methods import grass
+from journey.methods.selective_mask import Selected, agreement, fit_selective_mask, select_entries
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
-from journey.presets import grass
 from journey.projectors.base import ParameterSlot
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
-from journey.selective_mask import Selected, agreement, fit_selective_mask, select_entries
 
 ENTRIES, KEPT = 10, 4
 

@@ -25,7 +25,6 @@ from bench.lds.counterfactual_report import AT_STEP, plot, tables
 from bench.lds.tiers import TIERS
 from bench.lds.truth import Setting, open_setting
 from bench.table import insert
-from journey import baselines
 from journey.evaluate.counterfactual import measure_effect
 from journey.evaluate.effects import (
     Effect,
@@ -39,6 +38,7 @@ from journey.evaluate.removal import remove
 from journey.evaluate.training import RemovalTraining
 from journey.features.features import Features
 from journey.measure.draws import StratifiedDraws
+from journey.methods import baselines
 from journey.models.denoiser import Denoiser
 
 STEPS = (500,)  # in the middle of the way, where digits are decided

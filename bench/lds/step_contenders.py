@@ -11,14 +11,14 @@ from torch import Tensor
 
 import journey
 from bench.lds.truth import Setting
-from journey import baselines
 from journey.files.fingerprint import fingerprint_json
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import Measurement, TrainingLoss
+from journey.methods import baselines
+from journey.methods.influence import recommended
 from journey.projectors.base import Projector
-from journey.recommended import recommended
 from journey.scores.scores import Scores
 from journey.scores.spectrum import DEFAULT_DAMPING
 

@@ -19,7 +19,7 @@ from journey.commands.common import (
     parse_damping,
 )
 from journey.commands.outputs import prepare_file
-from journey.health import inspect
+from journey.health.inspect import inspect
 
 EXAMPLES = """
 journey inspect --features features

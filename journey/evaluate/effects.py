@@ -188,7 +188,8 @@ def step_loss_change(
         noise = query_noise(noise_seed, queries, step, num_draws, shape, denoiser.device).flatten(0, 1)
         x0 = trajectory.x0_hat[queries, column].to(denoiser.device).repeat_interleave(num_draws, 0)
         times = torch.full((len(x0),), step, device=x0.device)
-        told = trajectory.condition and trajectory.condition.select(queries).repeat(num_draws)
+        condition = trajectory.condition
+        told = None if condition is None else condition.select(queries).repeat(num_draws)
         with loaded(denoiser.network, weights):
             prediction = denoiser.predict(denoiser.add_noise(x0, noise, times), times, told)
         errors = (denoiser.target(x0, noise, times) - prediction).square().flatten(1).mean(1)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
-from journey.layer_health import LayersHealth, inspect_layers
-from journey.score_noise import ScoreNoise, measure_score_noise
+from journey.health.layers import LayersHealth, inspect_layers
+from journey.health.score_noise import ScoreNoise, measure_score_noise
 from journey.scores.gram import decompose_bins
 from journey.scores.spectrum import DEFAULT_DAMPING, Spectrum, check_damping
 from journey.store.store import FeatureStore
@@ -148,7 +148,7 @@ def inspect(
 
     Args:
         features: Features, or the folder of a store, which is enough without ``trajectory``.
-        trajectory: Generated images: the noise of their scores is measured too, see ``journey.score_noise``.
+        trajectory: Generated images: the noise of their scores is measured too, see ``journey.health.score_noise``.
         steps: Which of its steps; all by default.
         damping: As for ``journey.score``.
         num_draws: Noises per query and step, as for ``journey.score``; a multiple of 4, since halves of antithetic

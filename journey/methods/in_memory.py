@@ -29,7 +29,7 @@ class DrawFeatures:
 
     Attributes:
         featurizer: Measures a batch.
-        per_draw: How draws are put together, see ``journey.method.Method``.
+        per_draw: How draws are put together, see ``journey.methods.method.Method``.
         name: Stands at the progress bars.
         batch_size: Samples per batch; by default as many as make 128 rows with their draws.
         progress: Show progress bars.
@@ -97,7 +97,7 @@ class DrawFeatures:
             for first in range(0, len(images), size):
                 ids = list(range(first, min(first + size, len(images))))
                 drawn = noise[ids, step] if noise is not None else query_noise(0, ids, t, num_draws, shape, device)
-                told = trajectory.condition and trajectory.condition.select(ids)
+                told = None if trajectory.condition is None else trajectory.condition.select(ids)
                 at_step = Drawn(torch.full((len(ids), 1, num_draws), t), drawn.unsqueeze(1), told, None)
                 found.append(self._measure(images[ids], at_step, ids)[0].flatten(1))
             rows.append(torch.cat(found))
@@ -115,7 +115,7 @@ class DrawFeatures:
         apart, values = self.featurizer.features(
             images, timesteps.view(num_samples, -1, 1), noise.flatten(1, 2).unsqueeze(2), condition=condition, ids=ids
         )
-        apart = unit(apart).view(num_samples, bins, num_draws, -1)
+        apart = normalized(apart).view(num_samples, bins, num_draws, -1)
         values = values.view(num_samples, bins, num_draws)
         if counts is not None:
             apart, values = apart * counts.to(apart).unsqueeze(-1), values * counts.to(values)
@@ -127,7 +127,7 @@ class DrawFeatures:
         return max(1, _ROWS_PER_BATCH // num_draws) if self.batch_size is None else self.batch_size
 
 
-def unit(features: Tensor) -> Tensor:
+def normalized(features: Tensor) -> Tensor:
     """Divide by the norm; a zero stays zero."""
     norm = features.norm(dim=-1, keepdim=True)
     return features / torch.where(norm > 0, norm, 1.0)

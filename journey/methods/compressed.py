@@ -6,13 +6,13 @@ from typing import Literal
 
 from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss
-from journey.method import Method
+from journey.methods.method import Method
+from journey.methods.selective_mask import Selected, fit_selective_mask
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.projectors.structured import Factored, Masked
 from journey.scores.preconditioners import BlockGram, Gram
-from journey.selective_mask import Selected, fit_selective_mask
 
 
 def logra(*, num_draws: int = 8, in_dim: int = 16, out_dim: int = 16, seed: int = 0) -> Method:
@@ -54,7 +54,7 @@ def grass(
         proj_dim: Features.
         keep: Share of the gradient that the mask keeps.
         mask: ``"random"``, or ``"selective"``: chosen on a sample of the training images to keep the ranking of their
-            inner products (``journey.selective_mask``).
+            inner products (``journey.methods.selective_mask``).
         seed: Names draws, mask and sketch.
 
     Returns:

@@ -1,6 +1,6 @@
 """One engine for attribution methods: what is measured, at which draws, projected how, and compared with which kernel.
 
-Published methods are configurations of it (``journey.presets``). Features of all images are held in memory, which is
+Published methods are configurations of it (``journey.methods``). Features of all images are held in memory, which is
 for comparing methods on data of moderate size; ``journey.featurize`` keeps them on disk.
 """
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from journey.data.items import Dataset
-from journey.draw_features import DrawFeatures, PerDraw, unit
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import Draws, StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, TrainingLoss
+from journey.methods.in_memory import DrawFeatures, PerDraw, normalized
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
@@ -32,7 +32,7 @@ from journey.scores.queries import check_query_noise
 from journey.scores.scores import Scores
 
 MakeProjector = Callable[[Denoiser, Encoded], Projector]
-Adjust = Callable[["Method", Denoiser, Encoded, "Measured", Tensor], Tensor]
+Adjust = Callable[[Tensor, "Scored"], Tensor]
 
 
 class Measured(NamedTuple):
@@ -49,6 +49,22 @@ class Measured(NamedTuple):
     values: Tensor
     query: Tensor
     blocks: list[int]
+
+
+class Scored(NamedTuple):
+    """What scores were made from, for a method that changes them at the end.
+
+    Attributes:
+        method: The method.
+        denoiser: The model, under the weights that were measured.
+        samples: The training images as it takes them.
+        measured: Their features and those of the queries.
+    """
+
+    method: Method
+    denoiser: Denoiser
+    samples: Encoded
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Method:
         query_draws: Noises per query and step where ``at_steps``.
         preconditioner: The kernel.
         cosine: Divide features by their norm before they are compared.
-        adjust: Changes the scores at the end: ``adjust(method, denoiser, samples, measured, scores)``.
+        adjust: Changes the scores at the end: ``adjust(scores, scored)``.
 
     Raises:
         ValueError: If draws are kept apart although queries are asked at a single step.
@@ -227,10 +243,10 @@ class Method:
         """
         query, train = measured.query, measured.train
         if self.cosine:
-            query, train = unit(query), unit(train)
+            query, train = normalized(query), normalized(train)
         flat, damping = self.preconditioner.scores(query.flatten(0, 1), train, measured.values, measured.blocks)
         if self.adjust is not None:
-            flat = self.adjust(self, denoiser, encode_all(denoiser, dataset), measured, flat)
+            flat = self.adjust(flat, Scored(self, denoiser, encode_all(denoiser, dataset), measured))
         return flat.view(*query.shape[:2], -1), damping
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from journey.measure.draws import GridDraws, StratifiedDraws
 from journey.measure.shared_draws import CubicDraws, SharedDraws
-from journey.method import Method
+from journey.methods.method import Method
 from journey.projectors.random import CountSketch
 from journey.scores.preconditioners import Plain
 

@@ -11,9 +11,7 @@ from journey.measure.batch import measure_values
 from journey.measure.draws import GridDraws, UniformDraws
 from journey.measure.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.measure.shared_draws import SharedDraws
-from journey.method import Measured, Method
-from journey.models.condition import Encoded
-from journey.models.denoiser import Denoiser
+from journey.methods.method import Method, Scored
 from journey.projectors.random import Gaussian
 from journey.scores.preconditioners import Gram
 
@@ -127,10 +125,11 @@ def das(
     )
 
 
-def _residual_and_leverage(squared: bool) -> Callable[[Method, Denoiser, Encoded, Measured, Tensor], Tensor]:
+def _residual_and_leverage(squared: bool) -> Callable[[Tensor, Scored], Tensor]:
     """Return what DAS does to scores."""
 
-    def adjust(method: Method, denoiser: Denoiser, samples: Encoded, measured: Measured, scores: Tensor) -> Tensor:
+    def adjust(scores: Tensor, scored: Scored) -> Tensor:
+        method, denoiser, samples, measured = scored
         assert isinstance(method.preconditioner, Gram)
         spectrum, damping = method.preconditioner.spectrum(measured.train, measured.values)
         free = 1 - spectrum.leverages(damping)
