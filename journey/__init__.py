@@ -37,11 +37,11 @@ from journey.ops import reference
 from journey.projectors.base import Projector
 from journey.projectors.exact import ExplicitMatrix, Identity
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
-from journey.report import write_report
-from journey.report_csv import write_csv
-from journey.report_gif import write_gif
-from journey.report_png import write_png
-from journey.run import Run
+from journey.report.csv import write_csv
+from journey.report.gif import write_gif
+from journey.report.page import write_report
+from journey.report.png import write_png
+from journey.report.run import Run
 from journey.scores.influence import InfluenceMatrix, influence_matrix
 from journey.scores.score import score
 from journey.scores.scores import Ranked, Scores, Top

@@ -20,7 +20,7 @@ import journey
 from journey import Run, Scores, Trajectory
 from journey.cli import _COMMANDS, _parser, main
 from journey.commands.transitions import describe, load_transitions, save_transition
-from journey.report_view import to_picture
+from journey.report.view import to_picture
 
 NAME = "Stable Diffusion"
 FEW = ["--num-inference-steps", "4"]

@@ -12,7 +12,7 @@ import torch
 from browser import Browser, Tab
 from report_cases import HOSTILE, Case, bytes_of, make_case, make_region, make_transition
 
-from journey.report import write_report
+from journey.report.page import write_report
 
 TIMES = [900, 700, 500, 300, 100]
 QUERY = 1

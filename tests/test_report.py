@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from report_cases import HOSTILE, TIMESTEPS, Case, bytes_of, make_case, make_region, make_transition
 
-from journey import Trajectory, report_sheets
-from journey.report import write_report
-from journey.report_csv import write_csv
-from journey.report_gif import write_gif
-from journey.report_png import write_png
+from journey import Trajectory
+from journey.report import sheets as report_sheets
+from journey.report.csv import write_csv
+from journey.report.gif import write_gif
+from journey.report.page import write_report
+from journey.report.png import write_png
 
 VOID = {"meta", "input", "img", "br", "link", "hr"}
 

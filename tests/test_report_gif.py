@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageSequence
 from report_cases import TIMESTEPS, Case, make_case, make_region
 
-from journey.report_csv import write_csv
-from journey.report_gif import write_gif
+from journey.report.csv import write_csv
+from journey.report.gif import write_gif
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from report_cases import TIMESTEPS, Case, bytes_of, make_case
 
-from journey.report_png import write_png
+from journey.report.png import write_png
 
 
 @pytest.fixture

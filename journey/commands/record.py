@@ -16,7 +16,7 @@ from journey.commands.common import (
     record_images,
 )
 from journey.commands.outputs import prepare_folder
-from journey.report_view import to_picture
+from journey.report.view import to_picture
 
 EXAMPLES = """
 journey record --model ./ddpm-cifar10 --num-images 4 --out generated

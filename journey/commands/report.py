@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from journey.commands.common import Commands, add_command
-from journey.run import Run
+from journey.report.run import Run
 
 EXAMPLES = """
 journey report --run attribution --gif --csv

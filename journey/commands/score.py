@@ -31,7 +31,7 @@ from journey.errors import StoreMismatchError
 from journey.features.features import Features
 from journey.features.identity import fingerprint_dataset
 from journey.generation.trajectory import Trajectory
-from journey.run import Run
+from journey.report.run import Run
 from journey.scores.score import score
 
 EXAMPLES = """

@@ -20,7 +20,7 @@ from journey.commands.common import (
 from journey.files.publish import publish
 from journey.files.tensors import check_fields, read_json
 from journey.generation.transitions import Transition, transitions
-from journey.report_story import Transitions
+from journey.report.story import Transitions
 
 INDEX = "transitions.json"
 _FIELDS = {"query": int, "name": str, "file": str}

@@ -27,7 +27,7 @@ from journey.generation.transitions import Transition, transitions
 from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
-from journey.run import Run
+from journey.report.run import Run
 from journey.scores.score import score
 from journey.scores.scores import Scores
 

@@ -25,7 +25,7 @@ from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import StratifiedDraws
 from journey.models.conditional import ConditionalDenoiser
-from journey.run import Run
+from journey.report.run import Run
 from journey.scores.score import score
 from journey.scores.scores import Scores
 

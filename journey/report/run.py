@@ -15,12 +15,12 @@ from journey.files.publish import publish
 from journey.files.tensors import Fields, check_fields, read_json, read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition
-from journey.report import write_report
-from journey.report_csv import write_csv
-from journey.report_gif import write_gif
-from journey.report_png import write_png
-from journey.report_story import Transitions
-from journey.report_view import TITLE, Captions, caption, make_view, to_picture
+from journey.report.csv import write_csv
+from journey.report.gif import write_gif
+from journey.report.page import write_report
+from journey.report.png import write_png
+from journey.report.story import Transitions
+from journey.report.view import TITLE, Captions, caption, make_view, to_picture
 from journey.scores.scores import Scores
 
 _MAX_SIDE = 256  # pixels of a kept training image
@@ -93,7 +93,7 @@ class Run:
     top: int | None = None
 
     def write_report(self, path: str | Path, *, top: int = 8) -> Path:
-        """Write the page, see ``journey.report.write_report``."""
+        """Write the page, see ``journey.report.page.write_report``."""
         return write_report(
             path,
             self.trajectory,
@@ -111,7 +111,7 @@ class Run:
     def write_png(
         self, path: str | Path, *, query: int = 0, timesteps: Sequence[int] | None = None, top: int = 6
     ) -> Path:
-        """Write the picture of one generated image, see ``journey.report.write_png``."""
+        """Write the picture of one generated image, see ``journey.report.page.write_png``."""
         return write_png(
             path,
             self.trajectory,
@@ -127,7 +127,7 @@ class Run:
         )
 
     def write_gif(self, path: str | Path, *, query: int = 0, top: int = 5) -> Path:
-        """Write the animation of one generated image, see ``journey.report.write_gif``."""
+        """Write the animation of one generated image, see ``journey.report.page.write_gif``."""
         return write_gif(
             path,
             self.trajectory,
@@ -141,7 +141,7 @@ class Run:
         )
 
     def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
-        """Write the table, see ``journey.report.write_csv``."""
+        """Write the table, see ``journey.report.page.write_csv``."""
         top = self._check(top)
         return write_csv(path, self.trajectory, self.scores, top=top, labels=self.labels, regions=self.regions)
 
@@ -184,7 +184,7 @@ class Run:
             top: Proponents and opponents of each step that are kept, at most.
 
         Raises:
-            ValueError: As ``journey.report.write_report`` does.
+            ValueError: As ``journey.report.page.write_report`` does.
             OSError: If the folder cannot be written to; it holds no run then.
         """
         view = make_view(self.trajectory, self.scores, len(self.dataset), top, self.regions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from journey.data.items import Dataset
-from journey.report_draw import (
+from journey.report.draw import (
     BAR,
     FRAME,
     GAP,
@@ -27,7 +27,7 @@ from journey.report_draw import (
     pitch,
     with_credit,
 )
-from journey.report_view import Captions, View, caption, make_view, to_picture
+from journey.report.view import Captions, View, caption, make_view, to_picture
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from journey.report_view import Captions, caption, make_view
+from journey.report.view import Captions, caption, make_view
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from journey.data.items import Dataset, get_image
-from journey.report_view import Captions, Entry, caption, format_number, to_picture
+from journey.report.view import Captions, Entry, caption, format_number, to_picture
 
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 36, 24, 21
 TILE = 96  # side of a picture, met from below by whole multiples of its pixels

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from journey.generation.transitions import Transition
-from journey.report_view import Captions, Entry, View, caption
+from journey.report.view import Captions, Entry, View, caption
 
 Transitions = Mapping[tuple[int, str], Transition]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from journey.data.items import Dataset, get_image
 from journey.generation.transitions import Transition
-from journey.report_sheets import Bank, make_sheets
-from journey.report_story import Transitions, find_turncoat, tell
-from journey.report_view import Captions, Entry, Ranking, View, caption, to_picture
+from journey.report.sheets import Bank, make_sheets
+from journey.report.story import Transitions, find_turncoat, tell
+from journey.report.view import Captions, Entry, Ranking, View, caption, to_picture
 
 # What can be neither in HTML nor in UTF-8: controls other than white space, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -12,18 +12,13 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from journey.data.items import Dataset
-from journey.report_csv import write_csv
-from journey.report_gif import write_gif
-from journey.report_payload import clean, make_payload, to_script_json
-from journey.report_png import write_png
-from journey.report_story import Transitions
-from journey.report_view import TITLE, Captions, View, make_view
+from journey.report.payload import clean, make_payload, to_script_json
+from journey.report.story import Transitions
+from journey.report.view import TITLE, Captions, View, make_view
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
     from journey.scores.scores import Scores
-
-__all__ = ["write_csv", "write_gif", "write_png", "write_report"]
 
 
 def write_report(
@@ -76,9 +71,9 @@ def write_report(
         raise ValueError(f"transitions must be of queries among 0..{view.num_queries - 1}, got {outside[0]}")
     named = query_captions if query_captions is not None else trajectory.prompts or None
     payload = make_payload(view, dataset, found, labels, named)
-    style = _resource("report_template.css")
-    script = _resource("report_template.charts.js") + _resource("report_template.js")
-    page = Template(_resource("report_template.html")).substitute(
+    style = _resource("page.css")
+    script = _resource("page.charts.js") + _resource("page.js")
+    page = Template(_resource("page.html")).substitute(
         policy=(
             f"default-src 'none'; img-src data:; style-src '{_sha256(style)}'; script-src '{_sha256(script)}'; "
             "base-uri 'none'; form-action 'none'"
@@ -119,4 +114,4 @@ def _sha256(source: str) -> str:
 
 def _resource(name: str) -> str:
     """A file of the package, with the line ends that the browser hashes."""
-    return resources.files("journey").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
+    return resources.files("journey.report").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
