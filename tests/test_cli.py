@@ -12,8 +12,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from journey import Scores, Trajectory, __version__, record
-from journey.cli import main
-from journey.commands.transitions import load_transitions
+from journey.cli.main import main
+from journey.cli.transitions import load_transitions
 from journey.demo import digits_demo as demo
 from journey.demo.digits import DigitsDataset, load_digits_dataset
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import journey
 from journey import Run, Scores, Trajectory
-from journey.cli import _COMMANDS, _parser, main
-from journey.commands.transitions import describe, load_transitions, save_transition
+from journey.cli.main import _COMMANDS, _parser, main
+from journey.cli.transitions import describe, load_transitions, save_transition
 from journey.report.view import to_picture
 
 NAME = "Stable Diffusion"

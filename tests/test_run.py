@@ -14,7 +14,7 @@ from report_cases import HOSTILE, Case, make_case, make_region, make_transition
 from safetensors import safe_open
 
 from journey import Run, Scores
-from journey.cli import main
+from journey.cli.main import main
 from journey.files.tensors import write_tensors
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from journey import Scores, Trajectory
-from journey.cli import main
+from journey.cli.main import main
 from journey.demo import emoji_demo as text_demo
 from journey.demo import emoji_model as text_model
 from journey.demo.captions import Match

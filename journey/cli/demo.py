@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import Commands, add_command, add_running
+from journey.cli.arguments import Commands, add_command, add_running
 from journey.demo.digits_demo import format_result, run_demo
 from journey.demo.emoji_demo import format_text_result, run_text_demo
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from journey import __version__
-from journey.commands import demo, featurize, influence, inspect, record, report, score, transitions
-from journey.commands.common import add_command, hidden_bars
-from journey.info import describe_installation
+from journey.cli import demo, featurize, influence, inspect, record, report, score, transitions
+from journey.cli.arguments import add_command, hidden_bars
+from journey.cli.info import describe_installation
 
 _COMMANDS = (demo, featurize, record, score, transitions, influence, report, inspect)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)

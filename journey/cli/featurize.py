@@ -8,16 +8,8 @@ from os import environ
 from pathlib import Path
 from typing import Literal
 
-from journey.commands.common import (
-    Commands,
-    add_command,
-    add_data,
-    add_measured,
-    add_model,
-    add_running,
-    load_data,
-    load_denoiser,
-)
+from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_model, add_running
+from journey.cli.inputs import load_data, load_denoiser
 from journey.curvature.whitened import Whitened
 from journey.features.featurize import featurize
 from journey.measure.draws import Draws, GridDraws, StratifiedDraws, UniformDraws

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import Commands, add_command
+from journey.cli.arguments import Commands, add_command
 from journey.report.run import Run
 
 EXAMPLES = """

@@ -5,17 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import (
-    TRAJECTORY,
-    Commands,
-    add_command,
-    add_model,
-    add_recording,
-    add_running,
-    load_denoiser,
-    record_images,
-)
-from journey.commands.outputs import prepare_folder
+from journey.cli.arguments import Commands, add_command, add_model, add_recording, add_running
+from journey.cli.inputs import TRAJECTORY, load_denoiser, record_images
+from journey.cli.outputs import prepare_folder
 from journey.report.view import to_picture
 
 EXAMPLES = """

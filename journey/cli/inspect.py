@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import (
+from journey.cli.arguments import (
     Commands,
     add_command,
     add_damping,
@@ -13,12 +13,10 @@ from journey.commands.common import (
     add_model,
     add_running,
     add_trajectory,
-    load_denoiser,
-    load_features,
-    load_trajectory,
     parse_damping,
 )
-from journey.commands.outputs import prepare_file
+from journey.cli.inputs import load_denoiser, load_features, load_trajectory
+from journey.cli.outputs import prepare_file
 from journey.health.inspect import inspect
 
 EXAMPLES = """

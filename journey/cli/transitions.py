@@ -6,17 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from journey.commands.common import (
-    Commands,
-    add_command,
-    add_completion_steps,
-    add_model,
-    add_running,
-    add_trajectory,
-    load_denoiser,
-    load_function,
-    load_trajectory,
-)
+from journey.cli.arguments import Commands, add_command, add_completion_steps, add_model, add_running, add_trajectory
+from journey.cli.inputs import load_denoiser, load_function, load_trajectory
 from journey.files.publish import publish
 from journey.files.tensors import check_fields, read_json
 from journey.generation.transitions import Transition, transitions

@@ -7,7 +7,7 @@ import csv
 from itertools import pairwise
 from pathlib import Path
 
-from journey.commands.common import (
+from journey.cli.arguments import (
     Commands,
     add_command,
     add_damping,
@@ -15,13 +15,11 @@ from journey.commands.common import (
     add_model,
     add_running,
     add_trajectory,
-    load_denoiser,
-    load_features,
-    load_trajectory,
     parse_damping,
     parse_region,
 )
-from journey.commands.outputs import prepare_file
+from journey.cli.inputs import load_denoiser, load_features, load_trajectory
+from journey.cli.outputs import prepare_file
 from journey.scores.influence import influence_matrix
 
 EXAMPLES = """

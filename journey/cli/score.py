@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.commands.common import (
+from journey.cli.arguments import (
     Commands,
     add_command,
     add_completion_steps,
@@ -16,16 +16,12 @@ from journey.commands.common import (
     add_recording,
     add_running,
     add_trajectory,
-    load_data,
-    load_denoiser,
-    load_features,
-    load_trajectory,
     parse_damping,
     parse_region,
-    record_images,
 )
-from journey.commands.outputs import prepare_folder
-from journey.commands.transitions import load_transitions
+from journey.cli.inputs import load_data, load_denoiser, load_features, load_trajectory, record_images
+from journey.cli.outputs import prepare_folder
+from journey.cli.transitions import load_transitions
 from journey.data.folder import ImageFolder
 from journey.errors import StoreMismatchError
 from journey.features.features import Features
