@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from journey import Scores, Trajectory, Transition
+from journey.generation.trajectory import Trajectory
+from journey.generation.transitions import Transition
+from journey.scores.scores import Scores
 
 TIMESTEPS = [900, 500, 100]
 HOSTILE = (

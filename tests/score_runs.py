@@ -13,7 +13,10 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
 import journey
-from journey import ExplicitDraws, Identity, Scores, Trajectory
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import ExplicitDraws
+from journey.projectors.exact import Identity
+from journey.scores.scores import Scores
 
 # All different, so that no two axes can be swapped unnoticed.
 NUM_QUERIES, NUM_STEPS, NUM_DRAWS, NUM_TRAIN = 2, 3, 4, 5

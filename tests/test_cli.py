@@ -11,11 +11,14 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from journey import Scores, Trajectory, __version__, record
+from journey import __version__
 from journey.cli.main import main
 from journey.cli.transitions import load_transitions
 from journey.demo import digits_demo as demo
 from journey.demo.digits import DigitsDataset, load_digits_dataset
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
+from journey.scores.scores import Scores
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ from test_lora import add_adapter, save_adapter
 from torch import Tensor
 
 import journey
-from journey import Run, Scores, Trajectory
 from journey.cli.main import _COMMANDS, _parser, main
 from journey.cli.transitions import describe, load_transitions, save_transition
+from journey.generation.trajectory import Trajectory
+from journey.report.run import Run
 from journey.report.view import to_picture
+from journey.scores.scores import Scores
 
 NAME = "Stable Diffusion"
 FEW = ["--num-inference-steps", "4"]

@@ -14,8 +14,9 @@ from models import IMAGE, SmallDenoiser, make_scheduler
 from score_runs import NUM_QUERIES, STEPS, assert_near, featurize, make_noise, make_trajectory, score
 from torch import Tensor, nn
 
-from journey import Denoiser, Trajectory
 from journey.generation.completions import Completer
+from journey.generation.trajectory import Trajectory
+from journey.models.denoiser import Denoiser
 from journey.ops.keys import derive_key
 
 STEPS_OF_TEN = 10  # the sampler's timesteps are 90, 80, ... 0

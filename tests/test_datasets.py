@@ -13,9 +13,9 @@ from models import SmallDenoiser, make_scheduler
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from journey import Denoiser
 from journey.data.folder import ImageFolder
 from journey.data.items import captions_of, check_dataset, check_range, get_image, label_of
+from journey.models.denoiser import Denoiser
 
 PIXELS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)  # [2, 3]
 EXPECTED = torch.tensor([[[-1.0, -0.6, -0.2], [0.2, 0.6, 1.0]]])  # [1, 2, 3]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from journey import Scores, Transition
 from journey.demo.digits import DigitsDataset
 from journey.demo.digits_demo import Decision, DemoResult, _decide, format_result
+from journey.generation.transitions import Transition
+from journey.scores.scores import Scores
 
 
 def test_proponents_are_counted_over_the_steps_of_the_interval_and_over_those_before() -> None:

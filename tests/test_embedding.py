@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import journey
 from journey.locks import exclusively
+from journey.measure.measurements import SquaredNorm
 from journey.models.conditional import ConditionalDenoiser
+from journey.models.denoiser import Denoiser
 
 SECONDS = 120  # until what hangs is given up
 
@@ -89,7 +91,7 @@ def test_a_network_with_compiled_layers_is_refused() -> None:
     whole.compile(backend="eager")
     for network, name in ((inner, "inward"), (whole, "all of it")):
         with pytest.raises(ValueError, match=rf"model must not be compiled, .* got {name} compiled; load it again"):
-            journey.Denoiser(network, make_scheduler())
+            Denoiser(network, make_scheduler())
 
 
 def test_a_network_that_was_made_in_inference_mode_is_refused() -> None:
@@ -98,7 +100,7 @@ def test_a_network_that_was_made_in_inference_mode_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"made or loaded outside of torch\.inference_mode\(\), which inward\.weight was"
     ):
-        journey.Denoiser(network, make_scheduler())
+        Denoiser(network, make_scheduler())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ class Answering(SmallDenoiser):
 def test_a_network_that_returns_something_else_is_told_what_is_expected(
     answer: Callable[[Tensor], object], error: type[Exception], message: str
 ) -> None:
-    denoiser = journey.Denoiser(Answering(answer), make_scheduler())
+    denoiser = Denoiser(Answering(answer), make_scheduler())
     with pytest.raises(error, match=message):
         denoiser.predict(torch.zeros(1, 1, 8, 8), torch.zeros(1).long())
 
@@ -152,7 +154,7 @@ def test_a_network_that_returns_something_else_is_told_what_is_expected(
 def test_a_scheduler_without_a_config_is_refused() -> None:
     scheduler = SimpleNamespace(alphas_cumprod=torch.linspace(0.9, 0.1, NUM_TRAIN_TIMESTEPS))
     with pytest.raises(TypeError, match=r"scheduler must tell config\.prediction_type, .* SimpleNamespace does not"):
-        journey.Denoiser(SmallDenoiser(), scheduler)
+        Denoiser(SmallDenoiser(), scheduler)
 
 
 def test_a_network_without_a_config_is_told_how_to_have_one() -> None:
@@ -212,7 +214,7 @@ def test_influence_takes_an_id_of_any_kind_of_integer(ids: Any, features: journe
             r"projector must be an object such as journey\.CountSketch\(4096\), got <class",
         ),
         ({"projector": "sketch"}, "projector must be an object .* got 'sketch'"),
-        ({"measurement": journey.SquaredNorm}, "measurement must be an object .* got <class"),
+        ({"measurement": SquaredNorm}, "measurement must be an object .* got <class"),
         ({"draws": 4}, "draws must be an object .* got 4"),
     ],
 )

@@ -13,8 +13,8 @@ from models import SmallDenoiser, make_images, make_scheduler
 from PIL import Image
 
 import journey
-from journey import StratifiedDraws
 from journey.errors import CorruptShardError, StoreMismatchError
+from journey.measure.draws import StratifiedDraws
 from journey.models.condition import Encoded
 from journey.models.encoding import EncodedDataset, choose_captions, encode_all
 from journey.models.load import as_denoiser

@@ -12,7 +12,9 @@ from models import need_stochastic_flow
 from torch import Tensor
 
 import journey
-from journey import CountSketch, StratifiedDraws, Trajectory
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import StratifiedDraws
+from journey.projectors.random import CountSketch
 from journey.scores.regions import resample_masks
 
 

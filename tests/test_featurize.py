@@ -15,24 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 import journey
-from journey import (
-    CountSketch,
-    Denoiser,
-    ExplicitDraws,
-    Featurizer,
-    GridDraws,
-    Identity,
-    Measurement,
-    Prediction,
-    Rademacher,
-    SquaredNorm,
-    StratifiedDraws,
-    TrainingLoss,
-    UniformDraws,
-)
+from journey import CountSketch, Featurizer, Identity, StratifiedDraws, TrainingLoss
 from journey.errors import CoverageError, GradientCheckError, NonFiniteGradientError, StoreMismatchError
 from journey.features import identity
+from journey.measure.draws import ExplicitDraws, GridDraws, UniformDraws
+from journey.measure.measurements import Measurement, Prediction, SquaredNorm
+from journey.models.denoiser import Denoiser
 from journey.models.schedules import PREDICTION_TYPES
+from journey.projectors.random import Rademacher
 from journey.store.store import FeatureStore
 
 NUM_SAMPLES = 9

@@ -16,8 +16,9 @@ from score_runs import featurize, make_trajectory, score
 from torch import Tensor
 
 import journey
-from journey import StratifiedDraws
 from journey.health.inspect import _faults, _inspect_bins
+from journey.health.score_noise import ScoreNoise
+from journey.measure.draws import StratifiedDraws
 from journey.store.manifest import Manifest
 from journey.store.store import FeatureStore
 
@@ -142,7 +143,7 @@ def test_features_that_are_all_zero_are_reported_not_decomposed(tmp_path: Path) 
     assert "the features of 4 images are zero" in str(health)
 
 
-def noise_of(features: journey.Features, **options: Any) -> journey.ScoreNoise:
+def noise_of(features: journey.Features, **options: Any) -> ScoreNoise:
     found = journey.inspect(features, make_trajectory(), damping=0.1, progress=False, **options).scores
     assert found is not None
     return found
@@ -185,7 +186,7 @@ def test_the_bound_on_the_error_by_training_draws_covers_their_spread_over_seeds
 
 
 def test_noise_that_drowns_the_scores_is_warned_of() -> None:
-    noise = journey.ScoreNoise([80, 40], [1.0, 1.0], [0.9, 0.1], [0.5, 2.0], [0.23, 99.0])
+    noise = ScoreNoise([80, 40], [1.0, 1.0], [0.9, 0.1], [0.5, 2.0], [0.23, 99.0])
     first, second = noise.warnings()
     assert first.startswith("steps 80: more than half")
     assert second.startswith("steps 40: even and odd bins")

@@ -14,10 +14,12 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler, ma
 from torch import Tensor, nn
 
 import journey
-from journey import CountSketch, ExplicitDraws, GradientEngine, StratifiedDraws
 from journey.errors import CorruptShardError, NonFiniteGradientError
 from journey.features.layer_sizes import read_sizes, sampled_ids, write_sizes
+from journey.gradients.engine import GradientEngine
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
+from journey.measure.draws import ExplicitDraws, StratifiedDraws
+from journey.projectors.random import CountSketch
 from journey.store.store import FeatureStore
 
 module = importlib.import_module("journey.features.fill")

@@ -12,8 +12,9 @@ from models import assert_same_gradients, one_at_a_time
 from torch import Tensor, nn
 
 import journey
-from journey import Identity, StratifiedDraws
+from journey.measure.draws import StratifiedDraws
 from journey.models.load import as_denoiser
+from journey.projectors.exact import Identity
 
 peft = pytest.importorskip("peft")
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]

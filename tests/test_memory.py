@@ -10,9 +10,10 @@ import torch
 from models import Images, SmallDenoiser, make_images, make_scheduler
 
 import journey
-from journey import CountSketch, StratifiedDraws
 from journey.features import row_plan
 from journey.gradients.memory import default_budget, is_out_of_memory, largest_batch
+from journey.measure.draws import StratifiedDraws
+from journey.projectors.random import CountSketch
 from journey.store.store import FeatureStore
 
 CPU = torch.device("cpu")

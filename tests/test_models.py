@@ -16,11 +16,14 @@ from models import assert_same_gradients, make_scheduler, make_unet, one_at_a_ti
 from torch import Tensor, nn
 
 import journey
-from journey import Featurizer, Identity, StratifiedDraws, TrainingLoss
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
 from journey.models.condition import Condition, Encoded
 from journey.models.load import as_denoiser
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
+from journey.projectors.exact import Identity
 
 PROMPT = {"prompt": "a red apple"}
 NUM_DRAWS = 2

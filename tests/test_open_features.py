@@ -13,18 +13,22 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey import CountSketch, ExplicitDraws, GridDraws, Identity, Measurement, Prediction, Projector, SquaredNorm
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.features.open import open_features
+from journey.measure.draws import ExplicitDraws, GridDraws, UniformDraws
+from journey.measure.measurements import Measurement, Prediction, SquaredNorm
+from journey.projectors.base import Projector
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "sketch": {"projector": CountSketch(64, nnz=2, seed=3)},
-    "rademacher": {"projector": journey.Rademacher(32, seed=1)},
-    "normal": {"projector": journey.Gaussian(32)},
+    "rademacher": {"projector": Rademacher(32, seed=1)},
+    "normal": {"projector": Gaussian(32)},
     "identity and squared norm": {"projector": Identity(), "measurement": SquaredNorm()},
     "grid": {"draws": GridDraws(num_draws=2, bins=3, antithetic=False, seed=5)},
-    "uniform": {"draws": journey.UniformDraws(num_draws=2)},
+    "uniform": {"draws": UniformDraws(num_draws=2)},
 }
 
 

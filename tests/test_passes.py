@@ -16,10 +16,16 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
 import journey
-from journey import CountSketch, Featurizer, StratifiedDraws, TrainingLoss, fit_ekfac, fit_kfac
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.kfac import fit_kfac
+from journey.curvature.whitened import Curvature, Whitened
 from journey.gradients import passes
 from journey.gradients.passes import kept_bytes, split_rows
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
 from journey.models.load import as_denoiser
+from journey.projectors.random import CountSketch
 
 NUM_SAMPLES, BINS, NUM_DRAWS = 3, 2, 3
 NUM_ROWS = NUM_SAMPLES * BINS * NUM_DRAWS
@@ -71,7 +77,7 @@ def batch() -> dict[str, Tensor]:
 
 def small_run(network: nn.Module, out: Path, **options: Any) -> journey.Features:
     """Featurize nine images by the defaults, but for a small sketch and four draws."""
-    defaults = {"projector": journey.Whitened(CountSketch(64)), "draws": StratifiedDraws(2, bins=2), "progress": False}
+    defaults = {"projector": Whitened(CountSketch(64)), "draws": StratifiedDraws(2, bins=2), "progress": False}
     return journey.featurize((network, make_scheduler()), Images(make_images(9)), out, **{**defaults, **options})
 
 
@@ -177,7 +183,7 @@ def test_running_out_halves_what_goes_through_at_once_and_loses_nothing(tmp_path
 
 
 @pytest.mark.parametrize(("fit", "first"), [(fit_kfac, 18), (fit_ekfac, 72)])
-def test_a_fit_that_runs_out_begins_again_with_half(fit: Callable[..., journey.Curvature], first: int) -> None:
+def test_a_fit_that_runs_out_begins_again_with_half(fit: Callable[..., Curvature], first: int) -> None:
     images = make_images(9)
 
     def curvature(network: nn.Module) -> Tensor:

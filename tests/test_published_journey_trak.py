@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 import journey
 from journey.evaluate.ranks import spearman
+from journey.measure.draws import ExplicitDraws, UniformDraws
 from journey.methods import journey_trak
+from journey.projectors.exact import ExplicitMatrix
 
 NUM_TRAIN, NUM_QUERIES, NUM_DRAWS, NUM_NOISES, PROJ_DIM, STEP = 12, 3, 2, 3, 6, 40
 IMAGES, X0_HAT = make_images(NUM_TRAIN), make_images(NUM_QUERIES, seed=8)
@@ -115,8 +117,8 @@ class Case:
         x0_hat = X0_HAT[:, None]
         self.trajectory = journey.Trajectory(torch.tensor([STEP]), x0_hat, x0_hat, X0_HAT, condition)
         self.options = {
-            "draws": journey.ExplicitDraws(TIMESTEPS, NOISE),
-            "projector": journey.ExplicitMatrix(self.matrix),
+            "draws": ExplicitDraws(TIMESTEPS, NOISE),
+            "projector": ExplicitMatrix(self.matrix),
         }
 
 
@@ -168,7 +170,7 @@ def test_gradients_without_a_projection_are_the_published_ones_entry_by_entry(ca
         (given.nets[0], given.scheduler),
         given.dataset,
         tmp_path,
-        draws=journey.ExplicitDraws(TIMESTEPS, NOISE),
+        draws=ExplicitDraws(TIMESTEPS, NOISE),
         projector=journey.Identity(),
         progress=False,
     )
@@ -222,6 +224,6 @@ def test_noise_of_queries_is_refused_in_another_shape_and_where_queries_are_fini
     with pytest.raises(ValueError, match=r"noise must be .* = \[3, 1, 1, 1, 8, 8\], got \[3, 3, 1, 8, 8\]"):
         method.run(given.model, given.dataset, given.trajectory, noise=QUERY_NOISE, progress=False)
     with pytest.raises(ValueError, match="noise is for methods that ask at_steps"):
-        method.change(at_steps=False, draws=journey.UniformDraws(2)).run(
+        method.change(at_steps=False, draws=UniformDraws(2)).run(
             given.model, given.dataset, given.trajectory, noise=QUERY_NOISE[:, None], progress=False
         )

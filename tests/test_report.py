@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from report_cases import HOSTILE, TIMESTEPS, Case, bytes_of, make_case, make_region, make_transition
 
-from journey import Trajectory
+from journey.generation.trajectory import Trajectory
 from journey.report import sheets as report_sheets
 from journey.report.csv import write_csv
 from journey.report.gif import write_gif

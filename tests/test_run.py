@@ -13,9 +13,10 @@ import torch
 from report_cases import HOSTILE, Case, make_case, make_region, make_transition
 from safetensors import safe_open
 
-from journey import Run, Scores
 from journey.cli.main import main
 from journey.files.tensors import write_tensors
+from journey.report.run import Run
+from journey.scores.scores import Scores
 
 
 @pytest.fixture

@@ -25,8 +25,10 @@ from score_runs import (
 from torch import Tensor
 
 import journey
-from journey import Measurement, Prediction, StratifiedDraws
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import Measurement, Prediction
 from journey.models.schedules import Interval
+from journey.scores.influence import InfluenceMatrix
 
 BINS = StratifiedDraws(num_draws=2, bins=3)  # of 33, 33 and 34 timesteps
 
@@ -153,7 +155,7 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path: Path, options: dict[str
 # The matrix of training timesteps and generation steps.
 
 
-def matrix(features: journey.Features, train_ids: Any, **options: Any) -> journey.InfluenceMatrix:
+def matrix(features: journey.Features, train_ids: Any, **options: Any) -> InfluenceMatrix:
     return journey.influence_matrix(
         features, make_trajectory(), train_ids, damping=0.1, num_draws=4, progress=False, **options
     )
@@ -183,15 +185,15 @@ def test_the_influence_matrix_of_a_group_is_the_sum_and_its_columns_are_whole_sc
 
 def test_a_saved_influence_matrix_is_the_same(tmp_path: Path) -> None:
     edges, times, ids = torch.tensor([0, 5, 9]), torch.tensor([80, 40, 10]), torch.tensor([4])
-    saved = journey.InfluenceMatrix(randn(2, 3), edges, times, ids)
+    saved = InfluenceMatrix(randn(2, 3), edges, times, ids)
     saved.save(tmp_path / "m")
-    found = journey.InfluenceMatrix.load(tmp_path / "m")
+    found = InfluenceMatrix.load(tmp_path / "m")
     assert all(torch.equal(getattr(found, name), getattr(saved, name)) for name in vars(saved))
     score(featurize(tmp_path / "f")).save(tmp_path / "scores")
     with pytest.raises(ValueError, match="holds no saved influence"):
-        journey.InfluenceMatrix.load(tmp_path / "scores")
+        InfluenceMatrix.load(tmp_path / "scores")
     with pytest.raises(ValueError, match=r"values must be \[train_bins, query_steps\] = \[2, 3\], got \[3, 2\]"):
-        journey.InfluenceMatrix(randn(3, 2), edges, times, ids)
+        InfluenceMatrix(randn(3, 2), edges, times, ids)
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,13 @@ from score_runs import (
 from torch import Tensor, nn
 
 import journey
-from journey import CountSketch, ExplicitDraws, Scores, StratifiedDraws, Trajectory
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import ExplicitDraws, StratifiedDraws
 from journey.measure.measurements import Prediction
+from journey.projectors.random import CountSketch
+from journey.scores.scores import Scores
+from journey.scores.spectrum import decompose
 from journey.store.store import FeatureStore
 
 
@@ -162,7 +166,7 @@ def test_an_image_is_its_own_strongest_proponent(tmp_path: Path) -> None:
     trajectory = Trajectory(torch.tensor([40]), images[:, None], images[:, None], images)
     found = score(features, trajectory, noise=noise[:, None])
     assert found.top(1).proponents.ids.flatten().tolist() == list(range(NUM_TRAIN))
-    leverages = journey.decompose(lambda: iter([features.matrix()]), *features.matrix().shape).leverages(0.1)
+    leverages = decompose(lambda: iter([features.matrix()]), *features.matrix().shape).leverages(0.1)
     torch.testing.assert_close(found.values[:, 0].diag().double(), leverages, rtol=1e-4, atol=0)
 
 
@@ -207,7 +211,7 @@ def test_automatic_damping_is_chosen_from_the_measured_values(tmp_path: Path) ->
     features = featurize(tmp_path / "f")
     found = score(features, damping="auto")
     shard = features.store.load("0")
-    spectrum = journey.decompose(lambda: iter([shard.features[:, 0]]), NUM_TRAIN, shard.features.shape[-1])
+    spectrum = decompose(lambda: iter([shard.features[:, 0]]), NUM_TRAIN, shard.features.shape[-1])
     assert found.damping == spectrum.choose_damping(shard.values[:, 0])
     assert_near(found.values, score(features, damping=found.damping).values.numpy(), 1e-6)
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from journey import Scores, Trajectory
 from journey.cli.main import main
 from journey.demo import emoji_demo as text_demo
 from journey.demo import emoji_model as text_model
@@ -23,7 +22,9 @@ from journey.demo.emoji import CREDIT, CREDIT_URL, EmojiDataset
 from journey.demo.emoji_demo import TextDemoResult, default_cache, format_text_result
 from journey.demo.emoji_model import train_or_load
 from journey.demo.minilm import MAX_TOKENS, STATE_DIM, TextEncoder
+from journey.generation.trajectory import Trajectory
 from journey.ops.keys import derive_key
+from journey.scores.scores import Scores
 
 
 class HashEncoder:

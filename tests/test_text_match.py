@@ -8,8 +8,8 @@ from math import comb
 import pytest
 import torch
 
-from journey import Scores
 from journey.demo.captions import chance_of_count, distinct_proponents, match, nearest, share_a_word, words
+from journey.scores.scores import Scores
 
 
 def test_words_are_compared_without_case_punctuation_and_words_that_say_nothing() -> None:

@@ -12,8 +12,9 @@ from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
-from journey import Trajectory, record
 from journey.files.tensors import write_tensors
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
 from journey.ops.keys import derive_key
 
 SCHEDULERS = {

@@ -16,8 +16,9 @@ from score_runs import featurize, make_trajectory, score
 from torch import Tensor
 
 import journey
-from journey import Trajectory, Transition
 from journey.generation.completions import Completer
+from journey.generation.trajectory import Trajectory
+from journey.generation.transitions import Transition
 from journey.ops.keys import derive_key
 
 STEPS = list(range(98, -1, -2))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from journey import __version__
+from journey import ops
 from journey.cli import demo, featurize, influence, inspect, record, report, score, transitions
 from journey.cli.arguments import add_command, hidden_bars
 from journey.cli.info import describe_installation
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n" + "".join(f"  {line}\n" for line in _EXAMPLES.splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"journey {__version__}")
+    parser.add_argument("--version", action="version", version=f"journey {ops.build_info()['version']}")
     names = ",".join(command.__name__.rpartition(".")[2] for command in _COMMANDS)
     commands = parser.add_subparsers(required=True, metavar=f"{{info,{names}}}")
     add_command(commands, "info", "print versions, build options, architectures and devices", "journey info", _info)

@@ -110,7 +110,8 @@ class Whitened(Projector, name="whitened"):
     Args:
         inner: What whitened gradients go to.
         curvature: The curvature, of all parameters that are measured. None lets ``journey.featurize`` fit Kronecker
-            factors (``journey.fit_kfac``) to some of the images and keep them in the store; nothing else takes None.
+            factors (``journey.curvature.kfac.fit_kfac``) to some of the images and keep them in the store; nothing else
+            takes None.
         damping: Ridge, as a fraction of the mean eigenvalue: of each parameter, or with Kronecker factors of each
             factor.
 
@@ -165,6 +166,6 @@ class Whitened(Projector, name="whitened"):
         if self.curvature is None:
             raise ValueError(
                 "curvature must be given, got None, which journey.featurize alone replaces by what it fits to its "
-                "images; fit it with journey.fit_kfac"
+                "images; fit it with journey.curvature.kfac.fit_kfac"
             )
         return self.curvature.block(slot)

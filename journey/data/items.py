@@ -139,6 +139,12 @@ def channels_are_last(image: Tensor) -> bool:
     return image.shape[2] in (1, 3) and image.shape[0] not in (1, 3)
 
 
+def check_finite(image: Tensor, what: str) -> None:
+    """Refuse an image with NaN or infinite pixels; ``what`` names it in the error. [C, H, W]"""
+    if not torch.isfinite(image).all():
+        raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
+
+
 def captions_of(item: Any, what: str) -> list[str]:
     """Return the captions of an item, one or several.
 

@@ -19,7 +19,8 @@ from journey.gradients.rows import squared_norms
 from journey.gradients.rules import Contribution
 from journey.gradients.selection import Selection, selector
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
-from journey.measure.measurements import Measurement, Prediction
+from journey.measure.measurements import Measurement
+from journey.measure.row_values import row_values
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.projectors.base import ParameterSlot, Projector
@@ -129,7 +130,7 @@ class Featurizer:
             a constant factor.
         """
         num_samples, bins, num_draws = timesteps.shape
-        values = self._values(images, timesteps, noise, condition, mask, weights)
+        values = row_values(self.denoiser, self.measurement, images, timesteps, noise, condition, mask, weights)
 
         def project(rows: int) -> tuple[Tensor, Tensor]:
             return self._project(values, num_samples * bins, num_draws, rows, check)
@@ -175,7 +176,7 @@ class Featurizer:
         Returns:
             Norms and largest entries, one group for each image and bin, bins fastest.
         """
-        values = self._values(images, timesteps, noise, condition, None, weights)
+        values = row_values(self.denoiser, self.measurement, images, timesteps, noise, condition, None, weights)
         num_samples, bins, num_draws = timesteps.shape
 
         def gauge(rows: int) -> LayerSizes:
@@ -222,7 +223,7 @@ class Featurizer:
         Raises:
             ValueError: If ``condition`` has another number of rows.
         """
-        values = self._values(images, timesteps, noise, condition, mask, None)
+        values = row_values(self.denoiser, self.measurement, images, timesteps, noise, condition, mask, None)
         num_rows = timesteps.numel()
         columns = {name: i for i, name in enumerate(self.engine.slots)}
 
@@ -259,52 +260,3 @@ class Featurizer:
             if not whole:
                 groups += added * (count / num_draws)
         return features, torch.cat(measured)
-
-    def _values(
-        self,
-        images: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        condition: Condition | None,
-        mask: Tensor | None,
-        weights: Tensor | None,
-    ) -> RowValues:
-        """The measurement of rows of the batch of all draws of all images."""
-        num_samples, num_rows = len(images), timesteps.numel()
-        each, device = num_rows // num_samples, self.denoiser.device
-        x0 = images.to(device).repeat_interleave(each, 0)
-        times = timesteps.reshape(-1).to(device)
-        epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
-        masks = None if mask is None else mask.to(device).repeat_interleave(each, 0)
-        x_t = self.denoiser.add_noise(x0, epsilon, times)
-        target = self.denoiser.target(x0, epsilon, times)
-        told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
-        factors = None if weights is None else weights.reshape(num_rows).to(device)
-
-        def values(rows: slice) -> Tensor:
-            part = None if masks is None else masks[rows]
-            given = None if told is None else told.select(rows)
-            prediction = self.denoiser.predict(x_t[rows], times[rows], given)
-            found = self.measurement(
-                Prediction(
-                    prediction,
-                    target[rows],
-                    x0[rows],
-                    x_t[rows],
-                    epsilon[rows],
-                    times[rows],
-                    self.denoiser.schedule,
-                    part,
-                )
-            )
-            return found if factors is None else found * factors[rows]
-
-        return values
-
-
-def _per_row(condition: Condition, num_samples: int, num_rows: int) -> Condition:
-    if len(condition) not in (num_samples, num_rows):
-        raise ValueError(
-            f"condition must have {num_samples} rows, one per sample, or {num_rows}, one per draw, got {len(condition)}"
-        )
-    return condition if len(condition) == num_rows else condition.repeat(num_rows // num_samples)

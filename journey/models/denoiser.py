@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.data.items import channels_are_last, image_of
+from journey.data.items import channels_are_last, check_finite, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
 from journey.models.network import check_network, sample_of, unwrapped
@@ -288,7 +288,7 @@ class Denoiser:
             raise ValueError(
                 f"{what} must be {self.sample_size} pixels, as the model takes, got {tuple(image.shape[1:])}"
             )
-        self._check_finite(image, what)
+        check_finite(image, what)
 
     def _check_channels(self, image: Tensor, what: str) -> None:
         if image.dim() != 3:
@@ -298,7 +298,3 @@ class Denoiser:
             raise ValueError(
                 f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}{cure}"
             )
-
-    def _check_finite(self, image: Tensor, what: str) -> None:
-        if not torch.isfinite(image).all():
-            raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")

@@ -166,7 +166,7 @@ def plan_queries(
         measurement = features.featurizer.measurement
         if not isinstance(measurement, PixelMeasurement):
             raise TypeError(
-                "region needs a measurement that is a mean over pixels (journey.PixelMeasurement), such as "
+                "region needs a measurement that is a mean over pixels (a journey.measure PixelMeasurement), as "
                 f"TrainingLoss; these features were made with {type(measurement).__name__}"
             )
         masks = pixel_masks(region, trajectory.image_pixels)
