@@ -200,7 +200,7 @@ def test_a_kernel_takes_three_numbers_for_three_dimensions(monkeypatch):
     monkeypatch.setattr(CpuKernels, "run", lambda _, op, memory, args: told.update(args))
     CpuKernels().sketch_outer_(torch.zeros(1, 32), randn(1, 2, 3), randn(1, 2, 3), KEY, 1, [], [], [], [], 1)
     for size in ([1, 1], [1, 1, 1, 1], 1, [1, 1, 1.5]):
-        with pytest.raises(TypeError, match=r"OuterArgs: kernel must fit long *\[3\], got "):
+        with pytest.raises(TypeError, match=r"SketchOuterArgs: kernel must fit long *\[3\], got "):
             _native.cpu.sketch_outer(told | {"kernel": size}, 1)
 
 

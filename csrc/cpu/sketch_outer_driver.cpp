@@ -1,7 +1,8 @@
 // Splits the sketch of a layer's per-sample weight gradients over threads.
 //
-// A run is one sample and some rows by some chunks of columns, of a size fixed by the shape: it has sums of its own,
-// which are added to the features in order. So neither the batch nor the number of threads changes a result.
+// A task is one sample and some rows by some chunks of columns. Its columns are cut into parts of a size fixed by the
+// shape, each with sums of its own, which are added to the features in order. So neither the batch nor the number of
+// threads changes a result.
 #include "drivers.h"
 
 #include <cmath>
@@ -12,25 +13,25 @@
 namespace journey::cpu {
 namespace {
 
-// Sign words kept for the rows of a run, all repetitions: 1 MiB.
+// Sign words kept for the rows of a task, all repetitions: 1 MiB.
 constexpr int64_t kSignWords = 1 << 18;
 constexpr int64_t kRowUnit = 16;
-// Entries of a run, at least: 32 to a bucket, so that adding a run's sums to the features costs little, and not many
+// Entries of a part, at least: 32 to a bucket, so that adding a part's sums to the features costs little, and not many
 // more, so that the sums stay short.
 constexpr int64_t kPartEntries = 1 << 14;
 
-struct OuterPlan {
+struct SketchOuterPlan {
     int64_t chunks;  // of one row
-    int64_t rows;    // of a run, at most
+    int64_t rows;    // of a task, at most
     int64_t chunks_of_part;
     int64_t parts;      // that share rows, each with sums of its own
-    int64_t together;   // parts of a run, at most: output gradients are packed once for them
-    int64_t tile_rows;  // that the rows of a run touch, at most
+    int64_t together;   // parts of a task, at most: output gradients are packed once for them
+    int64_t tile_rows;  // of the map, that the rows of a task touch, at most
     float scale;
 };
 
 // A pointwise convolution sees a plane as one line: fewer and longer copies.
-OuterArgs with_long_lines(OuterArgs args) {
+SketchOuterArgs with_long_lines(SketchOuterArgs args) {
     constexpr int64_t kLongLine = 1024;
     bool pointwise = !args.channels_last;
     for (int i = 0; i < 3; ++i)
@@ -43,8 +44,8 @@ OuterArgs with_long_lines(OuterArgs args) {
     return args;
 }
 
-OuterPlan make_plan(const OuterArgs& args) {
-    OuterPlan plan{};
+SketchOuterPlan make_plan(const SketchOuterArgs& args) {
+    SketchOuterPlan plan{};
     const int64_t kernel_positions = args.kernel[0] * args.kernel[1] * args.kernel[2];
     plan.chunks = num_chunks(args.c_in / args.conv_groups * kernel_positions);
     const int64_t rows = args.c_out / args.conv_groups;
@@ -63,26 +64,26 @@ OuterPlan make_plan(const OuterArgs& args) {
 }
 
 struct Tables {
-    Buffer<uint32_t> signs;  // [nnz, chunks, rows]
-    Buffer<Tile> tiles;      // [nnz, tile_rows, chunks]
+    Buffer<uint32_t> signs;        // [nnz, chunks, rows]
+    Buffer<Placement> placements;  // [nnz, tile_rows, chunks]
 };
 
-// Sign words of rows [begin, end) of the run; they are drawn along rows, and kept so that a chunk's are consecutive.
+// Sign words of rows [begin, end) of the task; they are drawn along rows, and kept so that a chunk's are consecutive.
 void fill_rows(
-    const OuterArgs& args,
-    const OuterPlan& plan,
-    const OuterRun& run,
+    const SketchOuterArgs& args,
+    const SketchOuterPlan& plan,
+    const SketchOuterTask& task,
     uint32_t repetition,
     int64_t begin,
     int64_t end,
     uint32_t* signs) {
     constexpr int64_t kWords = 1024;
     uint32_t words[kWords];
-    const int64_t rows = run.row_end - run.row_begin;
+    const int64_t rows = task.row_end - task.row_begin;
     int64_t row = begin, chunk = 0;
     for (int64_t next = begin * plan.chunks; next < end * plan.chunks; next += kWords) {
         const int64_t count = std::min(kWords, end * plan.chunks - next);
-        chosen_kernels().fill_signs({args.key, repetition, run.row_begin * plan.chunks + next, count}, words);
+        chosen_kernels().fill_signs({args.key, repetition, task.row_begin * plan.chunks + next, count}, words);
         for (int64_t i = 0; i < count; ++i) {
             signs[chunk * rows + row] = words[i];
             if (++chunk == plan.chunks) chunk = 0, ++row;
@@ -90,39 +91,46 @@ void fill_rows(
     }
 }
 
-void fill_tables(const OuterArgs& args, const OuterPlan& plan, OuterRun& run, Tables& tables, int num_threads) {
-    const int64_t bucket_rows = args.proj_dim / kLanes, rows = run.row_end - run.row_begin;
-    const int64_t first_tile_row = run.row_begin / bucket_rows;
-    run.signs = tables.signs.get();
-    run.tiles = tables.tiles.get();
-    run.tile_rows = (run.row_end - 1) / bucket_rows - first_tile_row + 1;
+void fill_tables(
+    const SketchOuterArgs& args, const SketchOuterPlan& plan, SketchOuterTask& task, Tables& tables, int num_threads) {
+    const int64_t bucket_rows = args.proj_dim / kLanes, rows = task.row_end - task.row_begin;
+    const int64_t first_tile_row = task.row_begin / bucket_rows;
+    task.signs = tables.signs.get();
+    task.placements = tables.placements.get();
+    task.tile_rows = (task.row_end - 1) / bucket_rows - first_tile_row + 1;
     constexpr int64_t kWordsPerThread = 1 << 13;
     num_threads =
         std::min(clamp_threads(num_threads, rows), worth_threads(num_threads, rows * plan.chunks, kWordsPerThread));
     const Kernels& kernels = chosen_kernels();
     for (int64_t repetition = 0; repetition < args.nnz; ++repetition) {
-        SketchTable tiles{
-            args.key, static_cast<uint32_t>(repetition), first_tile_row * plan.chunks, run.tile_rows * plan.chunks};
-        kernels.fill_tiles(tiles, bucket_rows, tables.tiles.get() + repetition * tiles.count);
+        const SketchTable table{
+            args.key, static_cast<uint32_t>(repetition), first_tile_row * plan.chunks, task.tile_rows * plan.chunks};
+        kernels.fill_placements(table, bucket_rows, tables.placements.get() + repetition * table.count);
         uint32_t* signs = tables.signs.get() + repetition * rows * plan.chunks;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
         for (int part = 0; part < num_threads; ++part)
             fill_rows(
-                args, plan, run, tiles.repetition, rows * part / num_threads, rows * (part + 1) / num_threads, signs);
+                args, plan, task, table.repetition, rows * part / num_threads, rows * (part + 1) / num_threads, signs);
     }
 }
 
-// The sums of `count` parts, from `part` on, of the rows of `run`. [count, proj_dim]
+// The sums of `count` parts, from `part` on, of the rows of `task`. [count, proj_dim]
 void sum_parts(
-    const OuterPlan& plan, OuterRun run, int64_t group, int64_t part, int64_t count, float* sums, float* scratch) {
-    std::memset(sums, 0, static_cast<size_t>(count * run.args->proj_dim) * sizeof(float));
-    run.group = group;
-    run.chunk_begin = part * plan.chunks_of_part;
-    run.chunk_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
-    run.chunks_of_part = plan.chunks_of_part;
-    run.sums = sums;
-    run.scratch = scratch;
-    chosen_kernels().outer_run(run);
+    const SketchOuterPlan& plan,
+    SketchOuterTask task,
+    int64_t group,
+    int64_t part,
+    int64_t count,
+    float* sums,
+    float* scratch) {
+    std::memset(sums, 0, static_cast<size_t>(count * task.args->proj_dim) * sizeof(float));
+    task.group = group;
+    task.chunk_begin = part * plan.chunks_of_part;
+    task.chunk_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
+    task.chunks_of_part = plan.chunks_of_part;
+    task.sums = sums;
+    task.scratch = scratch;
+    chosen_kernels().run_sketch_outer(task);
 }
 
 struct Workspace {
@@ -134,15 +142,15 @@ struct Workspace {
 };
 
 // Samples side by side, each on one thread.
-void add_samples(const OuterPlan& plan, const OuterRun& run, const Workspace& space) {
-    const OuterArgs& args = *run.args;
+void add_samples(const SketchOuterPlan& plan, const SketchOuterTask& task, const Workspace& space) {
+    const SketchOuterArgs& args = *task.args;
 #pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
     for (int64_t group = 0; group < args.num_groups; ++group) {
         float* sums = space.sums.get() + omp_get_thread_num() * plan.together * args.proj_dim;
         float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
         for (int64_t part = 0; part < plan.parts; part += plan.together) {
             const int64_t count = std::min(plan.together, plan.parts - part);
-            sum_parts(plan, run, group, part, count, sums, scratch);
+            sum_parts(plan, task, group, part, count, sums, scratch);
             for (int64_t i = 0; i < count; ++i)
                 add_sums(
                     sums + i * args.proj_dim, args.proj_dim, plan.scale, args.features + group * args.features_stride);
@@ -151,15 +159,15 @@ void add_samples(const OuterPlan& plan, const OuterRun& run, const Workspace& sp
 }
 
 // The parts of one sample side by side, a window of them at a time.
-void add_parts(const OuterPlan& plan, const OuterRun& run, const Workspace& space) {
-    const OuterArgs& args = *run.args;
+void add_parts(const SketchOuterPlan& plan, const SketchOuterTask& task, const Workspace& space) {
+    const SketchOuterArgs& args = *task.args;
     for (int64_t group = 0; group < args.num_groups; ++group)
         for (int64_t first = 0; first < plan.parts; first += space.window) {
             const int64_t count = std::min(space.window, plan.parts - first);
 #pragma omp parallel for num_threads(space.num_threads) schedule(dynamic)
             for (int64_t i = 0; i < count; ++i) {
                 float* scratch = space.scratch.get() + omp_get_thread_num() * space.scratch_floats;
-                sum_parts(plan, run, group, first + i, 1, space.sums.get() + i * args.proj_dim, scratch);
+                sum_parts(plan, task, group, first + i, 1, space.sums.get() + i * args.proj_dim, scratch);
             }
             for (int64_t i = 0; i < count; ++i)
                 add_sums(
@@ -170,9 +178,9 @@ void add_parts(const OuterPlan& plan, const OuterRun& run, const Workspace& spac
 
 }  // namespace
 
-bool sketch_outer(const OuterArgs& given, int num_threads) {
-    const OuterArgs args = with_long_lines(given);
-    const OuterPlan plan = make_plan(args);
+bool sketch_outer(const SketchOuterArgs& given, int num_threads) {
+    const SketchOuterArgs args = with_long_lines(given);
+    const SketchOuterPlan plan = make_plan(args);
     const int64_t positions = args.rows_per_group * args.out_size[0] * args.out_size[1] * args.out_size[2];
     if (args.num_groups == 0 || plan.chunks == 0 || args.c_out == 0 || positions == 0) return true;
     constexpr int64_t kProductsPerThread = 1 << 19;
@@ -183,26 +191,27 @@ bool sketch_outer(const OuterArgs& given, int num_threads) {
     Workspace space{};
     space.num_threads = clamp_threads(num_threads, by_sample ? args.num_groups : plan.parts);
     space.window = std::min<int64_t>(plan.parts, 4 * space.num_threads);
-    space.scratch_floats = chosen_kernels().outer_scratch_floats(args, plan.rows, plan.together * plan.chunks_of_part);
+    space.scratch_floats =
+        chosen_kernels().sketch_outer_scratch_floats(args, plan.rows, plan.together * plan.chunks_of_part);
     space.scratch = allocate<float>(space.num_threads * space.scratch_floats);
     space.sums = allocate<float>(std::max(space.num_threads * plan.together, space.window) * args.proj_dim);
     Tables tables{
         allocate<uint32_t>(args.nnz * plan.rows * plan.chunks),
-        allocate<Tile>(args.nnz * plan.tile_rows * plan.chunks)};
-    if (!space.scratch || !space.sums || !tables.signs || !tables.tiles) return false;
+        allocate<Placement>(args.nnz * plan.tile_rows * plan.chunks)};
+    if (!space.scratch || !space.sums || !tables.signs || !tables.placements) return false;
 
     const int64_t rows_of_group = args.c_out / args.conv_groups;
     for (int64_t begin = 0; begin < args.c_out; begin += rows_of_group)
         for (int64_t row = begin; row < begin + rows_of_group; row += plan.rows) {
-            OuterRun run{};
-            run.args = &args;
-            run.row_begin = row;
-            run.row_end = std::min(begin + rows_of_group, row + plan.rows);
-            fill_tables(args, plan, run, tables, num_threads);
+            SketchOuterTask task{};
+            task.args = &args;
+            task.row_begin = row;
+            task.row_end = std::min(begin + rows_of_group, row + plan.rows);
+            fill_tables(args, plan, task, tables, num_threads);
             if (by_sample)
-                add_samples(plan, run, space);
+                add_samples(plan, task, space);
             else
-                add_parts(plan, run, space);
+                add_parts(plan, task, space);
         }
     return true;
 }

@@ -7,8 +7,8 @@
 // the gradient. Floor: the rate of products, of the FMA units or, for bfloat16, of the matrix unit. Positions are
 // contracted in blocks. Per block, g is packed once, then a chunk of 32 columns at a time; a tile of some rows by 32
 // columns is summed in registers and goes through the sketch's map into the sums, which stay in L1. A convolution is
-// unfolded a chunk at a time, from the copied lines of unfold.h. How a block is packed and multiplied: outer_fma.h and
-// outer_amx.h.
+// unfolded a chunk at a time, from the copied lines of unfold.h. How a block is packed and multiplied:
+// sketch_outer_fma.h and sketch_outer_amx.h.
 //
 // Ladder: 3x3, 256 to 256 channels at 16x16, 8 samples, one thread, in times of one batched weight gradient of torch.
 // One or two runs each on a busy machine, so that only the large steps are certain:
@@ -24,19 +24,19 @@
 // Layers of one position per sample, 1152 to 6912, 8 samples, two threads: 3.8 by packing and blocks, 2.5 with products
 // formed as they are sketched; of 4 draws 3.3 and 2.2. Eight gradients are sketched there for one that torch computes.
 //
-// Reference: journey/reference.py::sketch_outer.
+// Reference: journey/ops/reference.py::sketch_outer.
 #include <type_traits>
 
-#include "outer_fma.h"
 #include "sketch_chunk.h"
+#include "sketch_outer_fma.h"
 #ifdef __AMX_BF16__
-#include "outer_amx.h"
+#include "sketch_outer_amx.h"
 #endif
 
 namespace journey::cpu::JOURNEY_ISA {
 namespace {
 
-int64_t kernel_positions(const OuterArgs& args) { return args.kernel[0] * args.kernel[1] * args.kernel[2]; }
+int64_t kernel_positions(const SketchOuterArgs& args) { return args.kernel[0] * args.kernel[1] * args.kernel[2]; }
 
 // Consecutive values in the copied input, `offset` after the column's first.
 struct Piece {
@@ -45,7 +45,7 @@ struct Piece {
 };
 
 // Consecutive positions of g in one row of the batch.
-struct Run {
+struct PositionRun {
     int64_t row;
     int64_t position;
     int64_t count;
@@ -85,49 +85,61 @@ constexpr add_products_t kAddProducts[] = {add_products<1>, add_products<2>, add
 // Positions of a group up to which packing and a pass through memory would cost more than they save.
 constexpr int64_t kShallow = sizeof(kAddProducts) / sizeof(add_products_t);
 
-// Ops: how blocks are packed and multiplied, Fma or Amx.
-template <typename input_t, typename Ops>
-class Outer {
+// The scratch of a task of `rows` rows and `chunks` chunks: packed g, the panel, strips and the copied input of a
+// convolution, one after the other. Places are in values of what Ops multiplies.
+template <typename Ops>
+struct ScratchLayout {
     using Value = typename Ops::Value;
-    static constexpr int64_t kWordValues = sizeof(float) / sizeof(Value);  // what moves as one float
-    static constexpr int64_t kVectorValues = kWidth * kWordValues;
-    static constexpr int64_t kStripValues = Ops::kDepth + kVectorValues;  // one column, with room for a whole vector
+    static constexpr int64_t kWordValues = sizeof(float) / sizeof(Value);  // that move as one float
+    static constexpr int64_t kVectorValues = kWidth * kWordValues;         // of a vector of 16 floats
+    static constexpr int64_t kStripValues = Ops::kDepth + kVectorValues;   // of a strip, with room for a whole vector
 
-public:
-    // Values of g, panel, strips and copied input, one after the other.
-    static int64_t scratch_floats(const OuterArgs& args, int64_t rows, int64_t chunks) {
+    ScratchLayout(const SketchOuterArgs& args, int64_t rows, int64_t chunks)
+        : panel(Ops::g_values(rows)), strips(panel + kLanes * Ops::kDepth), copied(strips + kLanes * kStripValues) {
         const int64_t channels = smaller(args.c_in / args.conv_groups, chunks * kLanes / kernel_positions(args) + 2);
-        const int64_t copied = args.channels_last ? 0 : window_values(args, channels);
-        const int64_t values = Ops::g_values(rows) + kLanes * (Ops::kDepth + kStripValues) + copied;
-        return (values + kWordValues - 1) / kWordValues;
+        end = copied + (args.channels_last ? 0 : window_values(args, channels));
     }
 
-    explicit Outer(const OuterRun& run)
-        : run_(run),
-          args_(*run.args),
-          rows_(run.row_end - run.row_begin),
+    int64_t floats() const { return (end + kWordValues - 1) / kWordValues; }
+
+    int64_t panel, strips, copied, end;  // packed g is first
+};
+
+// Ops: how blocks are packed and multiplied, Fma or Amx.
+template <typename input_t, typename Ops>
+class SketchOuter {
+    using Layout = ScratchLayout<Ops>;
+    using Value = typename Layout::Value;
+    static constexpr int64_t kVectorValues = Layout::kVectorValues, kStripValues = Layout::kStripValues;
+
+public:
+    explicit SketchOuter(const SketchOuterTask& task)
+        : task_(task),
+          args_(*task.args),
+          rows_(task.row_end - task.row_begin),
           cols_(args_.c_in / args_.conv_groups * kernel_positions(args_)),
           chunks_(num_chunks(cols_)),
           bucket_rows_(args_.proj_dim / kLanes),
           positions_(args_.out_size[0] * args_.out_size[1] * args_.out_size[2]),
           g_(static_cast<const input_t*>(args_.g)),
           g_limit_(g_ + args_.num_groups * args_.rows_per_group * args_.c_out * positions_) {
-        packed_g_ = reinterpret_cast<Value*>(run.scratch);
-        panel_ = packed_g_ + Ops::g_values(rows_);
-        strips_ = panel_ + kLanes * Ops::kDepth;
-        copied_ = strips_ + kLanes * kStripValues;
+        const Layout layout(args_, rows_, task.chunk_end - task.chunk_begin);
+        packed_g_ = reinterpret_cast<Value*>(task.scratch);
+        panel_ = packed_g_ + layout.panel;
+        strips_ = packed_g_ + layout.strips;
+        copied_ = packed_g_ + layout.copied;
     }
 
     void run_linear() {
-        const int64_t all = args_.rows_per_group * positions_, end = (run_.group + 1) * all;
+        const int64_t all = args_.rows_per_group * positions_, end = (task_.group + 1) * all;
         if (all <= kShallow) return run_shallow(all);
         const input_t* a = static_cast<const input_t*>(args_.a);
         const input_t* a_limit = a + args_.num_groups * all * args_.c_in;
-        for (int64_t position = run_.group * all; position < end; position += Ops::kDepth) {
+        for (int64_t position = task_.group * all; position < end; position += Ops::kDepth) {
             depth_ = smaller(Ops::kDepth, end - position);
-            const input_t* g = g_ + position * args_.c_out + run_.row_begin;
+            const input_t* g = g_ + position * args_.c_out + task_.row_begin;
             Ops::pack_linear_g(g, g_limit_, args_.c_out, depth_, rows_, packed_g_);
-            for (int64_t chunk = run_.chunk_begin; chunk < run_.chunk_end; ++chunk) {
+            for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
                 const int64_t count = smaller(kLanes, cols_ - chunk * kLanes);
                 const input_t* from = a + position * args_.c_in + chunk * kLanes;
                 Ops::pack_linear_panel(from, a_limit, args_.c_in, depth_, count, panel_);
@@ -137,16 +149,16 @@ public:
     }
 
     void run_convolution() {
-        const int64_t conv_group = run_.row_begin / (args_.c_out / args_.conv_groups);
+        const int64_t conv_group = task_.row_begin / (args_.c_out / args_.conv_groups);
         const int64_t group_channel = conv_group * (args_.c_in / args_.conv_groups);
-        const int64_t first_channel = run_.chunk_begin * kLanes / kernel_positions(args_);
-        const int64_t end_channel = (smaller(run_.chunk_end * kLanes, cols_) - 1) / kernel_positions(args_) + 1;
-        Window<input_t, Value> window(args_, run_.group, group_channel, first_channel, end_channel, copied_);
+        const int64_t first_channel = task_.chunk_begin * kLanes / kernel_positions(args_);
+        const int64_t end_channel = (smaller(task_.chunk_end * kLanes, cols_) - 1) / kernel_positions(args_) + 1;
+        Window<input_t, Value> window(args_, task_.group, group_channel, first_channel, end_channel, copied_);
         while (window.next()) {
             int64_t segment = 0, line = 0, x = 0;
             while (collect(window, segment, line, x)) {
                 pack_g();
-                for (int64_t chunk = run_.chunk_begin; chunk < run_.chunk_end; ++chunk) {
+                for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
                     pack_panel(window, chunk);
                     add_column(chunk);
                 }
@@ -158,13 +170,13 @@ private:
     // A linear layer with a few positions to a group, as those of time embeddings: products are formed as they are
     // sketched, in float32 whatever the type.
     void run_shallow(int64_t depth) {
-        const input_t* g = g_ + run_.group * depth * args_.c_out + run_.row_begin;
-        const input_t* a = static_cast<const input_t*>(args_.a) + run_.group * depth * args_.c_in;
-        const input_t* a_limit = a + (args_.num_groups - run_.group) * depth * args_.c_in;
+        const input_t* g = g_ + task_.group * depth * args_.c_out + task_.row_begin;
+        const input_t* a = static_cast<const input_t*>(args_.a) + task_.group * depth * args_.c_in;
+        const input_t* a_limit = a + (args_.num_groups - task_.group) * depth * args_.c_in;
         float *g_rows = reinterpret_cast<float*>(packed_g_), *columns = reinterpret_cast<float*>(panel_);
         const int64_t stride = (rows_ + kWidth - 1) / kWidth * kWidth;
         for (int64_t k = 0; k < depth; ++k) copy_entries(g + k * args_.c_out, g_limit_, rows_, g_rows + k * stride);
-        for (int64_t chunk = run_.chunk_begin; chunk < run_.chunk_end; ++chunk) {
+        for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
             const int64_t num_columns = smaller(kLanes, cols_ - chunk * kLanes);
             for (int64_t k = 0; k < depth; ++k) {
                 copy_entries(a + k * args_.c_in + chunk * kLanes, a_limit, num_columns, columns + k * kLanes);
@@ -189,7 +201,7 @@ private:
             pieces_[num_pieces_++] = {window.offset(segment, line, x), count};
             whole_vectors_ = whole_vectors_ && count % kVectorValues == 0;
             const int64_t position = (at.z * args_.out_size[1] + at.y + line) * width + x;
-            Run* last = num_runs_ ? &runs_[num_runs_ - 1] : nullptr;
+            PositionRun* last = num_runs_ ? &runs_[num_runs_ - 1] : nullptr;
             if (last && last->row == at.row && last->position + last->count == position)
                 last->count += count;
             else
@@ -232,8 +244,8 @@ private:
                 Ops::put_rows([&](int i) { return g_of(runs_[r], block + i) + k; }, block, position, packed_g_);
     }
 
-    const input_t* g_of(const Run& run, int64_t row) const {
-        return g_ + (run.row * args_.c_out + run_.row_begin + row) * positions_ + run.position;
+    const input_t* g_of(const PositionRun& run, int64_t row) const {
+        return g_ + (run.row * args_.c_out + task_.row_begin + row) * positions_ + run.position;
     }
 
     void pack_panel(const Window<input_t, Value>& window, int64_t chunk) {
@@ -278,7 +290,7 @@ private:
         int64_t row_in_tile;
     };
 
-    Walk first_row() const { return {0, run_.row_begin % bucket_rows_}; }
+    Walk first_row() const { return {0, task_.row_begin % bucket_rows_}; }
 
     // Multiplies the packed block of g with the packed chunk, and sketches the products.
     void add_column(int64_t chunk) {
@@ -297,19 +309,19 @@ private:
     // consecutive rows of buckets. Rows of one tile of the map go to one after the other, and round to the first.
     template <typename add_t>
     void place_rows(int64_t chunk, int64_t begin, int64_t end, Walk& walk, const add_t& add) {
-        float* sums = run_.sums + (chunk - run_.chunk_begin) / run_.chunks_of_part * args_.proj_dim;
+        float* sums = task_.sums + (chunk - task_.chunk_begin) / task_.chunks_of_part * args_.proj_dim;
         for (int64_t row = begin; row < end;) {
             const int64_t count = smaller(end - row, bucket_rows_ - walk.row_in_tile);  // of one tile
-            const uint32_t* signs = run_.signs + chunk * rows_ + row;
-            const Tile* tile = run_.tiles + walk.tile_row * chunks_ + chunk;
+            const uint32_t* signs = task_.signs + chunk * rows_ + row;
+            const Placement* placement = task_.placements + walk.tile_row * chunks_ + chunk;
             for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
-                int64_t bucket_row = walk.row_in_tile + tile->rotation;
+                int64_t bucket_row = walk.row_in_tile + placement->rotation;
                 if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
                 const int64_t before = smaller(count, bucket_rows_ - bucket_row);
-                add(row, before, signs, tile->lane_mask, sums + bucket_row * kLanes);
-                add(row + before, count - before, signs + before, tile->lane_mask, sums);
+                add(row, before, signs, placement->lane_mask, sums + bucket_row * kLanes);
+                add(row + before, count - before, signs + before, placement->lane_mask, sums);
                 signs += chunks_ * rows_;
-                tile += run_.tile_rows * chunks_;
+                placement += task_.tile_rows * chunks_;
             }
             row += count;
             walk.row_in_tile += count;
@@ -317,8 +329,8 @@ private:
         }
     }
 
-    const OuterRun& run_;
-    const OuterArgs& args_;
+    const SketchOuterTask& task_;
+    const SketchOuterArgs& args_;
     const int64_t rows_, cols_, chunks_, bucket_rows_, positions_;
     const input_t *g_, *g_limit_;
     Value *packed_g_, *panel_, *strips_, *copied_;
@@ -328,7 +340,7 @@ private:
     int64_t depth_ = 0, num_pieces_ = 0, num_runs_ = 0;
     bool whole_vectors_ = false;  // every piece is whole vectors
     Piece pieces_[Ops::kDepth];
-    Run runs_[Ops::kDepth];
+    PositionRun runs_[Ops::kDepth];
 };
 
 #ifdef __AMX_BF16__
@@ -338,26 +350,26 @@ using BFloatOps = Fma<BFloat>;
 #endif
 
 template <typename input_t, typename Ops>
-void run_typed(const OuterRun& run) {
-    Outer<input_t, Ops> outer(run);
-    return run.args->channels_last ? outer.run_linear() : outer.run_convolution();
+void run_typed(const SketchOuterTask& task) {
+    SketchOuter<input_t, Ops> outer(task);
+    return task.args->channels_last ? outer.run_linear() : outer.run_convolution();
 }
 
 }  // namespace
 
-int64_t outer_scratch_floats(const OuterArgs& args, int64_t rows, int64_t chunks) {
-    if (args.dtype == DType::kBFloat16) return Outer<BFloat, BFloatOps>::scratch_floats(args, rows, chunks);
-    return Outer<float, Fma<float>>::scratch_floats(args, rows, chunks);
+int64_t sketch_outer_scratch_floats(const SketchOuterArgs& args, int64_t rows, int64_t chunks) {
+    if (args.dtype == DType::kBFloat16) return ScratchLayout<BFloatOps>(args, rows, chunks).floats();
+    return ScratchLayout<Fma<float>>(args, rows, chunks).floats();
 }
 
-void outer_run(const OuterRun& run) {
-    switch (run.args->dtype) {
+void run_sketch_outer(const SketchOuterTask& task) {
+    switch (task.args->dtype) {
         case DType::kFloat32:
-            return run_typed<float, Fma<float>>(run);
+            return run_typed<float, Fma<float>>(task);
         case DType::kFloat16:
-            return run_typed<Half, Fma<Half>>(run);
+            return run_typed<Half, Fma<Half>>(task);
         case DType::kBFloat16:
-            return run_typed<BFloat, BFloatOps>(run);
+            return run_typed<BFloat, BFloatOps>(task);
     }
 }
 
