@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import add_adapter, save_adapter
 from families import LATENT, Captioned, make_family
 from models import assert_same_gradients, one_at_a_time
 from torch import Tensor, nn
@@ -17,23 +18,6 @@ from journey.models.load import as_denoiser
 from journey.projectors.exact import Identity
 
 peft = pytest.importorskip("peft")
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
-
-
-def add_adapter(network: Any, seed: int = 0) -> None:
-    """Linear and convolution adapters, all of whose weights are random."""
-    torch.manual_seed(seed)
-    # A file does not tell the scale lora_alpha / r; its readers take it for 1.
-    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS, lora_dropout=0.5))
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if ".lora_B." in name:
-                p.normal_(std=0.1)
-    network.eval()
-
-
-def save_adapter(pipeline: Any, folder: Path) -> None:
-    type(pipeline).save_lora_weights(folder, unet_lora_layers=peft.get_peft_model_state_dict(pipeline.unet))
 
 
 def lora_names(network: nn.Module) -> list[str]:

@@ -85,7 +85,7 @@ def die_again_and_again(folder: Path) -> None:
 
 
 def test_a_run_that_is_killed_again_and_again_gives_the_bytes_of_one_that_is_not(tmp_path: Path) -> None:
-    folders = [str(Path(journey.__file__).parents[1]), str(Path(__file__).parent)]
+    folders = [str(Path(journey.__file__).parents[1]), str(Path(__file__).parents[1] / "support")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     subprocess.run([sys.executable, __file__, str(tmp_path)], env=environment, check=True, timeout=300)
     deaths = (tmp_path / "deaths").read_text().splitlines()

@@ -25,7 +25,7 @@ from journey.ops.checks import walk
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 PRECISIONS = {"float32": 0, "tf32": 1}
 KINDS = {"rademacher": 0, "normal": 1}

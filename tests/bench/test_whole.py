@@ -18,7 +18,7 @@ from journey.models.denoiser import Denoiser
 
 pytest.importorskip("sklearn.datasets")
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results"
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 TIER = TIERS["laptop"]
 LOSSES = RESULTS / f"lds-{TIER.name}.json"
 

@@ -60,7 +60,7 @@ def test_dattris_lds_is_ours_query_by_query() -> None:
 def test_the_examples_of_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("dattri", "trak"):
         pytest.importorskip(library)
-    text = (Path(__file__).parents[1] / "docs" / "interop.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):

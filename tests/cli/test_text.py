@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import add_adapter, save_adapter
 from families import PROMPTS, SIZE, Captioned, make_family
 from PIL import Image
 from report_cases import make_transition
-from test_lora import add_adapter, save_adapter
 from torch import Tensor
 
 import journey
@@ -209,7 +209,7 @@ def test_every_command_has_examples_that_its_own_parser_takes(capsys: pytest.Cap
 
 
 def test_the_documented_commands_and_options_exist() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
     lines = [line for line in re.findall(r"`journey ([^`]+)`", text) if "COMMAND" not in line]
     assert len(lines) >= 7
     parsed = [_parser().parse_args(shlex.split(line)) for line in lines]

@@ -19,7 +19,7 @@ from journey.evaluate.training import RemovalTraining
 pytest.importorskip("sklearn.datasets")
 
 TIER = TIERS["laptop"]
-RESULTS = Path(__file__).parents[1] / "bench" / "results"
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def checked_in() -> dict[str, Any]:
