@@ -333,7 +333,7 @@ def test_a_store_that_lost_its_curvature_says_so_and_gets_the_same_again(tmp_pat
 def test_an_unfitted_projector_is_for_featurize_alone() -> None:
     featurizer = Featurizer(Denoiser(*MODEL), measurement=TrainingLoss(), projector=Whitened())
     times, noise = DRAWS.timesteps([0], 100), DRAWS.noise([0], (1, 8, 8), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"curvature must be given, got None.*journey\.fit_kfac"):
+    with pytest.raises(ValueError, match=r"curvature must be given, got None.*kfac\.fit_kfac"):
         featurizer.features(IMAGES[:1], times, noise)
 
 

@@ -1,8 +1,8 @@
 // What the emulation test can call beside the bindings: single instructions, and the maps of csrc/common as the CPU
 // computes them.
-#include "../../csrc/common/dense_map.h"
-#include "../../csrc/common/sketch_map.h"
-#include "../../csrc/cuda/tile_matmul.h"
+#include "../../../csrc/common/dense_map.h"
+#include "../../../csrc/common/sketch_map.h"
+#include "../../../csrc/cuda/tile_matmul.h"
 
 using namespace journey;
 
