@@ -29,21 +29,28 @@ def contracts(root: Path = ROOT) -> list[dict[str, Any]]:
 
 
 def layers(root: Path = ROOT) -> list[list[str]]:
-    """Return the layers from the top to the bottom, each as the names of its packages without ``journey.``."""
+    """Return the layers from the top to the bottom, each as the names of its packages without ``journey.``.
+
+    Rooms that the contract names and nobody has built yet are left out.
+    """
     (contract,) = [contract for contract in contracts(root) if contract["type"] == "layers"]
     rows = []
     for layer in contract["layers"]:
         text = layer if isinstance(layer, str) else " | ".join(layer)
         names = text.replace("|", " ").replace(":", " ").replace("(", " ").replace(")", " ").split()
-        rows.append([name.removeprefix("journey.") for name in names])
-    return rows
+        rows.append([name for name in (name.removeprefix("journey.") for name in names) if source(name, root).exists()])
+    return [row for row in rows if row]
+
+
+def source(name: str, root: Path = ROOT) -> Path:
+    """Return the file with the docstring of a package or module."""
+    path = root / "journey" / Path(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def job(name: str, root: Path = ROOT) -> str:
     """Return the first line of the docstring of a package or module."""
-    path = root / "journey" / Path(*name.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    text = ast.get_docstring(ast.parse(source(name, root).read_text(encoding="utf-8"))) or ""
     return text.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
 
 

@@ -44,7 +44,7 @@ def test_siblings_stand_on_one_level(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[tool.importlinter]\nroot_package = "journey"\n'
         '[[tool.importlinter.contracts]]\nname = "one way"\ntype = "layers"\ncontainers = ["journey"]\n'
-        'layers = ["cli", "a | b", "errors"]\n'
+        'layers = ["(app) | (cli)", "(exports)", "a | b", "errors"]\n'
         '[[tool.importlinter.contracts]]\nname = "No a in b"\ntype = "forbidden"\n'
     )
     for package in ("cli", "a", "b"):
