@@ -20,7 +20,7 @@ from bench import accumulate_gram, featurize, philox, project, sketch, sketch_ou
 from bench.case import Case, Context
 from bench.harness import FULL, QUICK, Row, describe_goal, line
 from bench.machine import describe, measure_ceilings, result_name
-from journey import _native
+from journey.ops import _native
 
 RESULTS = Path("bench/results")
 

@@ -9,7 +9,8 @@ import torch
 
 from bench.case import PROJ_DIM, Case, Context
 from bench.harness import Bound, Effort, Goal, Ratio, Row, checked, measure, relative_error
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 # float64 on the CPU; on CUDA products are float32 within 512 samples.
 TOLERANCE = {"cpu": 1e-13, "cuda": 1e-6}

@@ -15,7 +15,10 @@ from bench.memory import peak_bytes
 from bench.peers import AbsentPeerError
 from bench.per_sample import DattriCapture, NaiveHooks, vmap_gradients
 from bench.workload import Sizes, Workload, projected, sketched
-from journey import CountSketch, Gaussian, Rademacher, Whitened, fit_kfac, ops
+from journey import ops
+from journey.curvature.kfac import fit_kfac
+from journey.curvature.whitened import Whitened
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
 
 # Float32 forward and backward through dozens of layers; a parameter that is left out or wrong is off by far more.
 # Bfloat16 keeps eight bits, of which the layers' rounding leaves fewer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from journey.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry
 
 
 class Layer(NamedTuple):

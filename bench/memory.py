@@ -16,7 +16,7 @@ import torch
 from bench.case import PROJ_DIM
 from bench.harness import Call
 from bench.workload import Sizes, Workload
-from journey import CountSketch
+from journey.projectors.random import CountSketch
 
 STEPS = 2  # the second finds the allocator as it is in use
 

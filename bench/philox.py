@@ -8,8 +8,9 @@ import torch
 
 from bench.case import SEED, Case, Context
 from bench.harness import Bound, Row, checked, measure
-from journey import ops, reference
-from journey.keys import derive_key, to_signed
+from journey import ops
+from journey.ops import reference
+from journey.ops.keys import derive_key, to_signed
 
 IMAGE = 3 * 32 * 32
 

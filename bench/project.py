@@ -12,7 +12,8 @@ from bench.case import PROJ_DIM, Case, Context
 from bench.harness import Call, Goal, Row, checked, interleave, measure, relative_error
 from bench.layers import CIFAR10, DIT, LORA
 from bench.peers import BATCH_OF_FAST_JL, AbsentPeerError, add_peer, basic_projector, dattri_projector, fast_jl
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 KEY = 0x5EED
 GRAD_DIM = 4096  # beside peers, of which some take seconds for it; cost is linear in it on all sides

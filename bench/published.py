@@ -14,7 +14,7 @@ from bench.harness import Call, Goal, Ratio, Row, Timings, interleave
 from bench.peers import basic_projector
 from bench.per_sample import vmap_gradients
 from bench.workload import Sizes, Workload
-from journey.featurizer import Featurizer
+from journey.measure.featurizer import Featurizer
 
 BLOCK = 32  # columns of the matrix at a time: 4.6 GB for 35.7M parameters
 AMORTISED = 32  # gradients that share a draw of the matrix, as many as fit beside it: 4.6 GB as well

@@ -12,7 +12,8 @@ from bench.harness import Call, Goal, Row, checked, measure, relative_error
 from bench.layers import CIFAR10, DIT, LORA, SD1, Layer
 from bench.machine import ColdSlices
 from bench.peers import add_peer, sjlt
-from journey import ops, reference
+from journey import ops
+from journey.ops import reference
 
 KEY = 0x5EED
 

@@ -10,9 +10,15 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from bench.case import PROJ_DIM, SEED
-from journey import CountSketch, Denoiser, Featurizer, StratifiedDraws, TrainingLoss, ops, reference
-from journey.keys import derive_key
-from journey.projectors import Projector
+from journey import ops
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
+from journey.models.denoiser import Denoiser
+from journey.ops import reference
+from journey.ops.keys import derive_key
+from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "4.4M": {

@@ -14,17 +14,16 @@ from torch import Tensor
 
 import journey
 from bench.lds.truth import Setting
-from journey import baselines
-from journey.denoiser import Denoiser
-from journey.draws import DEFAULT_DRAWS, StratifiedDraws
-from journey.fingerprint import fingerprint_tensors
-from journey.measurements import MeanOutput
-from journey.method import Measured, Method, noised_trajectory
-from journey.preconditioners import BlockGram, Gram, Preconditioner
-from journey.presets import PRESETS, grass, journey_trak, kfac_influence
-from journey.projectors import CountSketch, Gaussian
-from journey.recommended import recommended
-from journey.trajectory import Trajectory
+from journey.files.fingerprint import fingerprint_tensors
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import DEFAULT_DRAWS, StratifiedDraws
+from journey.measure.measurements import MeanOutput
+from journey.methods import PRESETS, baselines, grass, journey_trak, kfac_influence
+from journey.methods.influence import recommended
+from journey.methods.method import Measured, Method, Scored
+from journey.projectors.random import CountSketch, Gaussian
+from journey.scores.preconditioners import BlockGram, Gram, Preconditioner
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
 _SKETCH = CountSketch(4096)
@@ -91,13 +90,11 @@ def _library_default(setting: Setting) -> Tensor:
     return journey.score(features, trajectory, progress=False).values.mean(1)
 
 
-def _square_proponents(
-    method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor
-) -> Tensor:
+def _square_proponents(scores: Tensor, scored: Scored) -> Tensor:
     return scores.clamp(min=0).square()
 
 
-def _squared(method: Method, denoiser: Denoiser, images: Tensor, measured: Measured, scores: Tensor) -> Tensor:
+def _squared(scores: Tensor, scored: Scored) -> Tensor:
     return scores.square()
 
 

@@ -25,9 +25,6 @@ from bench.lds.counterfactual_report import AT_STEP, plot, tables
 from bench.lds.tiers import TIERS
 from bench.lds.truth import Setting, open_setting
 from bench.table import insert
-from journey import baselines
-from journey.denoiser import Denoiser
-from journey.draws import StratifiedDraws
 from journey.evaluate.counterfactual import measure_effect
 from journey.evaluate.effects import (
     Effect,
@@ -39,7 +36,10 @@ from journey.evaluate.effects import (
 )
 from journey.evaluate.removal import remove
 from journey.evaluate.training import RemovalTraining
-from journey.features import Features
+from journey.features.features import Features
+from journey.measure.draws import StratifiedDraws
+from journey.methods import baselines
+from journey.models.denoiser import Denoiser
 
 STEPS = (500,)  # in the middle of the way, where digits are decided
 WIDTH = 100  # of the interval in which a retrained model replaces the attributed one: a step and the next two

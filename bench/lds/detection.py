@@ -25,18 +25,17 @@ from torch import Tensor
 import journey
 from bench.lds.tiers import TIERS, Tier
 from bench.table import insert
-from journey import baselines
-from journey.denoiser import Denoiser
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
-from journey.features import Features
-from journey.method import noised_trajectory
-from journey.preconditioners import Gram
-from journey.presets import journey_trak
-from journey.projectors import CountSketch
-from journey.recommended import recommended
-from journey.regions import Box
-from journey.trajectory import Trajectory
+from journey.features.features import Features
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
+from journey.methods import baselines, journey_trak
+from journey.methods.influence import recommended
+from journey.models.denoiser import Denoiser
+from journey.projectors.random import CountSketch
+from journey.scores.preconditioners import Gram
+from journey.scores.regions import Box
 
 NUM_DUPLICATES = 8
 NUM_MARKED = 16

@@ -11,16 +11,18 @@ from torch import Tensor
 
 import journey
 from bench.lds.truth import Setting
-from journey import baselines
-from journey.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
-from journey.fingerprint import fingerprint_json
-from journey.left_out import LeftOutLoss
-from journey.measurements import Measurement, TrainingLoss
-from journey.projectors import Projector
-from journey.recommended import recommended
-from journey.scores import Scores
-from journey.solve import DEFAULT_DAMPING
-from journey.trajectory import Trajectory
+from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.whitened import Whitened
+from journey.files.fingerprint import fingerprint_json
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import Measurement, TrainingLoss
+from journey.methods import baselines
+from journey.methods.influence import recommended
+from journey.projectors.base import Projector
+from journey.scores.scores import Scores
+from journey.scores.spectrum import DEFAULT_DAMPING
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"
@@ -58,7 +60,7 @@ def step_contenders() -> list[StepContender]:
         _library("damping cross-validated", damping="auto"),
         _library("training draws near the step", window=True),
         _library("signed squares", adjust=lambda scores: scores * scores.abs()),
-        _library("sketched to 16,384", projector=lambda _: journey.Whitened(_LONG), proj_dim=16384),
+        _library("sketched to 16,384", projector=lambda _: Whitened(_LONG), proj_dim=16384),
         _library("independent draws", replace(DEFAULT_DRAWS, antithetic=False)),
         _library("32 bins of 1 draw", StratifiedDraws(1, bins=32)),
         _library("1 bin of 8 draws", StratifiedDraws(8)),
@@ -92,7 +94,7 @@ def _library(
     damping: float | Literal["auto"] = DEFAULT_DAMPING,
     *,
     measurement: Measurement = LeftOutLoss(),  # noqa: B008 - frozen
-    projector: Callable[[Setting], Projector] = lambda _: journey.Whitened(),
+    projector: Callable[[Setting], Projector] = lambda _: Whitened(),
     proj_dim: int = 4096,
     window: bool = False,
     adjust: Callable[[Tensor], Tensor] | None = None,
@@ -145,8 +147,8 @@ def _plain(
 def _ekfac(setting: Setting) -> Projector:
     """As in ``presets.kfac_influence``."""
     fitted = StratifiedDraws(2, antithetic=False)
-    curvature = journey.fit_ekfac(setting.models[0], setting.train, draws=fitted, progress=False)
-    return journey.Whitened(_LONG, curvature, 1e-3)
+    curvature = fit_ekfac(setting.models[0], setting.train, draws=fitted, progress=False)
+    return Whitened(_LONG, curvature, 1e-3)
 
 
 def _at_steps(one: Callable[[Setting, Trajectory, int], Tensor]) -> Callable[[Setting, Trajectory], Tensor]:

@@ -14,14 +14,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bench.lds.truth import Setting, by_subset, read_table, retrained, write_table
-from journey.checkpoints import loaded
-from journey.denoiser import Denoiser
-from journey.draws import ExplicitDraws, query_noise
 from journey.evaluate.subsets import Subsets
-from journey.measurements import TrainingLoss
-from journey.method import noised_trajectory
-from journey.trajectory import Trajectory
-from journey.values import measure_values
+from journey.generation.noised import noised_trajectory
+from journey.generation.trajectory import Trajectory
+from journey.measure.batch import measure_values
+from journey.measure.draws import ExplicitDraws
+from journey.measure.measurements import TrainingLoss
+from journey.models.checkpoints import loaded
+from journey.models.denoiser import Denoiser
+from journey.ops.noise import query_noise
 
 STEPS = (950, 800, 650, 500, 350, 200, 50)
 STEP_KINDS = ("held-out", "generated")

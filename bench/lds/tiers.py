@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
-from journey.denoiser import Denoiser
-from journey.digits import load_digits_dataset
+from journey.demo.digits import load_digits_dataset
 from journey.evaluate.training import UNetTraining
+from journey.models.denoiser import Denoiser
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.lds.tiers import Tier
-from journey.denoiser import Denoiser
-from journey.draws import StratifiedDraws
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
-from journey.fingerprint import fingerprint_json
-from journey.trajectory import Trajectory, record
+from journey.files.fingerprint import fingerprint_json
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import StratifiedDraws
+from journey.models.denoiser import Denoiser
 
 BINS = 4  # quarters of the range of timesteps, of which a response is the mean
 _DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)
