@@ -51,18 +51,18 @@ def source(name: str, root: Path = ROOT) -> Path:
 def job(name: str, root: Path = ROOT) -> str:
     """Return the first line of the docstring of a package or module."""
     text = ast.get_docstring(ast.parse(source(name, root).read_text(encoding="utf-8"))) or ""
-    return text.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
+    return text.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace(" | ", ", ")
 
 
 def draw(root: Path = ROOT) -> str:
-    """Return the table of layers, the contract's top first, and what else is forbidden."""
+    """Return the table of layers, the contract's top first, and the names of the other contracts."""
     lines = ["| level | package | job |", "|---|---|---|"]
     rows = layers(root)
     for level, names in zip(range(len(rows), 0, -1), rows, strict=True):
         lines += [f"| {level} | `{name}` | {job(name, root)} |" for name in names]
-    forbidden = [contract for contract in contracts(root) if contract["type"] == "forbidden"]
-    if forbidden:
-        lines += ["", "Also forbidden:", "", *(f"- {contract['name']}" for contract in forbidden)]
+    others = [contract["name"] for contract in contracts(root) if contract["type"] != "layers"]
+    if others:
+        lines += ["", "Further contracts:", "", *(f"- {name}." for name in others)]
     return "\n".join(lines)
 
 

@@ -59,7 +59,7 @@ def test_siblings_stand_on_one_level(tmp_path: Path) -> None:
         "| 2 | `b` | The b. |",
         "| 1 | `errors` | Errors. |",
         "",
-        "Also forbidden:",
+        "Further contracts:",
         "",
-        "- No a in b",
+        "- No a in b.",
     ]
