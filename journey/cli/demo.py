@@ -20,7 +20,9 @@ def add(commands: Commands) -> None:
     text = "train a small model on handwritten digits, or with --text on named emoji, and attribute its samples"
     parser = add_command(commands, "demo", text, EXAMPLES, _run)
     parser.add_argument("--out", type=Path, required=True, help="folder for the report and everything else")
-    parser.add_argument("--text", help='prompt for a text-to-image model (needs pip install "journey[demo-text]")')
+    parser.add_argument(
+        "--text", help='prompt for a text-to-image model (needs pip install "journey-attribution[demo-text]")'
+    )
     parser.add_argument(
         "--cache", type=Path, help="with --text: folder that keeps the trained model (default ~/.cache/journey)"
     )

@@ -61,7 +61,7 @@ def load_digits_dataset(size: int = 16) -> DigitsDataset:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        message = 'the digits are part of scikit-learn, which is not installed: pip install "journey[demo]"'
+        message = 'the digits are part of scikit-learn, which is not installed: pip install "journey-attribution[demo]"'
         raise ModuleNotFoundError(message, name="sklearn") from error
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1  # ink 0..16 -> [-1, 1]

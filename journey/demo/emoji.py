@@ -71,7 +71,7 @@ def folder_of(package: str, distribution: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            f'the text-to-image demo needs {distribution}, which is not installed: pip install "journey[demo-text]"',
+            f'the text-to-image demo needs {distribution}, which is not installed: pip install "journey-attribution[demo-text]"',
             name=package,
         )
     return Path(spec.submodule_search_locations[0])

@@ -76,7 +76,7 @@ def check_nnz(nnz: int) -> None:
         raise ValueError(f"nnz must be between 1 and {MAX_NNZ}, got {nnz}")
 
 
-def walk(conv: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], int]:
+def conv_arguments(conv: ConvGeometry) -> tuple[list[int], list[int], list[int], list[int], int]:
     """Return the geometry as the lists that the registered op takes."""
     return list(conv.kernel_size), list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
 

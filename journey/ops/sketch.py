@@ -16,7 +16,7 @@ from journey.ops.checks import (
     check_nnz,
     check_sketch_dim,
     check_tensors,
-    walk,
+    conv_arguments,
 )
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import to_signed
@@ -168,5 +168,5 @@ def sketch_outer_(
     check_nnz(nnz)
     if a.numel() == 0 or g.numel() == 0:
         return  # a sum of nothing
-    sizes = ([], [], [], [], 1) if conv is None else walk(conv)
+    sizes = ([], [], [], [], 1) if conv is None else conv_arguments(conv)
     torch.ops.journey.sketch_outer_(features, a, g, to_signed(key), nnz, *sizes)

@@ -9,8 +9,8 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
-from bench.layers import CIFAR10, DIT, LORA, SD1, SMALL
-from bench.workload import NETWORKS
+from bench.featurize.layers import CIFAR10, DIT, LORA, SD1, SMALL
+from bench.featurize.workload import NETWORKS
 
 # input features, output features, kernel, stride, size of the input
 Shape = tuple[int, int, int, int, tuple[int, ...]]

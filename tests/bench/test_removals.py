@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.lds import detection
-from bench.lds.counterfactual_report import AT_STEP, tables
-from bench.lds.tiers import TIERS
+from bench.retraining import planted as detection
+from bench.retraining.removals_report import AT_STEP, tables
+from bench.retraining.tiers import TIERS
 from journey.evaluate.counterfactual import Counterfactual
 from journey.evaluate.removal import RANDOM, RESEED
 from journey.evaluate.training import RemovalTraining

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.lds.step_compare import step_table
-from bench.lds.step_contenders import DEFAULT, PLAIN
-from bench.lds.step_truth import STEP_KINDS, STEPS, read_step_truth, step_responses
-from bench.lds.tiers import TIERS
+from bench.retraining.steps.compare import step_table
+from bench.retraining.steps.contenders import DEFAULT, PLAIN
+from bench.retraining.steps.truth import STEP_KINDS, STEPS, read_step_truth, step_responses
+from bench.retraining.tiers import TIERS
 from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds
 from journey.files.fingerprint import fingerprint_json
 from journey.methods.baselines import optimal_denoiser_at, pixels

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.lds.tiers import TIERS
+from bench.retraining.tiers import TIERS
 
 
 def test_cifar2_is_the_automobiles_and_horses_of_all_batches_in_their_order(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.lds.compare import table
-from bench.lds.tiers import TIERS
-from bench.lds.truth import BINS, QUERY_KINDS, read_truth
+from bench.retraining.tiers import TIERS
+from bench.retraining.whole.compare import table
+from bench.retraining.whole.truth import BINS, QUERY_KINDS, read_truth
 from journey.evaluate.lds import CONSTANT, RANDOM, lds
 from journey.files.fingerprint import fingerprint_json
 from journey.methods.baselines import optimal_denoiser, pixels

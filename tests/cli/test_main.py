@@ -125,7 +125,7 @@ def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
         (["--top", "0"], "top must be at least 1, got 0"),
         (["--num-scored", "0"], "num_scored must be at least 1, got 0"),
         (["--completion-steps", "2"], "num_inference_steps is of completions' sampler, got 2 with completions=0"),
-        (["--out", __file__], "test_cli.py, which is a file"),
+        (["--out", __file__], "test_main.py, which is a file"),
         (["--out", "/proc/nowhere"], "cannot write to this folder"),
     ],
 )

@@ -75,7 +75,7 @@ def test_enlarging_is_bilinear(digits: DigitsDataset) -> None:
 
 def test_a_missing_scikit_learn_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "journey\[demo\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "journey-attribution\[demo\]"'):
         load_digits_dataset()
 
 

@@ -71,5 +71,7 @@ def test_a_missing_package_names_the_install_command(package: str, monkeypatch: 
     find = emoji.find_spec
     monkeypatch.setattr(emoji, "find_spec", lambda name: None if name == package else find("journey"))
     distribution = package.replace("_", "-")
-    with pytest.raises(ModuleNotFoundError, match=rf'needs {distribution}, .* pip install "journey\[demo-text\]"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=rf'needs {distribution}, .* pip install "journey-attribution\[demo-text\]"'
+    ):
         TextEncoder()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from journey.ops import cuda as _cuda_kernels
 from journey.ops import reference
-from journey.ops.checks import walk
+from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import to_signed
@@ -569,7 +569,7 @@ def test_python_hands_layers_what_they_ask_for(device_ops, name):
     conv = CONVS[name]
     a, g = layer_tensors(conv, 4)
     features = torch.zeros(2, 96)
-    device_ops.sketch_outer_(features, a, g, to_signed(HIGH_KEY), 4, *walk(conv.geometry))
+    device_ops.sketch_outer_(features, a, g, to_signed(HIGH_KEY), 4, *conv_arguments(conv.geometry))
     expected = reference.sketch_outer(a, g, 96, HIGH_KEY, rows_per_group=2, nnz=4, conv=conv.geometry)
     assert torch.equal(features.double(), expected)
 

@@ -21,7 +21,7 @@ import pybind11
 import torch
 from torch import Tensor
 
-from journey.ops.checks import walk
+from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
 
@@ -133,7 +133,7 @@ class Emulated:
         precision: str = "float32",
     ) -> Tensor:
         """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
-        sizes = ([], [], [], [], 1) if conv is None else walk(conv)
+        sizes = ([], [], [], [], 1) if conv is None else conv_arguments(conv)
         with self.ops.changed(precision=PRECISIONS[precision]):
             return self._added(groups, proj_dim, lambda x: self.ops.sketch_outer_(x, a, g, key, nnz, *sizes))
 

@@ -1,4 +1,4 @@
-"""The results of ``bench.lds.counterfactual`` as tables and as a picture."""
+"""The results of ``bench.retraining.removals`` as tables and as a picture."""
 
 from __future__ import annotations
 

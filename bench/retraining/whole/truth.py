@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.lds.tiers import Tier
+from bench.retraining.tiers import Tier
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets

@@ -1,4 +1,4 @@
-"""Remove what attributions name, retrain, and see what changes: ``python -m bench.lds.counterfactual --tier laptop``.
+"""Remove what attributions name, retrain, and see what changes: ``python -m bench.retraining.removals --tier laptop``.
 
 For every generated query the strongest proponents of each method are removed and a model is trained without them, from
 the attributed model's own seed. Two questions. *Whole*: how far does the generation move, and how much does the query's
@@ -9,22 +9,19 @@ that step and the next two alone. Models are kept in ``--work`` and continued af
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import journey
-from bench.lds.contenders import contenders, measure, scores_at
-from bench.lds.counterfactual_report import AT_STEP, plot, tables
-from bench.lds.tiers import TIERS
-from bench.lds.truth import Setting, open_setting
-from bench.table import insert
+from bench.retraining.arguments import make_parser, write_into, write_results
+from bench.retraining.removals_report import AT_STEP, plot, tables
+from bench.retraining.tiers import TIERS
+from bench.retraining.whole.contenders import contenders, measure, scores_at
+from bench.retraining.whole.truth import Setting, open_setting
 from journey.evaluate.counterfactual import measure_effect
 from journey.evaluate.effects import (
     Effect,
@@ -78,32 +75,22 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.lds.counterfactual", description=__doc__)
-    parser.add_argument("--tier", choices=TIERS, default="laptop", help="data and sizes (default: laptop)")
-    parser.add_argument("--data", type=Path, help="folder of the data, where the tier needs one")
-    parser.add_argument("--work", type=Path, default=Path("build/lds"), help="folder of models and features")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
+    parser = make_parser("bench.retraining.removals", __doc__)
+    parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
     parser.add_argument("--queries", type=int, default=8, help="generated queries (default: 8)")
     parser.add_argument(
         "--removed", type=int, nargs="+", default=[NUM_REMOVED], help="images removed, the first at steps"
     )
     parser.add_argument("--step-queries", type=int, help="queries at single steps (default: as --queries)")
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS, help="single steps that are asked about")
-    parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
-    parser.add_argument("--into", type=Path, help="write the tables into this file, between its counterfactual markers")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     setting = open_setting(TIERS[options.tier], options.data, options.work)
     sizes = (options.queries, options.queries if options.step_queries is None else options.step_queries)
     document = compare(setting, sizes, options.removed, options.steps, options.processes)
-    stem = options.out / f"counterfactual-{setting.tier.name}"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(tables(document) + "\n")
-    plot(document, stem.with_suffix(".png"))
-    print(tables(document))
-    if options.into is not None:
-        text = insert(options.into.read_text(), tables(document, short=True), "counterfactual")
-        options.into.write_text(text)
+    write_results(options, f"counterfactual-{setting.tier.name}", document, tables(document))
+    plot(document, options.pages / f"counterfactual-{setting.tier.name}.png")
+    write_into(options, tables(document, short=True), "counterfactual")
     return 0
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import journey
-from bench.lds.truth import Setting
+from bench.retraining.whole.truth import Setting
 from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory

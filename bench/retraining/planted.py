@@ -1,4 +1,4 @@
-"""Find what was planted in the training set: ``python -m bench.lds.detection --tier laptop``.
+"""Find what was planted in the training set: ``python -m bench.retraining.planted --tier laptop``.
 
 Two trainings. *Duplicates*: eight training images appear twice, and each is asked about. *Mark*: sixteen training
 images carry a bright patch in a corner; asked about are held-out images with the patch, the same without it, and
@@ -9,8 +9,6 @@ Models and features are kept in ``--work``; results are ``detection-NAME.json`` 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import journey
-from bench.lds.tiers import TIERS, Tier
-from bench.table import insert
+from bench.retraining.arguments import make_parser, write_into, write_results
+from bench.retraining.tiers import TIERS, Tier
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
 from journey.features.features import Features
@@ -101,12 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench.lds.detection", description=__doc__)
-    parser.add_argument("--tier", choices=TIERS, default="laptop", help="data and sizes (default: laptop)")
-    parser.add_argument("--data", type=Path, help="folder of the data, where the tier needs one")
-    parser.add_argument("--work", type=Path, default=Path("build/lds"), help="folder of models and features")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the results")
-    parser.add_argument("--into", type=Path, help="write the table into this file, between its detection markers")
+    parser = make_parser("bench.retraining.planted", __doc__)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     tier = TIERS[options.tier]
@@ -116,12 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         "num_train": tier.num_train,
         "rows": {**duplicates(tier, train, options.work), **marks(tier, train, held_out, options.work)},
     }
-    stem = options.out / f"detection-{tier.name}"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(table(document) + "\n")
-    print(table(document))
-    if options.into is not None:
-        options.into.write_text(insert(options.into.read_text(), table(document), "detection"))
+    write_results(options, f"detection-{tier.name}", document, table(document))
+    write_into(options, table(document), "detection")
     return 0
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import journey
-from bench.lds.truth import Setting
+from bench.retraining.whole.truth import Setting
 from journey.curvature.ekfac import fit_ekfac
 from journey.curvature.whitened import Whitened
 from journey.files.fingerprint import fingerprint_json

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bench.lds.truth import Setting, by_subset, read_table, retrained, write_table
+from bench.retraining.whole.truth import Setting, by_subset, read_table, retrained, write_table
 from journey.evaluate.subsets import Subsets
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.case import PROJ_DIM, Case, Context
+from bench.featurize.layers import CIFAR10, DIT, LORA, SD1, SMALL, Layer
 from bench.harness import Row, checked, measure, relative_error
-from bench.layers import CIFAR10, DIT, LORA, SD1, SMALL, Layer
 from journey import ops
 from journey.ops import reference
 from journey.ops.geometry import ConvGeometry

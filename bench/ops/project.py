@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.case import PROJ_DIM, Case, Context
+from bench.featurize.layers import CIFAR10, DIT, LORA
 from bench.harness import Call, Goal, Row, checked, interleave, measure, relative_error
-from bench.layers import CIFAR10, DIT, LORA
 from bench.peers import BATCH_OF_FAST_JL, AbsentPeerError, add_peer, basic_projector, dattri_projector, fast_jl
 from journey import ops
 from journey.ops import reference

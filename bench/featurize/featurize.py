@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import published
 from bench.case import PROJ_DIM, Case, Context
+from bench.featurize import published
+from bench.featurize.memory import peak_bytes
+from bench.featurize.per_sample import DattriCapture, NaiveHooks, vmap_gradients
+from bench.featurize.workload import Sizes, Workload, projected, sketched
 from bench.harness import Call, Effort, Goal, Ratio, Row, Timings, checked, interleave, relative_error
-from bench.memory import peak_bytes
 from bench.peers import AbsentPeerError
-from bench.per_sample import DattriCapture, NaiveHooks, vmap_gradients
-from bench.workload import Sizes, Workload, projected, sketched
 from journey import ops
 from journey.curvature.kfac import fit_kfac
 from journey.curvature.whitened import Whitened

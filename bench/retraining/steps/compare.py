@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lds.step_contenders import DEFAULT, PLAIN, TRAINING_LOSS, WHOLE_IMAGE, measured_scores, step_contenders
-from bench.lds.step_truth import STEP_KINDS, StepTruth
-from bench.lds.truth import Setting
+from bench.retraining.steps.contenders import (
+    DEFAULT,
+    PLAIN,
+    TRAINING_LOSS,
+    WHOLE_IMAGE,
+    measured_scores,
+    step_contenders,
+)
+from bench.retraining.steps.truth import STEP_KINDS, StepTruth
+from bench.retraining.whole.truth import Setting
 from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
 from journey.evaluate.subsets import Subsets
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.lds.contenders import DAMPINGS, Contender, contenders, measure, scores_at
-from bench.lds.truth import QUERY_KINDS, Setting, Truth
+from bench.retraining.whole.contenders import DAMPINGS, Contender, contenders, measure, scores_at
+from bench.retraining.whole.truth import QUERY_KINDS, Setting, Truth
 from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses
 
 OURS, MODEL_FREE = "ours", "optimal denoiser (NDA)"

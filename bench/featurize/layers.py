@@ -108,7 +108,7 @@ LORA = tuple(  # LoRA of rank 128 on the attention of Stable Diffusion 1.x
         (128, 1280, 0, (256,)),
     )
 )
-SMALL = tuple(  # the UNet of 4.4M parameters in bench/workload.py
+SMALL = tuple(  # the UNet of 4.4M parameters in bench/featurize/workload.py
     Layer("small", *shape)
     for shape in (
         (64, 64, 3, (32, 32)),

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bench.case import PROJ_DIM, Context
+from bench.featurize.per_sample import vmap_gradients
+from bench.featurize.workload import Sizes, Workload
 from bench.harness import Call, Goal, Ratio, Row, Timings, interleave
 from bench.peers import basic_projector
-from bench.per_sample import vmap_gradients
-from bench.workload import Sizes, Workload
 from journey.measure.featurizer import Featurizer
 
 BLOCK = 32  # columns of the matrix at a time: 4.6 GB for 35.7M parameters

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from bench.case import PROJ_DIM, Case, Context
+from bench.featurize.layers import CIFAR10, DIT, LORA, SD1, Layer
 from bench.harness import Call, Goal, Row, checked, measure, relative_error
-from bench.layers import CIFAR10, DIT, LORA, SD1, Layer
 from bench.machine import ColdSlices
 from bench.peers import add_peer, sjlt
 from journey import ops

@@ -1,4 +1,6 @@
-"""Peak memory of one kind of step, alone in its process: ``python -m bench.memory 35.7M 2 4 float32 featurize cpu 2``.
+"""Peak memory of one kind of step, alone in its process.
+
+``python -m bench.featurize.memory 35.7M 2 4 float32 featurize cpu 2``
 
 Prints the bytes by which the peak during the step exceeds what the process held before it: interpreter, libraries,
 network and batch. On the CPU that is resident memory, what the allocator keeps included; on CUDA what torch allocated.
@@ -14,8 +16,8 @@ from pathlib import Path
 import torch
 
 from bench.case import PROJ_DIM
+from bench.featurize.workload import Sizes, Workload
 from bench.harness import Call
-from bench.workload import Sizes, Workload
 from journey.projectors.random import CountSketch
 
 STEPS = 2  # the second finds the allocator as it is in use
@@ -38,7 +40,7 @@ def peak_bytes(sizes: Sizes, step: str, device: torch.device, threads: int) -> i
     """
     *counts, dtype = sizes
     arguments = [*map(str, counts), str(dtype).removeprefix("torch."), step, device.type, str(threads)]
-    command = [sys.executable, "-m", "bench.memory", *arguments]
+    command = [sys.executable, "-m", "bench.featurize.memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
