@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from cases import randn
@@ -55,15 +52,3 @@ def test_dattris_lds_is_ours_query_by_query() -> None:
     torch.testing.assert_close(found.double(), ours, rtol=1e-5, atol=1e-6)
     table = lds({"mine": SCORES.to_quanda(80)}, LOSSES, SUBSETS, num_bootstrap=2)
     assert abs(table.rows["mine"].lds.value - found.mean().item()) < 1e-5
-
-
-def test_the_examples_of_the_document_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("dattri", "trak"):
-        pytest.importorskip(library)
-    text = (Path(__file__).parents[2] / "docs" / "interop.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, names)
-    assert names["explanations"].shape == (3, 20)  # type: ignore[attr-defined]
-    assert names["again"].shape == names["theirs"].T.shape == (2, 20)  # type: ignore[attr-defined]
