@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=("images", "steps"), help="whole images or single steps alone")
     parser.add_argument("--short", action="store_true", help="at single steps compare only what is shown and drawn")
     options = parser.parse_args(arguments)
+    if options.into is not None and options.only is None:
+        parser.error("--into needs --only images or --only steps: each table has a file of its own")
     torch.set_num_threads(1)
     tier = TIERS[options.tier]
     if options.seeds is not None:

@@ -5,7 +5,7 @@ curvature is taken as ``scale * (B ⊗ A)``: A is the second moment of the layer
 output gradient, both scaled to a mean eigenvalue of one, and the scale gives G its trace. Unlike in EK-FAC, A has input
 channels alone, also for a convolution, whose taps count as alike and independent. So no matrix is large, and gradients
 are whitened as layer input and output gradient, before these are multiplied: whitened features cost two small products
-per layer more than plain ones. Scores agree with retraining as well as those of EK-FAC (docs/evaluation.md).
+per layer more than plain ones. Scores agree with retraining as well as those of EK-FAC (docs/results/choices.md).
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Whitened(Projector, name="whitened"):
 
     Inner products of the features estimate ``g (G + damping I)^-1 g'``, the influence function, if both sides go
     through this map: the inverse is split between them. Scores follow retraining better than those of plain gradients
-    (docs/evaluation.md).
+    (docs/results/choices.md).
 
     Args:
         inner: What whitened gradients go to.

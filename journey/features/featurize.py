@@ -69,11 +69,11 @@ def featurize(
             which is taken from up to 512 of them and kept in ``out/prior.safetensors``. With any other projector
             ``TrainingLoss()``, as published.
         draws: Timesteps and noise; ``StratifiedDraws(num_draws=2, bins=10)`` by default. One bin takes a tenth
-            of the storage and gives scores that agree less with retraining (docs/evaluation.md).
+            of the storage and gives scores that agree less with retraining (docs/results/choices.md).
         projector: Maps gradients to features. By default ``Whitened(CountSketch(4096))``: gradients are divided by the
             root of the curvature of the training loss, which is fitted to up to 512 of the images before anything else
             and kept in ``out/curvature.safetensors``. ``CountSketch(4096)`` alone leaves gradients plain: it costs less
-            and gives scores that agree less with retraining (docs/evaluation.md).
+            and gives scores that agree less with retraining (docs/results/choices.md).
         checkpoints: Weights to measure under, see ``journey.models.checkpoints.loaded``; the model's own by default.
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).

@@ -224,4 +224,4 @@ def _chosen(model: nn.Module, names: Iterable[str] | None) -> dict[str, nn.Param
 
 def _describe(projector: Projector) -> str:
     found = projector.fingerprint()
-    return f"journey {found['kind']} {fingerprint_json(found)[:12]}"
+    return f"journey {found['class']} {fingerprint_json(found)[:12]}"

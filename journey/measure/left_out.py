@@ -111,7 +111,7 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
     ``missed = target(guess) - target``, whose gradient with respect to the prediction is that of a loss with the
     residual ``r + weight missed``. Near the end of the way the noised image tells all, and this is the training loss.
 
-    Scores follow retraining better than those of the training loss (docs/evaluation.md), and images that a model
+    Scores follow retraining better than those of the training loss (docs/results/choices.md), and images that a model
     reproduces are found among the proponents of their reproductions.
 
     Args:

@@ -3,7 +3,7 @@
 Each is a few lines over ``journey.methods.method.Method``: what is differentiated, at which (t, noise), projected how,
 and compared how. ``preset().run(model, dataset, queries)`` returns ``Scores``; ``preset().change(projector=...)``
 replaces a part. Damping is a fraction of the mean eigenvalue. Where a paper tuned it on the scores that it reports, the
-preset takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/evaluation.md``).
+preset takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/guides/retraining.md``).
 
 In reading order: ``method`` (the engine), ``in_memory`` (features of images that are held in memory), ``trak_family``,
 ``tracin_family``, ``compressed``, ``influence`` (published methods, and ``recommended``, which agrees best with

@@ -23,7 +23,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = 
     features are float16 (constant factors and rounding, not repeated here); no damping, here the pseudo-inverse; flips
     of the training images stay on (the caller's dataset decides); the noise is regressed whatever the model predicts
     (here what it was trained to predict). Training features cover the whole range of timesteps whatever the step.
-    ``docs/interop.md`` compares the two number by number.
+    ``docs/guides/other-libraries.md`` compares the two number by number.
 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.

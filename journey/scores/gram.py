@@ -2,8 +2,8 @@
 
 A bin's feature is the gradient at a few draws; the sum over bins averages them. What separates images is the curvature
 of the loss, which outer products of the gradients of few draws estimate (the empirical Fisher information), while those
-of averages lose what the draws differ by: scores then agree less with retraining (docs/evaluation.md). With one bin it
-is the Gram matrix of the features themselves.
+of averages lose what the draws differ by: scores then agree less with retraining (docs/results/choices.md). With one
+bin it is the Gram matrix of the features themselves.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from journey import ops
 
-# Relative damping of scores: what agrees best with retraining (docs/evaluation.md) for whitened features, whose
+# Relative damping of scores: what agrees best with retraining (docs/results/choices.md) for whitened features, whose
 # eigenvalues differ little. For plain gradients it is 1; cross-validation chooses less for both.
 DEFAULT_DAMPING = 10.0
 # Grid of the automatic choice: from far below to far above the mean eigenvalue.
