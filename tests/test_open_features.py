@@ -54,7 +54,7 @@ def assert_same_scores(opened: journey.Features, made: journey.Features) -> None
 def test_opened_features_give_the_scores_of_those_that_were_made(tmp_path: Path, choice: str) -> None:
     made = store(tmp_path / "f", **CHOICES[choice])
     opened = open_features(tmp_path / "f", make_model())
-    assert torch.equal(opened.matrix(), made.matrix())
+    assert torch.equal(opened.store.features("0"), made.store.features("0"))
     assert_same_scores(opened, made)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_without_features_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut off", "altered", "something else"])
 def test_a_damaged_curvature_is_told_how_to_be_mended_and_can_be(damage: str, tmp_path: Path) -> None:
-    expected = store(tmp_path, projector=None).matrix()
+    expected = store(tmp_path, projector=None).store.features("0")
     path = tmp_path / "curvature.safetensors"
     whole = path.read_bytes()
     altered = bytes([*whole[:-9], whole[-9] ^ 1, *whole[-8:]])
@@ -135,6 +135,6 @@ def test_a_damaged_curvature_is_told_how_to_be_mended_and_can_be(damage: str, tm
         with pytest.raises(CorruptShardError, match=message):
             use()
     path.unlink()
-    assert torch.equal(store(tmp_path, projector=None).matrix(), expected)
+    assert torch.equal(store(tmp_path, projector=None).store.features("0"), expected)
     assert path.read_bytes() == whole
     open_features(tmp_path, make_model())
