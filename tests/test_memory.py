@@ -95,8 +95,7 @@ def test_auto_measures_once_and_a_second_run_keeps_the_batch(tmp_path, monkeypat
         raise AssertionError("measured again")
 
     monkeypatch.setattr(featurize_module, "largest_batch", never)
-    again = run(tmp_path / "f", batch_size="auto")
-    assert torch.equal(again.store.features("0"), features.store.features("0"))
+    assert torch.equal(run(tmp_path / "f", batch_size="auto").matrix(), features.matrix())
 
 
 @pytest.mark.parametrize(("rows", "stored"), [(1, 0.5), (2, 1), (3, 1), (9, 4)])
