@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from bench import accumulate_gram, featurize, philox, project, sketch, sketch_outer
 from bench.case import Case, Context
+from bench.featurize import featurize
 from bench.harness import FULL, QUICK, Row, describe_goal, line
 from bench.machine import describe, measure_ceilings, result_name
-from journey import _native
+from bench.ops import gram as accumulate_gram
+from bench.ops import philox, project, sketch, sketch_outer
+from journey.ops import _native
 
 RESULTS = Path("bench/results")
 

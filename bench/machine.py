@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import Bound, Call, Effort, Row, interleave
-from journey import _native
+from journey.ops import _native
 
 PEERS = ("traker", "dattri", "dattri-llm", "sjlt", "fast_jl")  # packages that are compared where they are installed
 

@@ -1,6 +1,6 @@
 """Render a JSON file of the bench as Markdown, or write its main rows into the README.
 
-``python -m bench.table RESULTS.json ...`` prints all rows; ``--into README.md`` replaces what is between the markers
+``python -m bench.table RESULTS.json ...`` prints all rows; ``--into docs/results/speed.md`` replaces what is between the markers
 ``<!-- bench:begin -->`` and ``<!-- bench:end -->`` with the rows that have a goal.
 """
 

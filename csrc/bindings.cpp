@@ -1,5 +1,5 @@
 // What Python can call: an operation's arguments by their names and a thread count in, nothing decided here. Arguments
-// are validated in journey/ops.py.
+// are validated in journey/ops.
 #include <pybind11/pybind11.h>
 
 #include <new>

@@ -1,5 +1,5 @@
 // The CUDA launchers for Python, as the submodule `cuda`: an operation's arguments by their names, a workspace and a
-// stream in, nothing decided here. Arguments are validated in journey/ops.py; whoever calls makes the tensors' device
+// stream in, nothing decided here. Arguments are validated in journey/ops; whoever calls makes the tensors' device
 // current. Compiled by the host compiler: it needs the CUDA headers, no nvcc.
 #include <pybind11/pybind11.h>
 

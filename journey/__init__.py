@@ -1,98 +1,67 @@
 """Which training images steered a diffusion model, at each step of the generation, towards this image.
 
 Three verbs: ``featurize`` measures a dataset once, ``record`` keeps the steps of a generation, ``score`` ranks the
-training images for each step.
+training images for each step. The rest lives in its package: the folders, in the order in which data flows, are
+``data``, ``models``, ``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``, ``generation``,
+``scores``, ``methods``, ``health``, ``report``, ``evaluate``, ``integrations``, ``demo`` and ``cli``, on ``ops``,
+``files`` and ``store``.
 """
 
-from journey import _native, ops, reference
-from journey.condition import Condition
-from journey.curvature import Curvature, Whitened
-from journey.datasets import ImageFolder
-from journey.denoiser import Denoiser
-from journey.draws import Draws, ExplicitDraws, GridDraws, StratifiedDraws, UniformDraws
-from journey.ekfac import fit_ekfac
-from journey.features import Features, open_features
-from journey.featurize import featurize
-from journey.featurizer import Featurizer
-from journey.gradients import GradientEngine
-from journey.health import BinHealth, CheckpointHealth, Health, inspect
-from journey.importance_draws import ImportanceDraws
-from journey.influence import InfluenceMatrix, influence_matrix
-from journey.kfac import fit_kfac
-from journey.left_out import LeftOutLoss, Prior
-from journey.measurements import MeanOutput, Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
-from journey.projectors import CountSketch, ExplicitMatrix, Gaussian, Identity, Projector, Rademacher
-from journey.report import write_csv, write_gif, write_png, write_report
-from journey.run import Run
-from journey.sampler import Sampler, Step
-from journey.score_noise import ScoreNoise
-from journey.scores import Ranked, Scores, Top
-from journey.scoring import score
-from journey.solve import Spectrum, decompose
-from journey.store import FeatureStore
-from journey.trajectory import Trajectory, record
-from journey.transitions import Transition, transitions
+from journey import errors, evaluate, methods, ops
+from journey.data.folder import ImageFolder
+from journey.features.features import Features
+from journey.features.featurize import featurize
+from journey.features.open import open_features
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
+from journey.generation.transitions import Transition, transitions
+from journey.health.inspect import Health, inspect
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.importance_draws import ImportanceDraws
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import TrainingLoss
+from journey.models.condition import Condition
+from journey.models.load import as_denoiser
+from journey.ops import reference
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
+from journey.report.page import write_report
+from journey.report.run import Run
+from journey.scores.influence import influence_matrix
+from journey.scores.score import score
+from journey.scores.scores import Scores
 
-__version__: str = _native.build_info()["version"]
+__version__: str = ops.build_info()["version"]
 
 __all__ = [
-    "BinHealth",
-    "CheckpointHealth",
     "Condition",
     "CountSketch",
-    "Curvature",
-    "Denoiser",
-    "Draws",
-    "ExplicitDraws",
-    "ExplicitMatrix",
-    "FeatureStore",
     "Features",
     "Featurizer",
-    "Gaussian",
-    "GradientEngine",
-    "GridDraws",
     "Health",
     "Identity",
     "ImageFolder",
     "ImportanceDraws",
-    "InfluenceMatrix",
     "LeftOutLoss",
-    "MeanOutput",
-    "Measurement",
-    "PixelMeasurement",
-    "Prediction",
-    "Prior",
-    "Projector",
-    "Rademacher",
-    "Ranked",
     "Run",
-    "Sampler",
-    "ScoreNoise",
     "Scores",
-    "Spectrum",
-    "SquaredNorm",
-    "Step",
     "StratifiedDraws",
-    "Top",
     "TrainingLoss",
     "Trajectory",
     "Transition",
-    "UniformDraws",
-    "Whitened",
-    "decompose",
+    "as_denoiser",
+    "errors",
+    "evaluate",
     "featurize",
-    "fit_ekfac",
-    "fit_kfac",
     "influence_matrix",
     "inspect",
+    "methods",
     "open_features",
     "ops",
     "record",
     "reference",
     "score",
     "transitions",
-    "write_csv",
-    "write_gif",
-    "write_png",
     "write_report",
 ]

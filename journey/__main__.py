@@ -2,6 +2,6 @@
 
 import sys
 
-from journey.cli import main
+from journey.cli.main import main
 
 sys.exit(main())

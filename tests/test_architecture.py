@@ -1,44 +1,52 @@
-"""The map of the code is true: each file stands on it and imports only from its own row or from rows below."""
+"""What import-linter cannot see of the contract in pyproject.toml: the compiled module, and packages outside."""
 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "journey"
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__"))
-
-
-def rows_of_the_map() -> dict[str, int]:
-    """The row of each file or folder, as its path in the package without ``.py``."""
-    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("`csrc/`")[0]
-    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")][1:]
-    return {name.rstrip("/"): number for number, row in enumerate(rows) for name in re.findall(r"`([\w/]+)`", row)}
-
-
-ROWS = rows_of_the_map()
-
-
-def row_of(name: str) -> int | None:
-    """The row of a file, or of the folder in which it is."""
-    return next((ROWS[part] for part in (name, *map(str, Path(name).parents)) if part in ROWS), None)
+PACKAGE = Path(__file__).parents[1] / "journey"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 300
 
 
 def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, with the names that it takes from it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "journey":
-            names = [node.module] if node.module != "journey" else [f"journey.{alias.name}" for alias in node.names]
-            yield from (name.partition(".")[2].replace(".", "/") for name in names if name != "journey.__version__")
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; all others name the whole path"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_a_file_is_on_the_map_and_imports_nothing_from_above(path: Path) -> None:
-    own = row_of(path.relative_to(PACKAGE).with_suffix("").as_posix())
-    assert own is not None, f"add {path.name} to docs/architecture.md"
-    above = [name for name in imported(path) if (row := row_of(name)) is None or row < own]
-    assert not above, f"{path.name} imports {above} from a row above its own, or from none"
+def test_the_package_imports_neither_bench_nor_tests(path: Path) -> None:
+    assert not {name.partition(".")[0] for name in imported(path)} & {"bench", "tests"}
+
+
+def test_the_oracle_imports_nothing_compiled() -> None:
+    own = {name for name in imported(PACKAGE / "ops" / "reference.py") if name.startswith("journey")}
+    assert own == {"journey.ops.geometry.ConvGeometry"}
+
+
+def test_eight_files_at_most_lie_at_the_top() -> None:
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 8
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_module_is_short_enough_to_be_read(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    "package", sorted(path.parent for path in PACKAGE.glob("*/__init__.py")), ids=lambda path: path.name
+)
+def test_a_package_names_its_files(package: Path) -> None:
+    doc = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    assert doc is not None
+    unnamed = [path.stem for path in package.glob("*.py") if path.stem != "__init__" and f"``{path.stem}``" not in doc]
+    assert not unnamed or "a file for each subcommand" in doc

@@ -6,7 +6,8 @@
 #include <tuple>
 #include <vector>
 
-// Lists the fields of a struct once more, for what goes through all of them.
+// Lists the fields of a struct once more, for what goes through all of them. Every call compares this list with the
+// names that Python gives (read_args.h); test_op_contracts.py tests that a difference is refused by name.
 #define JOURNEY_FIELDS(...)                                   \
     static const char* field_names() { return #__VA_ARGS__; } \
     auto fields() { return std::tie(__VA_ARGS__); }
@@ -96,7 +97,7 @@ using Strides4 = int64_t[4];  // of rows, channels, lines and columns, in elemen
 
 // features[i, :] += sketch of the weight gradient of the rows of group i, which is never stored. A Linear is a
 // convolution with a kernel of one and its positions as columns.
-struct OuterArgs {
+struct SketchOuterArgs {
     const void* a;    // layer input [num_groups * rows_per_group, c_in, *in_size]
     const void* g;    // output gradient [num_groups * rows_per_group, c_out, *out_size]
     float* features;  // [num_groups, proj_dim], added to

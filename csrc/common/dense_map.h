@@ -1,7 +1,7 @@
 // Entries of the dense random projections, as pure functions of (key, row d, column k).
 //
 // Neither the number of columns nor the batch enters, so the first k columns are the same for every proj_dim.
-// Reference: journey/reference.py::rademacher_matrix, normal_matrix.
+// Reference: journey/ops/reference.py::rademacher_matrix, normal_matrix.
 #pragma once
 
 #include "normal.h"

@@ -5,7 +5,7 @@
 // ln, cos and sin are polynomials in fp32 products and sums that are never contracted, and sqrt is correctly
 // rounded on every target, so a CPU and a GPU agree to the last bit; no libm is involved. Branch-free, so a
 // loop over it vectorises. Absolute error against float64 on the same words: below 4e-6 (checked in the tests).
-// Reference: journey/reference.py::normal.
+// Reference: journey/ops/reference.py::normal.
 #pragma once
 
 #include "philox.h"

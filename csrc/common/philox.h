@@ -8,7 +8,7 @@
 //
 // `key` names what the numbers are for (a seed and a parameter or a sample, hashed to 64 bits by the
 // caller), `index` and `minor` say which number, `stream` separates the uses below.
-// Reference: journey/reference.py::philox.
+// Reference: journey/ops/reference.py::philox.
 #pragma once
 
 #include "host_device.h"

@@ -6,7 +6,7 @@
 //
 //     bucket = ((row mod R + rotation_t) mod R) * 32 + ((col mod 32) XOR lane_mask_t)        value * (+1 or -1)
 //
-// Nothing is stored; host and device compute the same map. Reference: journey/reference.py::sketch_map.
+// Nothing is stored; host and device compute the same map. Reference: journey/ops/reference.py::sketch_map.
 #pragma once
 
 #include "philox.h"
@@ -15,22 +15,23 @@ namespace journey {
 
 constexpr int kLanes = 32;  // columns of a tile: one sign word, two AVX-512 vectors, one warp
 
-struct Tile {
+// Where the map puts one tile among the buckets.
+struct Placement {
     uint32_t rotation;   // in [0, R)
     uint32_t lane_mask;  // in [0, 32)
 };
 
 JOURNEY_HOST_DEVICE int64_t num_chunks(int64_t cols) { return (cols + kLanes - 1) / kLanes; }
 
-JOURNEY_HOST_DEVICE Tile tile_from_words(uint32_t word_rotation, uint32_t word_lanes, int64_t bucket_rows) {
+JOURNEY_HOST_DEVICE Placement placement_from_words(uint32_t word_rotation, uint32_t word_lanes, int64_t bucket_rows) {
     const uint64_t scaled = static_cast<uint64_t>(word_rotation) * static_cast<uint64_t>(bucket_rows);
-    return Tile{static_cast<uint32_t>(scaled >> 32), word_lanes % kLanes};
+    return Placement{static_cast<uint32_t>(scaled >> 32), word_lanes % kLanes};
 }
 
 // `tile` counts row blocks first: (row / R) * num_chunks(cols) + col / 32.
-JOURNEY_HOST_DEVICE Tile sketch_tile(uint64_t key, uint32_t repetition, int64_t tile, int64_t bucket_rows) {
+JOURNEY_HOST_DEVICE Placement sketch_placement(uint64_t key, uint32_t repetition, int64_t tile, int64_t bucket_rows) {
     const Philox4 draw = philox(key, static_cast<uint64_t>(tile), repetition, kStreamSketchTile);
-    return tile_from_words(draw.word[0], draw.word[1], bucket_rows);
+    return placement_from_words(draw.word[0], draw.word[1], bucket_rows);
 }
 
 // Signs of the 32 lanes of one chunk, lane i in bit i, a set bit is a minus.
@@ -54,10 +55,10 @@ sketch_bucket(uint64_t key, uint32_t repetition, int64_t row, int64_t col, int64
     const int64_t bucket_rows = proj_dim / kLanes;
     const int64_t chunk = col / kLanes, chunks = num_chunks(cols);
     const int lane = static_cast<int>(col % kLanes);
-    const Tile tile = sketch_tile(key, repetition, (row / bucket_rows) * chunks + chunk, bucket_rows);
-    const int64_t bucket_row = (row % bucket_rows + tile.rotation) % bucket_rows;
+    const Placement placement = sketch_placement(key, repetition, (row / bucket_rows) * chunks + chunk, bucket_rows);
+    const int64_t bucket_row = (row % bucket_rows + placement.rotation) % bucket_rows;
     const uint32_t signs = sketch_signs(key, repetition, row * chunks + chunk);
-    return Bucket{bucket_row * kLanes + (lane ^ static_cast<int>(tile.lane_mask)), ((signs >> lane) & 1u) != 0u};
+    return Bucket{bucket_row * kLanes + (lane ^ static_cast<int>(placement.lane_mask)), ((signs >> lane) & 1u) != 0u};
 }
 
 }  // namespace journey

@@ -9,7 +9,7 @@
 
 namespace journey::cpu {
 
-// The kernels of the instruction set in use.
+// The kernels of the instruction set in use, see dispatch.cpp.
 const Kernels& chosen_kernels();
 
 struct Free {

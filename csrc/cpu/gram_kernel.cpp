@@ -19,7 +19,7 @@
 // The last step showed at 2048 x 4096, where the tile alone was 1.2 times as fast: from 1.3 to 1.6. 64 x 4096 is
 // at 2.1.
 //
-// Reference: journey/reference.py::gram.
+// Reference: journey/ops/reference.py::gram.
 #include "simd.h"
 
 namespace journey::cpu::JOURNEY_ISA {

@@ -15,14 +15,14 @@ namespace journey::cpu {
 // flight.
 constexpr int64_t kSketchSamples = 2;
 
-// One contiguous run of chunks of some samples: chunks [chunk_begin, chunk_end) counted along the given rows.
-struct SketchRun {
+// Consecutive chunks of some samples: chunks [chunk_begin, chunk_end) counted along the given rows.
+struct SketchTask {
     const void* matrix;     // [samples, rows, cols]
     int64_t matrix_stride;  // of a sample, in elements
     float* sums;            // [samples, proj_dim], added to, unscaled
     int64_t sums_stride;
-    int64_t samples;  // 1 to kSketchSamples
-    Tile* tiles;      // room for kTileCache tiles
+    int64_t samples;        // 1 to kSketchSamples
+    Placement* placements;  // room for kPlacementCache
     DType dtype;
     int64_t cols;
     int64_t row_begin;
@@ -33,29 +33,29 @@ struct SketchRun {
     uint32_t repetition;
 };
 
-// Tiles of one row block that are looked up once and kept while the rows of the block pass by.
-constexpr int64_t kTileCache = 8192;
+// Placements of the tiles of one row block, looked up once and kept while the rows of the block pass by.
+constexpr int64_t kPlacementCache = 8192;
 
 // Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each, which are
 // some parts with sums of their own.
-struct OuterRun {
-    const OuterArgs* args;
+struct SketchOuterTask {
+    const SketchOuterArgs* args;
     int64_t group;
     int64_t row_begin;
     int64_t row_end;
     int64_t chunk_begin;
     int64_t chunk_end;
     int64_t chunks_of_part;
-    const uint32_t* signs;  // [nnz, chunks, row_end - row_begin]
-    const Tile* tiles;      // [nnz, tile rows that the rows touch, chunks]
+    const uint32_t* signs;        // [nnz, chunks, row_end - row_begin]
+    const Placement* placements;  // [nnz, tile rows that the rows touch, chunks]
     int64_t tile_rows;
     float* sums;     // [parts, proj_dim], added to, unscaled
-    float* scratch;  // room for outer_scratch_floats()
+    float* scratch;  // room for sketch_outer_scratch_floats()
 };
 
-constexpr int64_t kOuterMaxRows = 512;  // of one run: half a MiB of packed output gradients, a quarter of an L2 cache
+constexpr int64_t kOuterMaxRows = 512;  // of one task: half a MiB of packed output gradients, a quarter of an L2 cache
 
-// Entries of the tables of sign words and tiles.
+// Entries of the tables of sign words and placements.
 struct SketchTable {
     uint64_t key;
     uint32_t repetition;
@@ -64,7 +64,7 @@ struct SketchTable {
 };
 
 // Columns [column_begin, column_end) of the dense projection for samples [batch_begin, batch_end).
-struct ProjectRun {
+struct ProjectTask {
     const ProjectArgs* args;
     int64_t column_begin;  // a multiple of kSignColumns
     int64_t column_end;
@@ -98,15 +98,15 @@ struct GramTile {
 
 struct Kernels {
     const char* name;
-    void (*sketch_run)(const SketchRun&);
-    void (*outer_run)(const OuterRun&);
-    int64_t (*outer_scratch_floats)(const OuterArgs&, int64_t rows, int64_t chunks);
+    void (*run_sketch)(const SketchTask&);
+    void (*run_sketch_outer)(const SketchOuterTask&);
+    int64_t (*sketch_outer_scratch_floats)(const SketchOuterArgs&, int64_t rows, int64_t chunks);
     void (*fill_signs)(const SketchTable&, uint32_t* words);
-    void (*fill_tiles)(const SketchTable&, int64_t bucket_rows, Tile* tiles);
-    void (*project_run)(const ProjectRun&);
+    void (*fill_placements)(const SketchTable&, int64_t bucket_rows, Placement* placements);
+    void (*run_project)(const ProjectTask&);
     void (*gram_pack)(const GramArgs&, int64_t panel_begin, int64_t panel_end, double* packed);
     void (*gram_tile)(const GramTile&);
-    void (*normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
+    void (*philox_normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
 };
 
 namespace baseline {

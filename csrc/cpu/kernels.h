@@ -12,7 +12,7 @@ namespace journey::cpu {
 [[nodiscard]] bool philox_words(const PhiloxWordsArgs& args, int num_threads);
 [[nodiscard]] bool philox_normal(const PhiloxNormalArgs& args, int num_threads);
 [[nodiscard]] bool sketch(const SketchArgs& args, int num_threads);
-[[nodiscard]] bool sketch_outer(const OuterArgs& args, int num_threads);
+[[nodiscard]] bool sketch_outer(const SketchOuterArgs& args, int num_threads);
 [[nodiscard]] bool project(const ProjectArgs& args, int num_threads);
 [[nodiscard]] bool accumulate_gram(const GramArgs& args, int num_threads);
 

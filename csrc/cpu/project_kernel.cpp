@@ -4,7 +4,7 @@
 //
 // A block of 128 x 128 entries of P is generated into L2 and used for every sample, six samples at a time in registers.
 // Floor: 2 * batch * grad_dim * proj_dim FLOPs; generating costs about one draw (ten rounds) per 128 signs or 4
-// normals. Sums run over 128 entries in registers and then over blocks. Reference: journey/reference.py::project.
+// normals. Sums run over 128 entries in registers and then over blocks. Reference: journey/ops/reference.py::project.
 #include "philox_kernel.h"
 #include "simd.h"
 
@@ -89,27 +89,27 @@ constexpr multiply_t kMultiply[kProjectRows] = {multiply<1>, multiply<2>, multip
                                                 multiply<4>, multiply<5>, multiply<6>};
 
 template <typename input_t>
-void run_typed(const ProjectRun& run) {
-    const ProjectArgs& args = *run.args;
+void run_typed(const ProjectTask& task) {
+    const ProjectArgs& args = *task.args;
     const input_t* grads = static_cast<const input_t*>(args.grads);
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.proj_dim)));
-    float* block = run.scratch;
-    float* entries = run.scratch + kProjectDepth * kSignColumns;
+    float* block = task.scratch;
+    float* entries = task.scratch + kProjectDepth * kSignColumns;
 
     for (int64_t d = 0; d < args.grad_dim; d += kProjectDepth) {
         const int64_t depth = args.grad_dim - d < kProjectDepth ? args.grad_dim - d : kProjectDepth;
-        for (int64_t column = run.column_begin; column < run.column_end; column += kSignColumns) {
+        for (int64_t column = task.column_begin; column < task.column_end; column += kSignColumns) {
             if (args.kind == Dense::kRademacher)
                 generate_signs(args, d, depth, column, block);
             else
                 generate_normals(args, d, depth, column, block);
 
-            for (int64_t b = run.batch_begin; b < run.batch_end; b += kProjectRows) {
-                const int64_t rows = run.batch_end - b < kProjectRows ? run.batch_end - b : kProjectRows;
+            for (int64_t b = task.batch_begin; b < task.batch_end; b += kProjectRows) {
+                const int64_t rows = task.batch_end - b < kProjectRows ? task.batch_end - b : kProjectRows;
                 for (int64_t r = 0; r < rows; ++r)
                     load_entries(grads + (b + r) * args.grads_stride + d, depth, entries + r * kProjectDepth);
-                for (int64_t c = 0; c < kSignColumns && column + c < run.column_end; c += kPassColumns) {
-                    const int64_t left = run.column_end - column - c;
+                for (int64_t c = 0; c < kSignColumns && column + c < task.column_end; c += kPassColumns) {
+                    const int64_t left = task.column_end - column - c;
                     kMultiply[rows - 1](
                         entries, block + c, depth, left < kPassColumns ? left : kPassColumns, scale,
                         args.features + b * args.features_stride + column + c, args.features_stride);
@@ -121,14 +121,14 @@ void run_typed(const ProjectRun& run) {
 
 }  // namespace
 
-void project_run(const ProjectRun& run) {
-    switch (run.args->dtype) {
+void run_project(const ProjectTask& task) {
+    switch (task.args->dtype) {
         case DType::kFloat32:
-            return run_typed<float>(run);
+            return run_typed<float>(task);
         case DType::kFloat16:
-            return run_typed<Half>(run);
+            return run_typed<Half>(task);
         case DType::kBFloat16:
-            return run_typed<BFloat>(run);
+            return run_typed<BFloat>(task);
     }
 }
 

@@ -1,4 +1,4 @@
-// One chunk of the count sketch, and the tables of tiles and sign words that the chunks use (common/sketch_map.h).
+// One chunk of the count sketch, and the tables of placements and sign words that the chunks use (common/sketch_map.h).
 #pragma once
 
 #include "philox_kernel.h"
@@ -34,14 +34,14 @@ inline void add_chunk(const input_t* entries, uint32_t signs, uint32_t lane_mask
     add_rows(entries, 1, &signs, lane_mask, bucket_row);
 }
 
-inline void fill_tiles(const SketchTable& table, int64_t bucket_rows, Tile* tiles) {
+inline void fill_placements(const SketchTable& table, int64_t bucket_rows, Placement* placements) {
     Philox16 draws;
     for (int64_t done = 0; done < table.count; done += kDraws) {
         const uint64_t index = static_cast<uint64_t>(table.begin + done);
         philox16_indices(table.key, index, table.repetition, kStreamSketchTile, draws);
         const int64_t filled = table.count - done < kDraws ? table.count - done : kDraws;
         for (int64_t i = 0; i < filled; ++i)
-            tiles[done + i] = tile_from_words(draws.word[0][i], draws.word[1][i], bucket_rows);
+            placements[done + i] = placement_from_words(draws.word[0][i], draws.word[1][i], bucket_rows);
     }
 }
 

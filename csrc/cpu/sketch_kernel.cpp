@@ -1,11 +1,11 @@
-// Block-rotation count sketch of one run of gradient entries.
+// Block-rotation count sketch of consecutive chunks of gradient entries.
 //
 //     sums[bucket(row, col)] += sign(row, col) * matrix[row, col]            map: common/sketch_map.h
 //
 // The matrix is read once, in memory order; the sums (proj_dim floats) stay in L1 or L2. A chunk of 32 columns is two
 // 16-lane vectors: flip signs by mask, permute lanes by XOR, add to one row of buckets. Floor: the time to read the
 // gradient. Two samples side by side took the time of torch.dot over the same bytes from 0.78 - 0.88 of ours to 1.02 -
-// 1.08, three sizes from 19 to 170 MB, three interleaved runs. Reference: journey/reference.py::sketch.
+// 1.08, three sizes from 19 to 170 MB, three interleaved runs. Reference: journey/ops/reference.py::sketch.
 #include "sketch_chunk.h"
 
 namespace journey::cpu::JOURNEY_ISA {
@@ -33,28 +33,28 @@ inline void add_partial_chunk(
 }
 
 template <typename input_t, int kSamples>
-void run_samples(const SketchRun& run) {
-    const input_t* matrix = static_cast<const input_t*>(run.matrix);
-    const int64_t chunks = num_chunks(run.cols), bucket_rows = run.proj_dim / kLanes;
-    int64_t tiles_block = -1, tiles_begin = 0, tiles_end = 0;
+void run_samples(const SketchTask& task) {
+    const input_t* matrix = static_cast<const input_t*>(task.matrix);
+    const int64_t chunks = num_chunks(task.cols), bucket_rows = task.proj_dim / kLanes;
+    int64_t placed_block = -1, placed_begin = 0, placed_end = 0;
     int64_t sign_group = -1;
     Philox16 signs;
 
-    for (int64_t q = run.chunk_begin; q < run.chunk_end;) {
+    for (int64_t q = task.chunk_begin; q < task.chunk_end;) {
         // One piece: consecutive chunks of one row.
         const int64_t row = q / chunks, first = q % chunks;
-        int64_t count = chunks - first < run.chunk_end - q ? chunks - first : run.chunk_end - q;
-        if (count > kTileCache) count = kTileCache;
+        int64_t count = chunks - first < task.chunk_end - q ? chunks - first : task.chunk_end - q;
+        if (count > kPlacementCache) count = kPlacementCache;
 
-        const int64_t parameter_row = run.row_begin + row;
+        const int64_t parameter_row = task.row_begin + row;
         const int64_t block = parameter_row / bucket_rows, row_in_tile = parameter_row % bucket_rows;
-        if (block != tiles_block || first < tiles_begin || first + count > tiles_end) {
-            fill_tiles({run.key, run.repetition, block * chunks + first, count}, bucket_rows, run.tiles);
-            tiles_block = block, tiles_begin = first, tiles_end = first + count;
+        if (block != placed_block || first < placed_begin || first + count > placed_end) {
+            fill_placements({task.key, task.repetition, block * chunks + first, count}, bucket_rows, task.placements);
+            placed_block = block, placed_begin = first, placed_end = first + count;
         }
 
-        const input_t* entries = matrix + row * run.cols + first * kLanes;
-        const int64_t full = run.cols / kLanes - first;  // chunks from here on that have all 32 columns
+        const input_t* entries = matrix + row * task.cols + first * kLanes;
+        const int64_t full = task.cols / kLanes - first;  // chunks from here on that have all 32 columns
         for (int64_t i = 0; i < count;) {
             // The chunks of this piece that share a group of sign words.
             const uint64_t chunk = static_cast<uint64_t>(parameter_row * chunks + first + i);
@@ -62,22 +62,22 @@ void run_samples(const SketchRun& run) {
             if (static_cast<int64_t>(chunk / kSignGroup) != sign_group) {
                 sign_group = static_cast<int64_t>(chunk / kSignGroup);
                 philox16_indices(
-                    run.key, static_cast<uint64_t>(sign_group * kDraws), run.repetition, kStreamSketchSign, signs);
+                    task.key, static_cast<uint64_t>(sign_group * kDraws), task.repetition, kStreamSketchSign, signs);
             }
             const uint32_t* words = &signs.word[0][0] + in_group;
-            const Tile* tiles = run.tiles + (first - tiles_begin + i);
+            const Placement* placements = task.placements + (first - placed_begin + i);
             const int64_t together = count - i < kSignGroup - in_group ? count - i : kSignGroup - in_group;
             for (int64_t j = 0; j < together; ++j, entries += kLanes) {
-                int64_t bucket_row = row_in_tile + tiles[j].rotation;
+                int64_t bucket_row = row_in_tile + placements[j].rotation;
                 if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
                 for (int sample = 0; sample < kSamples; ++sample) {
-                    const input_t* from = entries + sample * run.matrix_stride;
-                    float* target = run.sums + sample * run.sums_stride + bucket_row * kLanes;
+                    const input_t* from = entries + sample * task.matrix_stride;
+                    float* target = task.sums + sample * task.sums_stride + bucket_row * kLanes;
                     prefetch_chunk(from);
                     if (i + j < full)
-                        add_chunk(from, words[j], tiles[j].lane_mask, target);
+                        add_chunk(from, words[j], placements[j].lane_mask, target);
                     else
-                        add_partial_chunk(from, run.cols % kLanes, words[j], tiles[j].lane_mask, target);
+                        add_partial_chunk(from, task.cols % kLanes, words[j], placements[j].lane_mask, target);
                 }
             }
             i += together;
@@ -87,21 +87,21 @@ void run_samples(const SketchRun& run) {
 }
 
 template <typename input_t>
-void run_typed(const SketchRun& run) {
+void run_typed(const SketchTask& task) {
     static_assert(kSketchSamples == 2, "one case for each number of samples");
-    return run.samples == 2 ? run_samples<input_t, 2>(run) : run_samples<input_t, 1>(run);
+    return task.samples == 2 ? run_samples<input_t, 2>(task) : run_samples<input_t, 1>(task);
 }
 
 }  // namespace
 
-void sketch_run(const SketchRun& run) {
-    switch (run.dtype) {
+void run_sketch(const SketchTask& task) {
+    switch (task.dtype) {
         case DType::kFloat32:
-            return run_typed<float>(run);
+            return run_typed<float>(task);
         case DType::kFloat16:
-            return run_typed<Half>(run);
+            return run_typed<Half>(task);
         case DType::kBFloat16:
-            return run_typed<BFloat>(run);
+            return run_typed<BFloat>(task);
     }
 }
 

@@ -43,7 +43,7 @@ struct WindowPlan {
     int64_t segment;      // values
 };
 
-inline WindowPlan plan_window(const OuterArgs& args) {
+inline WindowPlan plan_window(const SketchOuterArgs& args) {
     // Lines at the border of two windows are copied twice: the larger the window, the less of that. 64 channels at 32 x
     // 32 are 0.3 MiB.
     constexpr int64_t kWindowPositions = 1024;
@@ -58,7 +58,7 @@ inline WindowPlan plan_window(const OuterArgs& args) {
     return plan;
 }
 
-inline int64_t window_values(const OuterArgs& args, int64_t channels) {
+inline int64_t window_values(const SketchOuterArgs& args, int64_t channels) {
     const WindowPlan plan = plan_window(args);
     return channels * plan.segments * plan.segment + 2 * kWidth;  // room for a whole last vector of either type
 }
@@ -77,7 +77,7 @@ class Window {
 public:
     // Channels [first_channel, end_channel) of the input's `group_channel` on, of the rows of one group.
     Window(
-        const OuterArgs& args,
+        const SketchOuterArgs& args,
         int64_t group,
         int64_t group_channel,
         int64_t first_channel,
@@ -179,7 +179,7 @@ private:
         for (int64_t i = high; i < count; ++i) to[i] = value_t{};
     }
 
-    const OuterArgs& args_;
+    const SketchOuterArgs& args_;
     const WindowPlan plan_;
     const int64_t group_, group_channel_, first_channel_, end_channel_;
     value_t* copied_;

@@ -9,19 +9,16 @@
 // Two numbers, for 4096 samples and proj_dim 4096 in float32: 69 GFLOP in the triangle, and 1.1 GB of fp64 sums, read
 // and written once per 512 samples, beside 67 MB of features. On an H200 (4.8 TB/s; about 400 TFLOP/s TF32, so about
 // 130 as 3xTF32): 0.53 ms of arithmetic, 0.23 ms of memory, which overlap.
-// Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. FMAs, 64 x 64 tiles, fp64 sums in registers every 32 samples    45 TFLOP/s at most
-//   2. 3xTF32, 128 x 64 tiles, fp64 sums in memory every 512 samples   2.5x in float32, 8x in bf16
-//   3. copies of the next samples in flight while these are multiplied  1.3x
-//   4. runs of 512 samples side by side where there are few tiles      2.5x at proj_dim 1024, 10x at 256
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
 //
-// The last in numbers: proj_dim 1024 has 72 tiles, and an H200 has room for 264 blocks. Below about 4096 a block is
-// therefore one tile and one run; it leaves its fp32 sums in a workspace, and a second kernel adds the runs to gram in
-// fp64, in their order. One block per tile makes the same additions, so neither the split nor the device shows in the
-// result's bits. Passes of at most 2048 tiles times runs, 8 waves of blocks, bound the workspace to 64 MiB.
+// Runs side by side: proj_dim 1024 has 72 tiles, and an H200 has room for 264 blocks. Below about 4096 a block is
+// therefore one tile and one run of 512 samples; it leaves its fp32 sums in a workspace, and a second kernel adds the
+// runs to gram in fp64, in their order. One block per tile makes the same additions, so neither the split nor the
+// device shows in the result's bits. Passes of at most 2048 tiles times runs, 8 waves of blocks, bound the workspace
+// to 64 MiB.
 // For 50,000 samples and proj_dim 1024 in float32: 98 runs in 4 passes, 59 GFLOP, 0.45 ms; 0.46 GB of fp32 sums written
 // and read, half of them in L2, 0.1 ms. Not split, 72 multiprocessors hold one warp per scheduler: 1.4 ms.
-// Reference: journey/reference.py::gram. BLAS calls this update SYRK.
+// Reference: journey/ops/reference.py::gram. BLAS calls this update SYRK.
 #include "stage_operand.h"
 
 namespace journey::cuda {

@@ -33,8 +33,8 @@ int64_t sketch_many_workspace_floats(const SketchManyArgs& args);
 int64_t project_workspace_floats(const ProjectArgs& args);
 
 // The gradient is never in memory. Of Conv1d, Conv2d and Linear.
-[[nodiscard]] cudaError_t sketch_outer(const OuterArgs& args, Workspace workspace, cudaStream_t stream);
-int64_t sketch_outer_workspace_floats(const OuterArgs& args);
+[[nodiscard]] cudaError_t sketch_outer(const SketchOuterArgs& args, Workspace workspace, cudaStream_t stream);
+int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
 
 // Takes any number of floats and gives the same bits. The function says the most that helps, at most 2^24.
 [[nodiscard]] cudaError_t accumulate_gram(const GramArgs& args, Workspace workspace, cudaStream_t stream);

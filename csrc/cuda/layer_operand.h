@@ -40,13 +40,12 @@ struct Pairs {
 // Coordinates of lines and pairs that do not exist: no sum of two makes them valid, nor overflows.
 constexpr int kOutside = -(1 << 30);
 
-struct alignas(16) Line {
-    int64_t offset;  // elements
+// What a line or a pair adds to where an element lies, and to its coordinates in the image.
+struct alignas(16) Offset {
+    int64_t elements;
     int y;
     int x;
 };
-
-using Pair = Line;
 
 // Lines of any strides whose words may wait in registers; of larger operands, where such strides are rare (g of an odd
 // number of positions), they are stored at once, or registers would spill.
@@ -68,14 +67,14 @@ Layout choose_layout(
     return Layout::kAnyStrides;
 }
 
-__device__ __forceinline__ Pair decode_pair(const Operand& operand, const Pairs& pairs, int64_t first_row, int pair) {
-    if (pair >= pairs.count) return Pair{0, kOutside, kOutside};
+__device__ __forceinline__ Offset decode_pair(const Operand& operand, const Pairs& pairs, int64_t first_row, int pair) {
+    if (pair >= pairs.count) return Offset{0, kOutside, kOutside};
     const uint32_t row = static_cast<uint32_t>(pair) / static_cast<uint32_t>(pairs.positions);
     const uint32_t position = static_cast<uint32_t>(pair) - row * static_cast<uint32_t>(pairs.positions);
     const uint32_t line = position / static_cast<uint32_t>(pairs.out_width);
     const int y = static_cast<int>(line) * operand.step_y;
     const int x = static_cast<int>(position - line * static_cast<uint32_t>(pairs.out_width)) * operand.step_x;
-    return Pair{(first_row + row) * operand.strides.row + y * operand.strides.y + x * operand.strides.x, y, x};
+    return Offset{(first_row + row) * operand.strides.row + y * operand.strides.y + x * operand.strides.x, y, x};
 }
 
 // Starts to bring pairs [begin, begin + kStageDepth) of kLines lines; finish_operand completes it.
@@ -85,32 +84,32 @@ __device__ __forceinline__ void begin_operand(
     const Pairs& pairs,
     int64_t first_row,
     int begin,
-    const Line* lines,
+    const Offset* lines,
     uint32_t* stage,
     uint32_t (&words)[kLines / 8]) {
     const input_t* data = static_cast<const input_t*>(operand.data);
     if (operand.layout == Layout::kPairsContiguous) {
-        const Pair pair = decode_pair(operand, pairs, first_row, begin + copied_depth<input_t>());
+        const Offset pair = decode_pair(operand, pairs, first_row, begin + copied_depth<input_t>());
         copy_rows<kLines>(stage, data, 16, [&](int line) -> const void* {
-            return (pair.y | lines[line].y) < 0 ? nullptr : data + pair.offset + lines[line].offset;
+            return (pair.y | lines[line].y) < 0 ? nullptr : data + pair.elements + lines[line].elements;
         });
         return;
     }
-    Pair at[kPerWord<input_t>];
+    Offset at[kPerWord<input_t>];
 #pragma unroll
     for (int half = 0; half < kPerWord<input_t>; ++half)
         at[half] = decode_pair(operand, pairs, first_row, begin + fetched_depth<input_t>() + half);
     if (operand.layout == Layout::kLinesContiguous) {
         fetch_across<input_t, kLines>(words, [&](int line, int half) -> const void* {
-            return (at[half].y | lines[line].y) < 0 ? nullptr : data + at[half].offset + lines[line].offset;
+            return (at[half].y | lines[line].y) < 0 ? nullptr : data + at[half].elements + lines[line].elements;
         });
         return;
     }
     const auto read = [&](int index, int half) -> uint32_t {
-        const Line line = lines[index];
+        const Offset line = lines[index];
         const uint32_t y = static_cast<uint32_t>(at[half].y + line.y), x = static_cast<uint32_t>(at[half].x + line.x);
         const bool inside = y < static_cast<uint32_t>(operand.height) && x < static_cast<uint32_t>(operand.width);
-        return inside ? bits_of(data + at[half].offset + line.offset) : 0u;
+        return inside ? bits_of(data + at[half].elements + line.elements) : 0u;
     };
     if constexpr (kLines <= kLinesInFlight) {
         fetch_words<input_t, kLines>(words, 0, read);

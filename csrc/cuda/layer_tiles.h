@@ -12,8 +12,8 @@ constexpr int kTileCols = 64;   // columns: two chunks of the sketch
 static_assert(kTileRows == kTileThreads && kTileCols <= kTileThreads, "a thread decodes a row and at most a column");
 static_assert(kTileCols % kLanes == 0, "tiles are whole chunks");
 
-// What the kernel is told.
-struct Problem {
+// The layer, as the kernel is told of it.
+struct OuterProblem {
     Operand g;
     Operand a;
     Pairs pairs;
@@ -45,7 +45,7 @@ struct Tiling {
 inline bool fits_int(int64_t size) { return size >= 0 && size < (int64_t{1} << 29); }
 
 // Zero tiles stand for what does not fit.
-inline Tiling make_tiling(const OuterArgs& args) {
+inline Tiling make_tiling(const SketchOuterArgs& args) {
     const auto [depth, kernel_h, kernel_w] = args.kernel;
     if (args.conv_groups < 1 || depth != 1 || kernel_h < 1 || kernel_w < 1) return Tiling{};
     const int64_t group_rows = args.c_out / args.conv_groups, group_channels = args.c_in / args.conv_groups;
@@ -84,12 +84,13 @@ __device__ __forceinline__ TileAt locate(const Tiling& tiling, int tile) {
 }
 
 // Where the tile's rows are in g and its columns in a.
-__device__ __forceinline__ void decode_lines(const Problem& problem, const TileAt& at, Line* rows, Line* columns) {
+__device__ __forceinline__ void decode_lines(
+    const OuterProblem& problem, const TileAt& at, Offset* rows, Offset* columns) {
     const int thread = static_cast<int>(threadIdx.x);
-    rows[thread] = thread < at.num_rows ? Line{int64_t{at.row_begin + thread} * problem.g.strides.channel, 0, 0}
-                                        : Line{0, kOutside, kOutside};
+    rows[thread] = thread < at.num_rows ? Offset{int64_t{at.row_begin + thread} * problem.g.strides.channel, 0, 0}
+                                        : Offset{0, kOutside, kOutside};
     if (thread >= kTileCols) return;
-    Line column{0, kOutside, kOutside};
+    Offset column{0, kOutside, kOutside};
     if (thread < at.num_cols) {
         const uint32_t col = static_cast<uint32_t>(at.col_begin) + static_cast<uint32_t>(thread);
         const uint32_t kernel_row = col / static_cast<uint32_t>(problem.kernel_w);
@@ -99,14 +100,14 @@ __device__ __forceinline__ void decode_lines(const Problem& problem, const TileA
                    problem.pad_h;
         column.x = static_cast<int>(col - kernel_row * static_cast<uint32_t>(problem.kernel_w)) * problem.dilation_w -
                    problem.pad_w;
-        column.offset = int64_t{at.first_channel + static_cast<int>(i)} * strides.channel + column.y * strides.y +
-                        column.x * strides.x;
+        column.elements = int64_t{at.first_channel + static_cast<int>(i)} * strides.channel + column.y * strides.y +
+                          column.x * strides.x;
     }
     columns[thread] = column;
 }
 
 // Whether the arguments make sense, in two dimensions, and every coordinate and count fits.
-inline bool is_valid(const OuterArgs& args) {
+inline bool is_valid(const SketchOuterArgs& args) {
     if (args.kernel[0] != 1 || args.in_size[0] != 1 || args.out_size[0] != 1) return false;
     for (int i = 1; i < 3; ++i) {
         const int64_t reach = args.in_size[i] + 2 * args.padding[i] + args.kernel[i] * args.dilation[i];
@@ -119,10 +120,10 @@ inline bool is_valid(const OuterArgs& args) {
 }
 
 template <typename input_t>
-Problem make_problem(const OuterArgs& args, const Tiling& tiling, float* workspace) {
+OuterProblem make_problem(const SketchOuterArgs& args, const Tiling& tiling, float* workspace) {
     const auto as_int = [](int64_t size) { return static_cast<int>(size); };
     const auto as_strides = [](const Strides4& s) { return Strides{s[0], s[1], s[2], s[3]}; };
-    Problem problem{};
+    OuterProblem problem{};
     problem.kernel_h = as_int(args.kernel[1]), problem.kernel_w = as_int(args.kernel[2]);
     problem.pad_h = as_int(args.padding[1]), problem.pad_w = as_int(args.padding[2]);
     problem.dilation_h = as_int(args.dilation[1]), problem.dilation_w = as_int(args.dilation[2]);

@@ -8,9 +8,8 @@
 // Two numbers, for 20 draws of 256 images of 3 x 32 x 32: 63 MB written, and 3.9 M draws of ten rounds and two
 // Box-Muller pairs, about 200 instructions each. On an H200 (4.8 TB/s; 132 SMs issue four warps' instructions at 1.8
 // GHz): 13 us of memory, 26 us of arithmetic, which bounds it.
-// Ladder, predicted and NOT YET MEASURED on a device:
-//   1. this: a thread owns a draw and writes 16 bytes    30 us
-// Reference: journey/reference.py::philox, noise. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
+// Reference: journey/ops/reference.py::philox, noise. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC
 // 2011.
 #include "../common/normal.h"
 #include "launch.h"

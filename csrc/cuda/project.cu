@@ -13,12 +13,9 @@
 // Two numbers, for 64 gradients of 4.4 M entries and proj_dim 4096: 2.3 TFLOP, and 0.56 GB of bf16, read by 32 blocks
 // of columns, from L2 but for the first. On an H200 (790 TFLOP/s bf16, about 400 TF32, 4.8 TB/s): 2.9 ms in bf16, 11 ms
 // in float32 (two products); 0.1 ms of memory. Draws of signs: 100 instructions for 128 x 64 products, 0.5 ms.
-// Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. FMAs, 32 samples per generated entry                               50 TFLOP/s at most
-//   2. mma.sync with signs in fragments, 64 samples, a draw per thread    8x in bf16, 3x in float32
-//   3. gradients two stages ahead by asynchronous copies                  1.3x
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
 // Normals stay bound by their generation: a draw and two Box-Muller pairs per 4 entries.
-// Reference: journey/reference.py::project. Achlioptas, "Database-friendly random projections", JCSS 2003.
+// Reference: journey/ops/reference.py::project. Achlioptas, "Database-friendly random projections", JCSS 2003.
 #include <cmath>
 
 #include "../common/dense_map.h"

@@ -11,11 +11,8 @@
 //
 // Two numbers, for 32 gradients of 256 x 2304 in float32: 75 MB read once (nnz > 1 reads again from L1 while a tile
 // fits) and one addition for each of 18.9 M entries. On an H200 (4.8 TB/s): 16 us.
-// Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. one lane per thread, 16 loads of 4 bytes in flight     0.5 issued instructions per entry: 7 TB/s in float32, but
-//                                                             3.7 TB/s in half types: instructions bound them
-//   2. four lanes per thread, 8 loads of 16 (or 8) bytes      0.3 per entry: memory bounds all types
-// Reference: journey/reference.py::sketch.
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
+// Reference: journey/ops/reference.py::sketch.
 #include <cmath>
 
 #include "../common/sketch_map.h"
@@ -62,8 +59,8 @@ __device__ __forceinline__ Route make_route(
     const SketchArgs& args, int64_t repetition, int64_t row_block, int64_t chunk, int64_t chunks, int64_t bucket_row) {
     const int64_t bucket_rows = args.proj_dim / kLanes;
     const uint32_t minor = static_cast<uint32_t>(repetition);
-    const Tile tile = sketch_tile(args.key, minor, row_block * chunks + chunk, bucket_rows);
-    int64_t row = bucket_row - tile.rotation;
+    const Placement placement = sketch_placement(args.key, minor, row_block * chunks + chunk, bucket_rows);
+    int64_t row = bucket_row - placement.rotation;
     if (row < 0) row += bucket_rows;
     row += row_block * bucket_rows;
     if (row < args.row_begin || row >= args.row_begin + args.rows) return Route{0, 0, 0};
@@ -71,7 +68,7 @@ __device__ __forceinline__ Route make_route(
     const int64_t columns = args.cols - chunk * kLanes;
     return Route{
         (row - args.row_begin) * args.cols + chunk * kLanes, sketch_signs(args.key, minor, row * chunks + chunk),
-        tile.lane_mask + 256u * static_cast<uint32_t>(columns < kLanes ? columns : kLanes)};
+        placement.lane_mask + 256u * static_cast<uint32_t>(columns < kLanes ? columns : kLanes)};
 }
 
 // kWidth entries that are loaded at once.

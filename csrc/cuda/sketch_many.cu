@@ -9,10 +9,8 @@
 //
 // Two numbers, for the 250 vectors of a UNet of 35.7 M parameters (60 thousand entries), 32 samples: 7.7 MB read, and
 // 16 KiB of sums per warp, written and read once: 15 MB. On an H200 (4.8 TB/s): 5 us. Launches one by one: 250 * 3 us.
-// Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. one launch per parameter, a block per sample, 127 of 128 bucket rows idle    750 us
-//   2. this                                                                     20 us, of which 5 launches are 15
-// Reference: journey/reference.py::sketch.
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
+// Reference: journey/ops/reference.py::sketch.
 #include <cmath>
 
 #include "../common/sketch_map.h"
@@ -83,15 +81,15 @@ __device__ __forceinline__ Route make_route(const Items& items, int64_t step, in
     const int64_t chunks = num_chunks(item.cols), in_item = step - item.first_step, bucket_rows = proj_dim / kLanes;
     const int64_t local_row = in_item / chunks, chunk = in_item - local_row * chunks, row = item.row_begin + local_row;
     const int64_t block = row / bucket_rows, columns = item.cols - chunk * kLanes;
-    const Tile tile = sketch_tile(item.key, repetition, block * chunks + chunk, bucket_rows);
-    int64_t bucket_row = row - block * bucket_rows + tile.rotation;
+    const Placement placement = sketch_placement(item.key, repetition, block * chunks + chunk, bucket_rows);
+    int64_t bucket_row = row - block * bucket_rows + placement.rotation;
     if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
     return Route{
         entry(item.grads, item.dtype, local_row * item.cols + chunk * kLanes),
         item.batch_stride,
         static_cast<int>(columns < kLanes ? columns : kLanes),
         static_cast<int>(bucket_row) * kLanes,
-        tile.lane_mask,
+        placement.lane_mask,
         sketch_signs(item.key, repetition, row * chunks + chunk),
         item.dtype};
 }

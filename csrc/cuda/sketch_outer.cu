@@ -15,15 +15,10 @@
 // and 1.0 MB of a and g. On an H200 (4.8 TB/s; 790 TFLOP/s bf16 as a large product measures, about 400 TF32): 1.5 us
 // of arithmetic, 0.2 us of memory; adding to the sums, 16 bytes of shared memory per entry at 128 bytes a cycle on
 // 132 multiprocessors, adds 0.3 us. At 4x4 positions the sums cost more than the product: they are then the bound.
-// Ladder, each effect predicted and NOT YET MEASURED on a device:
-//   1. FMAs, 64 x 32 tiles, a block barrier around every stage      60 TFLOP/s at most, a thirteenth of the rate
-//   2. mma.sync, 128 x 64 tiles, warps of 64 x 32                   8x: limited by ldmatrix, 24 cycles per 16 products
-//   3. stages two ahead across tiles, one barrier a stage           1.5x, more where a tile has few stages
-//   4. pairs of columns added at once, rows of sums swizzled        an eighth of the shared memory cycles of adding
-//   5. wgmma and the copy engine (sm_90a)                           up to 1.6x on Hopper, not built
+// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
 // Layers with few output channels (the last of a UNet, LoRA, depthwise) skip what they do not have by 16 rows in warps
 // of 64, but stage all 128 and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
-// Reference: journey/reference.py::sketch_outer.
+// Reference: journey/ops/reference.py::sketch_outer.
 #include <cmath>
 
 #include "layer_tiles.h"
@@ -48,8 +43,8 @@ static_assert(kTileRows == kWarpRows * kMTiles * 16 && kTileCols == kWarpColumns
 struct Shared {
     uint32_t stages[kStages][kStageRows * kStageWords];  // rows of g, then columns of a
     // Of two consecutive tiles, because the loads run ahead.
-    Line rows[2][kTileRows];
-    Line columns[2][kTileCols];
+    Offset rows[2][kTileRows];
+    Offset columns[2][kTileCols];
     uint32_t signs[kWarpColumns][kTileRows];
 };
 
@@ -67,7 +62,7 @@ __device__ __forceinline__ int sum_at(int bucket_row, int lane) {
 __device__ __forceinline__ void add_entries(
     const TileAt& at,
     int offset,
-    const Tile& tile,
+    const Placement& placement,
     int bucket_rows,
     const uint32_t* signs,
     const float (&entries)[kMTiles][kNTiles][4],
@@ -75,14 +70,14 @@ __device__ __forceinline__ void add_entries(
     const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
     const int group = lane_id() / 4, first_column = lane_id() % 4 * 2;
     const int columns_left = at.num_cols - warp_column * kLanes;
-    const bool swap = (tile.lane_mask & 1u) != 0u;
-    const int lane_mask = static_cast<int>(tile.lane_mask & ~1u);
+    const bool swap = (placement.lane_mask & 1u) != 0u;
+    const int lane_mask = static_cast<int>(placement.lane_mask & ~1u);
 #pragma unroll
     for (int i = 0; i < 2 * kMTiles; ++i) {
         const int row = warp_row * kMTiles * 16 + i * 8 + group;
         const int in_block = offset + row;
         if (row >= at.num_rows || in_block < 0 || in_block >= bucket_rows) continue;
-        int bucket_row = in_block + static_cast<int>(tile.rotation);
+        int bucket_row = in_block + static_cast<int>(placement.rotation);
         if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
         const uint32_t row_signs = signs[row];
 #pragma unroll
@@ -102,7 +97,7 @@ __device__ __forceinline__ void add_entries(
 
 // The block's sums, in shared memory or in its part of the workspace; computed where they are used, to save registers.
 template <bool kSharedSums>
-__device__ __forceinline__ float* block_sums(const Problem& problem) {
+__device__ __forceinline__ float* block_sums(const OuterProblem& problem) {
     if (kSharedSums) return dynamic_shared() + sizeof(Shared) / sizeof(float);
     return problem.workspace + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * problem.proj_dim;
 }
@@ -111,7 +106,7 @@ __device__ __forceinline__ float* block_sums(const Problem& problem) {
 // sums, else they take turns.
 template <bool kSharedSums>
 __device__ __forceinline__ void sketch_entries(
-    const Problem& problem,
+    const OuterProblem& problem,
     const Tiling& tiling,
     const TileAt& at,
     const float (&entries)[kMTiles][kNTiles][4],
@@ -128,15 +123,15 @@ __device__ __forceinline__ void sketch_entries(
                 shared.signs[c][thread] = sketch_signs(
                     problem.key, repetition, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
         for (int block = at.row_begin / bucket_rows; block * bucket_rows < at.row_begin + at.num_rows; ++block) {
-            const Tile tile = sketch_tile(
+            const Placement placement = sketch_placement(
                 problem.key, repetition, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
             for (int turn = 0; turn < (kSharedSums ? 1 : kWarpColumns); ++turn) {
                 // The signs are written; the sketch tile before has been added.
                 __syncthreads();
                 if ((kSharedSums || turn == warp_column) && warp_column * kLanes < at.num_cols)
                     add_entries(
-                        at, at.row_begin - block * bucket_rows, tile, bucket_rows, shared.signs[warp_column], entries,
-                        sums + (kSharedSums ? warp_column * problem.proj_dim : 0));
+                        at, at.row_begin - block * bucket_rows, placement, bucket_rows, shared.signs[warp_column],
+                        entries, sums + (kSharedSums ? warp_column * problem.proj_dim : 0));
             }
         }
     }
@@ -162,7 +157,7 @@ struct InFlight {
 
 template <typename input_t>
 __device__ __forceinline__ void begin_stage(
-    const Problem& problem, const Cursor& at, int stage, Shared& shared, InFlight& words) {
+    const OuterProblem& problem, const Cursor& at, int stage, Shared& shared, InFlight& words) {
     uint32_t* g = shared.stages[stage];
     const int buffer = at.tile & 1;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
@@ -172,7 +167,8 @@ __device__ __forceinline__ void begin_stage(
 }
 
 template <typename input_t>
-__device__ __forceinline__ void finish_stage(const Problem& problem, int stage, Shared& shared, const InFlight& words) {
+__device__ __forceinline__ void finish_stage(
+    const OuterProblem& problem, int stage, Shared& shared, const InFlight& words) {
     uint32_t* g = shared.stages[stage];
     finish_operand<input_t, kTileRows>(problem.g.layout, g, words.g);
     finish_operand<input_t, kTileCols>(problem.a.layout, g + kTileRows * kStageWords, words.a);
@@ -182,7 +178,7 @@ __device__ __forceinline__ void finish_stage(const Problem& problem, int stage, 
 // without kSharedSums, in its part of the workspace. A warp owns 64 x 32 entries of each tile.
 template <typename input_t, bool kSplit, bool kSharedSums>
 __global__ void __launch_bounds__(kTileThreads, kBlocks)
-    sketch_outer_kernel(const Problem problem, const Tiling tiling, const int tiles_per_slice) {
+    sketch_outer_kernel(const OuterProblem problem, const Tiling tiling, const int tiles_per_slice) {
     constexpr int kDepth = kStageDepth<input_t>;
     Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     const int thread = static_cast<int>(threadIdx.x);
@@ -191,10 +187,11 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     const int tile_end =
         tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
 
+    // Zero the sums.
     float* sums = block_sums<kSharedSums>(problem);
     for (int k = thread; k < (kSharedSums ? kWarpColumns : 1) * problem.proj_dim; k += kTileThreads) sums[k] = 0.0f;
 
-    // Start the first two stages.
+    // Fill the pipeline: bring the first two stages.
     Cursor loading{tile_begin, 0}, using_stage = loading;
     InFlight words;
     for (int stage = 0; stage < kStages - 1; ++stage) {
@@ -211,22 +208,26 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
         }
         commit_copies();
     }
-    // Lines of a tile that begins with the third stage.
+    // Decode the lines of a tile that begins with the third stage.
     if (loading.pair == 0 && loading.tile < tile_end)
         decode_lines(
             problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1], shared.columns[loading.tile & 1]);
 
+    // For every stage of every tile: load, multiply, add.
     int stage = 0;
     float entries[kMTiles][kNTiles][4] = {};
     while (using_stage.tile < tile_end) {
         wait_for_copies<kStages - 2>();
         // This stage is written, with the lines of the next to load, and the stage before has been used.
         __syncthreads();
+
+        // Load: start the stage that is two ahead.
         const bool loads = loading.tile < tile_end;
         const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
         if (loads) begin_stage<input_t>(problem, loading, free_stage, shared, words);
         commit_copies();
 
+        // Multiply this stage into the tile's entries.
         const TileAt at = locate(tiling, using_stage.tile);
         const int left_row = warp_row * kMTiles * 16, pairs_left = problem.pairs.count - using_stage.pair;
         if (left_row < at.num_rows && warp_column * kLanes < at.num_cols)
@@ -234,6 +235,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
                 shared.stages[stage], left_row, shared.stages[stage], kTileRows + warp_column * kLanes,
                 (at.num_rows - left_row + 15) / 16, (pairs_left + kPerWord<input_t> - 1) / kPerWord<input_t>, entries);
 
+        // Complete the load, and decode the lines of the next tile.
         if (loads) {
             finish_stage<input_t>(problem, free_stage, shared, words);
             loading.advance<kDepth>(problem.pairs.count);
@@ -243,6 +245,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
                     problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1],
                     shared.columns[loading.tile & 1]);
         }
+
+        // Add a finished tile to the sums.
         if (pairs_left <= kDepth) {
             sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
 #pragma unroll
@@ -252,7 +256,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
         stage = stage + 1 == kStages ? 0 : stage + 1;
     }
 
-    // All sketch tiles have been added.
+    // Write the partial sums, once all sketch tiles have been added.
     __syncthreads();
     float* partial = block_sums<false>(problem);
     for (int row = warp_id(); row < problem.proj_dim / kLanes; row += kTileThreads / kWarpLanes) {
@@ -267,7 +271,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 
 template <typename input_t, bool kSplit>
 cudaError_t launch_outer(
-    const OuterArgs& args, const Tiling& tiling, const Slices& slices, float* workspace, cudaStream_t stream) {
+    const SketchOuterArgs& args, const Tiling& tiling, const Slices& slices, float* workspace, cudaStream_t stream) {
     int most_shared = 0;
     const cudaError_t status = max_shared_bytes(&most_shared);
     if (status != cudaSuccess) return status;
@@ -283,11 +287,11 @@ cudaError_t launch_outer(
 
 }  // namespace
 
-int64_t sketch_outer_workspace_floats(const OuterArgs& args) {
+int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args) {
     return args.num_groups * outer_slices(make_tiling(args)).count * args.proj_dim;
 }
 
-cudaError_t sketch_outer(const OuterArgs& args, Workspace workspace, cudaStream_t stream) {
+cudaError_t sketch_outer(const SketchOuterArgs& args, Workspace workspace, cudaStream_t stream) {
     if (!is_valid(args)) return cudaErrorInvalidValue;
     const Tiling tiling = make_tiling(args);
     const int64_t num_pairs = args.rows_per_group * args.out_size[1] * args.out_size[2];

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.denoiser import as_denoiser
 from journey.evaluate.effects import Distance, Effect, generation_change, pixel_distance
 from journey.evaluate.lds import Interval
 from journey.evaluate.removal import RANDOM, Removals, remove
 from journey.evaluate.retrain import TrainFunction
-from journey.fingerprint import JSONValue
-from journey.keys import derive_key
+from journey.files.fingerprint import JSONValue
+from journey.models.load import as_denoiser
+from journey.ops.keys import derive_key
 
 
 @dataclass(frozen=True, eq=False)

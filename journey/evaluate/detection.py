@@ -9,7 +9,7 @@ from torch import Tensor
 
 from journey.evaluate.lds import Interval
 from journey.evaluate.ranks import ranks
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.checkpoints import loaded
-from journey.condition import Encoded
-from journey.datasets import Dataset
-from journey.denoiser import Denoiser, as_denoiser
-from journey.draws import Draws, keyed_noise, query_noise
-from journey.encoding import encode_all
-from journey.keys import derive_key, to_signed
-from journey.measurements import TrainingLoss
-from journey.trajectory import Trajectory
-from journey.values import measure_values
+from journey.data.items import Dataset
+from journey.generation.trajectory import Trajectory
+from journey.measure.batch import measure_values
+from journey.measure.draws import Draws
+from journey.measure.measurements import TrainingLoss
+from journey.models.checkpoints import loaded
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise, query_noise
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Effect = Callable[[Path, Sequence[int]], Tensor]
@@ -186,7 +188,8 @@ def step_loss_change(
         noise = query_noise(noise_seed, queries, step, num_draws, shape, denoiser.device).flatten(0, 1)
         x0 = trajectory.x0_hat[queries, column].to(denoiser.device).repeat_interleave(num_draws, 0)
         times = torch.full((len(x0),), step, device=x0.device)
-        told = trajectory.condition and trajectory.condition.select(queries).repeat(num_draws)
+        condition = trajectory.condition
+        told = None if condition is None else condition.select(queries).repeat(num_draws)
         with loaded(denoiser.network, weights):
             prediction = denoiser.predict(denoiser.add_noise(x0, noise, times), times, told)
         errors = (denoiser.target(x0, noise, times) - prediction).square().flatten(1).mean(1)

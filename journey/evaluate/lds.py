@@ -20,7 +20,7 @@ from torch import Tensor
 
 from journey.evaluate.ranks import spearman
 from journey.evaluate.subsets import Subsets
-from journey.keys import derive_key
+from journey.ops.keys import derive_key
 
 CEILING, RANDOM, CONSTANT = "ceiling", "random scores", "constant scores"
 _HEAD = 0.1  # share of the training images, by strength of their score, that makes up the head

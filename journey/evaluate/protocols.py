@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.checkpoints import Checkpoint
-from journey.datasets import Dataset
-from journey.draws import Draws, GridDraws, UniformDraws
+from journey.data.items import Dataset
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run
 from journey.evaluate.subsets import Subsets, random_subsets
-from journey.measurements import Measurement
-from journey.trajectory import Trajectory
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import Draws, GridDraws, UniformDraws
+from journey.measure.measurements import Measurement
+from journey.models.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)

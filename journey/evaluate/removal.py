@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from journey.evaluate.retrain import Run, TrainFunction, retrain
-from journey.fingerprint import JSONValue
-from journey.keys import derive_key
+from journey.files.fingerprint import JSONValue
+from journey.ops.keys import derive_key
 
 RANDOM, RESEED = "random removal", "other seed"
 

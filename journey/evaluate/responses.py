@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.checkpoints import Checkpoint, loaded
-from journey.datasets import Dataset
-from journey.denoiser import as_denoiser
-from journey.draws import Draws
-from journey.encoding import encode_all
-from journey.measurements import Measurement, TrainingLoss
-from journey.trajectory import Trajectory
-from journey.values import measure_values
+from journey.data.items import Dataset
+from journey.generation.trajectory import Trajectory
+from journey.measure.batch import measure_values
+from journey.measure.draws import Draws
+from journey.measure.measurements import Measurement, TrainingLoss
+from journey.models.checkpoints import Checkpoint, loaded
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
 
 
 def measure_responses(

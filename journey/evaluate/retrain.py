@@ -15,8 +15,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from journey.errors import StoreMismatchError
-from journey.fingerprint import JSONValue, canonical_json, fingerprint_json
-from journey.publish import publish, remove_leftovers
+from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json
+from journey.files.publish import publish, remove_leftovers
 
 TrainFunction = Callable[[Sequence[int], int], nn.Module]
 

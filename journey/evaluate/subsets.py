@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from journey import ops
-from journey.fingerprint import JSONValue
-from journey.keys import derive_key, to_signed
+from journey.files.fingerprint import JSONValue
+from journey.ops.keys import derive_key, to_signed
 
 _STREAM_SUBSET = 7  # none of those in csrc/common/philox.h
 

@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from journey.condition import Encoded
-from journey.datasets import Dataset
-from journey.denoiser import Denoiser, as_denoiser
-from journey.encoding import encode_all
-from journey.fingerprint import JSONValue, fingerprint_tensors
-from journey.keys import derive_key
-from journey.training import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
+from journey.data.items import Dataset
+from journey.evaluate.optimize import EMA_DECAY, WARM_UP, optimize, set_parameters, stratified_timesteps
+from journey.files.fingerprint import JSONValue, fingerprint_tensors
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.encoding import encode_all
+from journey.models.load import as_denoiser
+from journey.ops.keys import derive_key
 
 
 class UNetTraining:
     """Trains networks of one architecture on subsets of one dataset; a ``train_fn`` for ``retrain``.
 
-    The loop is that of ``journey.training.optimize``; the result is the moving average of the weights. One seed gives
-    the same initial weights, timesteps and noise for every subset, and the same places in the subset for subsets of one
-    size.
+    The loop is that of ``journey.evaluate.optimize.optimize``; the result is the moving average of the weights. One
+    seed gives the same initial weights, timesteps and noise for every subset, and the same places in the subset for
+    subsets of one size.
 
     Every family of models is trained, on its training loss, with all its weights and from scratch. The VAE and the text
     encoders stay as they are: they run once per image, and latents and embeddings are held in memory. Of several

@@ -1,1 +1,4 @@
-"""What other libraries for data attribution take, and what they leave behind. None of them is needed."""
+"""Other libraries.
+
+In reading order: ``trak`` (our projectors and gradients in a ``TRAKer``), ``trak_files`` (reading its files).
+"""

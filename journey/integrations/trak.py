@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from journey.fingerprint import fingerprint_json
-from journey.gradients import GradientEngine, parameter_slots
+from journey.files.fingerprint import fingerprint_json
+from journey.gradients.engine import GradientEngine, parameter_slots
 from journey.integrations.trak_files import TRAKFeatures, read_features, read_scores, read_targets
-from journey.projectors import Projector
+from journey.projectors.base import Projector
 
 __all__ = [
     "TRAKFeatures",
@@ -97,7 +97,7 @@ class TRAKGradients:
         grad_wrt: None, or the same names.
         projector: Maps gradients to features.
         names: Parameters that are measured.
-        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.engine.GradientEngine``.
 
     Raises:
         ValueError: If ``grad_wrt`` names other parameters.
@@ -181,7 +181,7 @@ def engine(
         model: The model.
         projector: Maps gradients to features.
         names: Parameters that are measured, all trainable ones by default. ``TRAKer(grad_wrt=...)`` may repeat them.
-        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.GradientEngine``.
+        uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.engine.GradientEngine``.
 
     Returns:
         ``gradient_computer`` and ``projector``.

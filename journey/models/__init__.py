@@ -1,1 +1,10 @@
-"""One small adapter for each family of models: what the network is told, and how images and latents correspond."""
+"""One view of diffusion models, and one small adapter for each family.
+
+In reading order: ``denoiser`` (the view: noise in, prediction out), ``load`` (the forms in which people have models),
+``network`` (what is wrapped around a network, and how it answers), ``schedules`` (signal, noise and target at a
+timestep; intervals of timesteps), ``condition`` (what a network is told), ``encoding`` (the frozen parts, run once for
+each image), ``checkpoints`` (sets of weights).
+
+Families: ``latent`` (behind an autoencoder), ``conditional`` (a network that is told one thing), ``text``, ``dit``,
+``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``.
+"""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.condition import Condition
-from journey.datasets import captions_of, label_of
-from journey.fingerprint import fingerprint_tensors
-from journey.models.base import Denoiser
+from journey.data.items import captions_of, label_of
+from journey.files.fingerprint import fingerprint_tensors
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.models.network import sample_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.condition import Condition
-from journey.datasets import label_of
+from journey.data.items import label_of
+from journey.models.condition import Condition
 from journey.models.latent import LatentDenoiser
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from journey.condition import Condition
+from journey.models.condition import Condition
 from journey.models.latent import LatentDenoiser
 from journey.models.text import TextDenoiser
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from journey.draws import keyed_noise
-from journey.keys import derive_key, to_signed
-from journey.models.base import Denoiser
+from journey.data.items import check_finite
+from journey.models.denoiser import Denoiser
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -115,7 +116,7 @@ class LatentDenoiser(Denoiser):
             self.shape_of((image.shape[1], image.shape[2]))
         except ValueError as error:
             raise ValueError(f"{what} does not fit: {error}") from None
-        self._check_finite(image, what)
+        check_finite(image, what)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.condition import Condition
+from journey.models.condition import Condition
 from journey.models.stable_diffusion import StableDiffusion
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from journey.condition import Condition
-from journey.datasets import captions_of
-from journey.models.base import Denoiser
+from journey.data.items import captions_of
+from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 
 
 class TextDenoiser(Denoiser):

@@ -1,0 +1,1 @@
+"""The compiled operations, each beside its peers and the bound of this machine."""

@@ -1,0 +1,66 @@
+"""Compare attribution methods with what retraining does: ``python -m bench.retraining --tier laptop``.
+
+Trains models on random halves of the training set (kept in ``--work``, continued after an interruption), measures
+every query under each of them, scores all methods, and writes ``lds-NAME.json`` (the losses), ``lds-NAME-table.json``,
+``.md`` and ``.png``, and the same of single steps as ``lds-NAME-steps*``. Numbers go to ``bench/results``, tables and
+pictures to ``docs/results``. With the losses at hand nothing is retrained
+but the attributed models.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from bench.retraining.arguments import make_parser, write_into, write_results
+from bench.retraining.steps.compare import SHOWN, compare_steps, plot_steps, step_table
+from bench.retraining.steps.truth import make_step_truth, read_step_truth
+from bench.retraining.tiers import TIERS
+from bench.retraining.whole.compare import compare, plot, table
+from bench.retraining.whole.truth import make_truth, open_setting, read_truth
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for.
+
+    Args:
+        arguments: Instead of the command line's.
+
+    Returns:
+        Exit status.
+    """
+    parser = make_parser("bench.retraining", __doc__)
+    parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
+    parser.add_argument("--seeds", type=int, help="trainings per reported half (default: the tier's)")
+    parser.add_argument("--retrain", action="store_true", help="make the tables of losses again")
+    parser.add_argument("--only", choices=("images", "steps"), help="whole images or single steps alone")
+    parser.add_argument("--short", action="store_true", help="at single steps compare only what is shown and drawn")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    tier = TIERS[options.tier]
+    if options.seeds is not None:
+        tier = replace(tier, num_seeds=options.seeds)
+    setting = open_setting(tier, options.data, options.work)
+    if options.only != "steps":
+        losses = options.out / f"lds-{tier.name}.json"
+        if options.retrain or not losses.exists():
+            make_truth(setting, losses, options.processes)
+        document = compare(setting, read_truth(losses))
+        write_results(options, f"lds-{tier.name}-table", document, table(document))
+        plot(document, options.pages / f"lds-{tier.name}-table.png")
+        write_into(options, table(document), "lds")
+    if options.only != "images":
+        responses = options.out / f"lds-{tier.name}-steps.json"
+        if options.retrain or not responses.exists():
+            make_step_truth(setting, responses, options.processes)
+        document = compare_steps(setting, read_step_truth(responses), short=options.short)
+        write_results(options, f"lds-{tier.name}-steps-table", document, step_table(document))
+        plot_steps(document, options.pages / f"lds-{tier.name}-steps-table.png")
+        write_into(options, step_table(document, SHOWN), "lds-steps")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

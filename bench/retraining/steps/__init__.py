@@ -1,0 +1,1 @@
+"""Single steps: ``truth`` (the losses of retrained models), ``contenders``, ``compare``."""

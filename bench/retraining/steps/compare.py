@@ -1,0 +1,155 @@
+"""Score every contender against the table of responses at single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.retraining.steps.contenders import (
+    DEFAULT,
+    PLAIN,
+    TRAINING_LOSS,
+    WHOLE_IMAGE,
+    measured_scores,
+    step_contenders,
+)
+from bench.retraining.steps.truth import STEP_KINDS, StepTruth
+from bench.retraining.whole.truth import Setting
+from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
+from journey.evaluate.subsets import Subsets
+
+# Rows of the short table and curves of the plot.
+SHOWN = (
+    DEFAULT,
+    TRAINING_LOSS,
+    PLAIN,
+    "plain gradients, 1 bin of 8 draws",
+    "optimal denoiser at the latent",
+    "pixels of x0_hat, cosine",
+    WHOLE_IMAGE,
+)
+
+
+def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) -> dict[str, Any]:
+    """Return the document of the comparison: for every contender and kind of query the LDS of each step.
+
+    Args:
+        setting: The tier.
+        truth: What really happens.
+        short: Compare what the short table shows alone.
+
+    Returns:
+        The document, see ``step_table``.
+    """
+    scores, rows = {}, {}
+    for contender in step_contenders():
+        if short and contender.name not in SHOWN:
+            continue
+        print(f"{contender.name} ...", flush=True)
+        scores[contender.name] = measured_scores(setting, truth.trajectory, contender)
+        rows[contender.name] = {
+            "draws": 0 if contender.draws is None else contender.draws.bins * contender.draws.num_draws,
+            "bytes": 4 * contender.stored,
+            "tuning": _tuning(truth, scores[contender.name]),
+        }
+    document: dict[str, Any] = {"steps": truth.trajectory.timesteps.tolist(), "rows": rows, "ceiling": {}}
+    subsets, losses = truth.reported()
+    for kind in STEP_KINDS:
+        part = truth.of_kind(kind)
+        _add(document, kind, {name: values[part] for name, values in scores.items()}, losses[:, :, part], subsets)
+    return document
+
+
+def _tuning(truth: StepTruth, scores: Tensor) -> dict[str, float]:
+    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made."""
+    subsets, losses = truth.tuning()
+    per_step = [
+        lds_per_query(predict_losses(scores[:, i], subsets), losses[..., i])
+        for i in range(len(truth.trajectory.timesteps))
+    ]
+    return {kind: torch.stack(per_step)[:, truth.of_kind(kind)].mean().item() for kind in STEP_KINDS}
+
+
+def _add(document: dict[str, Any], key: str, scores: dict[str, Tensor], responses: Tensor, subsets: Subsets) -> None:
+    """Add the LDS of every step, and of the mean over steps, with the default's lead over it."""
+    steps = responses.shape[-1]
+    tables = [
+        lds({name: values[:, i] for name, values in scores.items()}, responses[..., i], subsets, num_bootstrap=400)
+        for i in range(steps)
+    ]
+    for row, name in enumerate(tables[0].rows):
+        # One seed: every step resamples the same queries, subsets and seeds, so means over steps are resampled too.
+        resampled = torch.stack([table.resampled for table in tables]).mean(0)
+        mean = sum(table.rows[name].lds.value for table in tables) / steps
+        entry = document["rows"].setdefault(name, {})
+        entry[key] = {
+            "steps": [list(table.rows[name].lds) for table in tables],
+            "mean": _interval(mean, resampled[row]),
+        }
+        # By how much the default exceeds it, on the same resamples.
+        leader = sum(table.rows[DEFAULT].lds.value for table in tables) / steps
+        entry[key]["behind"] = _interval(leader - mean, resampled[list(tables[0].rows).index(DEFAULT)] - resampled[row])
+    ceilings = [table.ceiling for table in tables]
+    document["ceiling"][key] = [None if ceiling is None else list(ceiling) for ceiling in ceilings]
+
+
+def _interval(value: float, resampled: Tensor) -> list[float]:
+    low, high = (torch.quantile(resampled, q).item() - resampled.mean().item() for q in (0.025, 0.975))
+    return [value, value + low, value + high]
+
+
+def step_table(document: dict[str, Any], shown: Sequence[str] | None = None) -> str:
+    """Render the generated queries' LDS of each step as Markdown, best mean first, ceiling last.
+
+    Args:
+        document: From ``compare_steps``.
+        shown: Rows; all by default.
+
+    Returns:
+        The table.
+    """
+    other, key = STEP_KINDS
+    names = sorted(shown or document["rows"], key=lambda name: -document["rows"][name][key]["mean"][0])
+    head = ["method", *map(str, document["steps"]), "mean", "mean, held-out", "draws per image", "kB per image"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for name in names:
+        row = document["rows"][name]
+        cells = [name, *(f"{step[0]:.2f}" for step in row[key]["steps"])]
+        cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*row[k]["mean"]) for k in (key, other)]
+        cells += [str(row["draws"]), f"{row['bytes'] / 1000:.0f}"] if "draws" in row else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    ceilings = [document["ceiling"][k] for k in (key, other)]
+    if None not in ceilings[0]:
+        cells = [CEILING, *(f"{step[0]:.2f}" for step in ceilings[0])]
+        cells += [f"{sum(step[0] for step in ceiling) / len(ceiling):.2f}" for ceiling in ceilings]
+        lines.append(f"| {' | '.join(cells)} | | |")
+    return "\n".join(lines)
+
+
+def plot_steps(document: dict[str, Any], path: Path) -> None:
+    """Draw LDS against the step, from noise on the left to the image on the right, with the ceiling as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    key, steps = STEP_KINDS[1], document["steps"]
+    if None not in document["ceiling"][key]:
+        _, low, high = zip(*document["ceiling"][key], strict=True)
+        axes.fill_between(steps, low, high, color="0.85", label="ceiling: retraining itself", linewidth=0)
+    for index, name in enumerate(SHOWN):
+        value, low, high = zip(*document["rows"][name][key]["steps"], strict=True)
+        axes.plot(steps, value, marker="o", markersize=4, color=f"C{index}", label=name)
+        if name == DEFAULT:
+            axes.fill_between(steps, low, high, color=f"C{index}", alpha=0.2, linewidth=0)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.invert_xaxis()
+    axes.set(xlabel="step of the generation (timestep)", ylabel="LDS of generated images", xticks=steps)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)

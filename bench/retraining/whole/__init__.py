@@ -1,0 +1,1 @@
+"""Whole images: ``truth`` (the losses of retrained models), ``contenders``, ``compare``."""

@@ -1,0 +1,144 @@
+"""Score every contender against the table of retrained losses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bench.retraining.whole.contenders import DAMPINGS, Contender, contenders, measure, scores_at
+from bench.retraining.whole.truth import QUERY_KINDS, Setting, Truth
+from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses
+
+OURS, MODEL_FREE = "ours", "optimal denoiser (NDA)"
+
+
+def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
+    """Return the document of the comparison: one table per kind of query."""
+    scores, notes = {}, {}
+    for contender in contenders():
+        print(f"{contender.name} ...", flush=True)
+        scores[contender.name], notes[contender.name] = _scores(setting, truth, contender)
+    # What the gradients know and what the images alone tell: each query's scores at one scale, added.
+    both = f"{OURS} + optimal denoiser"
+    scores[both] = _standardized(scores[OURS]) + _standardized(scores[MODEL_FREE])
+    notes[both] = {key: notes[OURS][key] for key in ("seconds", "bytes", "damping")}
+    notes[both]["seconds"] += notes[MODEL_FREE]["seconds"]
+    subsets, losses = truth.reported()
+    rows: dict[str, dict[str, Any]] = {name: dict(note) for name, note in notes.items()}
+    document: dict[str, Any] = {"tier": setting.tier.name, "num_subsets": len(subsets), "rows": rows, "ceiling": {}}
+    for kind, part in zip(QUERY_KINDS, _parts(setting), strict=True):
+        # The whole range of timesteps: the mean over its quarters.
+        table = lds(
+            {name: values[part] for name, values in scores.items()},
+            losses[:, :, part].mean(-1),
+            subsets,
+            num_bootstrap=400,
+        )
+        for name, row in table.rows.items():
+            entry = rows.setdefault(name, {})
+            entry[kind] = {"lds": list(row.lds), "head": row.head, "tail": row.tail, "behind": _behind(table, name)}
+        document["ceiling"][kind] = None if table.ceiling is None else list(table.ceiling)
+    return document
+
+
+def _behind(table: LDSTable, name: str) -> list[float] | None:
+    """By how much ours exceeds a method, on the same resamples."""
+    return None if name == OURS else list(table.difference(OURS, name))
+
+
+def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tensor, dict[str, Any]]:
+    if contender.baseline is not None:
+        begin = time.process_time()
+        values = contender.baseline(setting)
+        return values, {"seconds": time.process_time() - begin, "bytes": 4 * contender.stored, "damping": None}
+    assert contender.method is not None
+    measured, seconds = measure(setting, contender)
+    damping = _tuned(setting, truth, contender, measured) if contender.damped else None
+    values, used = scores_at(setting, contender, measured, damping)
+    return values, {"seconds": seconds, "bytes": 4 * sum(m.train.shape[1] for m in measured), "damping": used}
+
+
+def _tuned(setting: Setting, truth: Truth, contender: Contender, measured: list[Any]) -> float:
+    """The damping of highest LDS on the halves for tuning, mean over all queries."""
+    subsets, losses = truth.tuning()
+
+    def quality(damping: float) -> float:
+        values, _ = scores_at(setting, contender, measured, damping)
+        return lds_per_query(predict_losses(values, subsets), losses.mean(-1)).mean().item()
+
+    return max(DAMPINGS, key=quality)
+
+
+def _standardized(scores: Tensor) -> Tensor:
+    return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)
+
+
+def _parts(setting: Setting) -> list[slice]:
+    count = setting.tier.num_queries
+    return [slice(kind * count, (kind + 1) * count) for kind in range(len(QUERY_KINDS))]
+
+
+def table(document: dict[str, Any]) -> str:
+    """Render a document as Markdown: sorted by LDS on held-out queries, controls and ceiling last."""
+    kinds = [kind for kind in QUERY_KINDS if kind in document["ceiling"]]
+    names = sorted(document["rows"], key=lambda name: -document["rows"][name][kinds[1]]["lds"][0])
+    lines = [
+        "| method | "
+        + " | ".join(f"LDS, {kind} queries" for kind in kinds)
+        + f" | {OURS} exceeds it by, {kinds[1]} | seconds | kB per image | damping |",
+        "|" + " --- |" * (len(kinds) + 5),
+    ]
+    for name in names:
+        row = document["rows"][name]
+        cells = [name, *(_interval(row[kind]["lds"]) for kind in kinds)]
+        cells.append("" if row[kinds[1]]["behind"] is None else _interval(row[kinds[1]]["behind"]))
+        cells += [f"{row['seconds']:.0f}", f"{row['bytes'] / 1000:.0f}"] if "seconds" in row else ["", ""]
+        cells.append("" if row.get("damping") in (None, float("inf")) else f"{row['damping']:g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    if document["ceiling"][kinds[0]] is not None:
+        cells = [CEILING, *(_interval(document["ceiling"][kind]) for kind in kinds), "", "", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(document: dict[str, Any], path: Path) -> None:
+    """Draw LDS against cost: seconds to the right, held-out LDS upwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6.5), layout="constrained")
+    kind = QUERY_KINDS[1]
+    shown = sorted(
+        (row[kind]["lds"], max(row["seconds"], 0.1), name) for name, row in document["rows"].items() if "seconds" in row
+    )
+    for index, ((value, low, high), seconds, name) in enumerate(shown):
+        color = f"C{index % 10}"
+        axes.errorbar(seconds, value, [[value - low], [high - value]], fmt="o", capsize=2, markersize=4, color=color)
+        # Names stand in a column on the right, in the order of their values, so that they never overlap.
+        axes.annotate(
+            name,
+            (seconds, value),
+            xytext=(1.08, (index + 0.5) / len(shown)),
+            textcoords="axes fraction",
+            fontsize=8,
+            color=color,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4, "relpos": (0, 0.5)},
+        )
+    if document["ceiling"][kind] is not None:
+        axes.axhline(document["ceiling"][kind][0], color="grey", linestyle="--", linewidth=1)
+        axes.text(0.1, document["ceiling"][kind][0], CEILING, fontsize=8, va="bottom")
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set(xscale="log", xlabel="seconds to measure all images and queries", ylabel=f"LDS, {kind} queries")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _interval(values: list[float]) -> str:
+    value, low, high = values
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,188 @@
+"""What really happens: models retrained on random halves, and the losses of every query under each of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.retraining.tiers import Tier
+from journey.evaluate.responses import measure_responses
+from journey.evaluate.retrain import Run, retrain
+from journey.evaluate.subsets import Subsets, random_subsets
+from journey.files.fingerprint import fingerprint_json
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import StratifiedDraws
+from journey.models.denoiser import Denoiser
+
+BINS = 4  # quarters of the range of timesteps, of which a response is the mean
+_DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)
+_SAMPLER_STEPS = 20
+QUERY_KINDS = ("training", "held-out", "generated")
+# Models of the whole training set: the first is the one that is attributed, the others are for ensembles.
+NUM_MODELS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The table of losses, and what it belongs to.
+
+    Attributes:
+        subsets: The reported halves, then those for tuning.
+        num_reported: How many are reported.
+        responses: Losses; NaN where a half was not trained with that seed. [num_subsets, num_seeds, num_queries, BINS]
+    """
+
+    subsets: Subsets
+    num_reported: int
+    responses: Tensor
+
+    def reported(self) -> tuple[Subsets, Tensor]:
+        """Return halves that are reported. [num_reported, num_seeds, num_queries, BINS]"""
+        return self.subsets.select(slice(0, self.num_reported)), self.responses[: self.num_reported]
+
+    def tuning(self) -> tuple[Subsets, Tensor]:
+        """Return halves that choices are made on, one seed each. [num_tuning, 1, num_queries, BINS]"""
+        return self.subsets.select(slice(self.num_reported, None)), self.responses[self.num_reported :, :1]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A tier with its images and where its models are kept."""
+
+    tier: Tier
+    train: Tensor
+    held_out: Tensor
+    work: Path
+
+    @cached_property
+    def models(self) -> list[Denoiser]:
+        """Return models of the whole training set, trained or from the folder."""
+        training = self.tier.training(self.train)
+        runs = [Run(tuple(range(self.tier.num_train)), seed) for seed in range(NUM_MODELS)]
+        paths = retrain(training, runs, self.work / "models", progress=False)
+        return [self.load(path) for path in paths]
+
+    def load(self, path: Path) -> Denoiser:
+        """Return the model of a file of weights."""
+        training = self.tier.training(self.train)
+        network = training.build(0)
+        network.load_state_dict(load_file(path))
+        return Denoiser(network, DDIMScheduler.from_config(training.scheduler.config))
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """Return generated queries with their recorded steps; the same in every run."""
+        path = self.work / "trajectory.safetensors"
+        if not path.exists():
+            model = self.models[0]
+            record(model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False).save(
+                path
+            )
+        return Trajectory.load(path)
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """Return all queries, kind after kind. [3 * num_queries, C, H, W]"""
+        return torch.cat([self.train[: self.tier.num_queries], self.held_out, self.trajectory.images])
+
+
+def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
+    """Load a tier's images."""
+    train, held_out = tier.images(data)
+    return Setting(tier, train, held_out, work / tier.name)
+
+
+def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
+    """Retrain what is not there yet, measure all queries, and write the table."""
+    tier = setting.tier
+    subsets, runs, paths = retrained(setting, processes)
+    queries = setting.queries
+    measured = measure_responses(setting.models[0], paths, queries, draws=_DRAWS)
+    responses = by_subset(subsets, runs, measured)
+    write_table(
+        path,
+        {
+            "what": "loss of every query under models retrained on random halves: [subset][seed][query][quarter of t]",
+            "training": tier.training(setting.train).fingerprint(),
+            "draws": _DRAWS.fingerprint(),
+            "queries": {"kinds": QUERY_KINDS, "of_each": tier.num_queries},
+            "subsets": subsets.to_json(),
+            "num_reported": tier.num_subsets,
+        },
+        responses,
+        digits=6,
+    )
+    return Truth(subsets, tier.num_subsets, responses)
+
+
+def retrained(setting: Setting, processes: int) -> tuple[Subsets, list[tuple[int, int]], list[Path]]:
+    """Retrain what is not there yet.
+
+    Returns:
+        The halves, reported ones first; the half and the seed of every model; and the file of its weights.
+    """
+    tier = setting.tier
+    subsets = random_subsets(tier.num_train, tier.num_subsets + tier.num_tuning)
+    # The most useful first, should somebody stop it: one seed of everything, then the other seeds.
+    runs = [(j, 0) for j in range(len(subsets))]
+    runs += [(j, seed) for seed in range(1, tier.num_seeds) for j in range(tier.num_subsets)]
+    wanted = [Run(subsets.indices(j), seed) for j, seed in runs]
+    paths = retrain(tier.training(setting.train), wanted, setting.work / "models", processes=processes)
+    return subsets, runs, paths
+
+
+def by_subset(subsets: Subsets, runs: Sequence[tuple[int, int]], measured: Tensor) -> Tensor:
+    """Put what was measured of each model in the place of its half and seed, NaN where there is none.
+
+    Args:
+        subsets: The halves.
+        runs: The half and the seed of every model.
+        measured: [num_models, ...]
+
+    Returns:
+        float32. [num_subsets, num_seeds, ...]
+    """
+    num_seeds = 1 + max(seed for _, seed in runs)
+    responses = torch.full((len(subsets), num_seeds, *measured.shape[1:]), float("nan"))
+    for (j, seed), values in zip(runs, measured, strict=True):
+        responses[j, seed] = values
+    return responses
+
+
+def write_table(path: Path, document: dict[str, Any], responses: Tensor, *, digits: int) -> None:
+    """Write responses as nested lists, None for what was not trained, below what they belong to."""
+    rounded = _rounded(responses.tolist(), digits)
+    document = {**document, "responses": rounded, "checksum": fingerprint_json(rounded)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, separators=(",", ":")) + "\n")
+
+
+def read_table(path: Path) -> tuple[dict[str, Any], Tensor]:
+    """Read what ``write_table`` wrote: the document and the responses, NaN for what was not trained."""
+    document = json.loads(path.read_text())
+    return document, torch.tensor(_rounded(document["responses"], 17))
+
+
+def read_truth(path: Path) -> Truth:
+    """Read the table that ``make_truth`` wrote."""
+    document, responses = read_table(path)
+    return Truth(Subsets.from_json(document["subsets"]), document["num_reported"], responses)
+
+
+def _rounded(values: Any, digits: int) -> Any:
+    """Significant digits, far below the differences between models; NaN and None stand for each other."""
+    if isinstance(values, list):
+        return [_rounded(value, digits) for value in values]
+    if values is None:
+        return float("nan")
+    return None if values != values else float(f"{values:.{digits}g}")

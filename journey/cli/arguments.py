@@ -1,0 +1,181 @@
+"""Arguments that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from journey.scores.spectrum import DEFAULT_DAMPING
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Arguments of a command by those of ``journey.record``.
+RECORDING = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "class_labels": "class_label",
+    "guidance_scale": "guidance",
+    "num_images": "num_images",
+    "num_inference_steps": "num_inference_steps",
+    "size": "size",
+}
+
+
+def add_command(
+    commands: Commands, name: str, text: str, examples: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    """Add a subcommand with the arguments that all have.
+
+    Args:
+        commands: Where to add it.
+        name: What it is called by.
+        text: What it does, in one line.
+        examples: Command lines, one per line, shown below the help.
+        run: Does the job.
+
+    Returns:
+        Its parser.
+    """
+    indented = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"examples:\n{indented}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add how a command runs: ``--quiet`` and ``--threads``."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+
+
+@contextmanager
+def hidden_bars() -> Iterator[None]:
+    """Hide the bars that other libraries show while they load models; afterwards they are as they were."""
+    # transformers is there only if diffusers found it.
+    found = [import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if name in sys.modules]
+    shown = [library for library in found if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add the model, its device and the seed."""
+    parser.add_argument("--model", required=required, help="path or repo id of a saved diffusers pipeline")
+    parser.add_argument("--lora", metavar="PATH", help="LoRA weights to load; then they alone are measured")
+    parser.add_argument(
+        "--latents",
+        choices=("mean", "sample"),
+        default="mean",
+        help="of the VAE's posterior: its mean (default), or one sample for each image",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--seed", type=int, default=0, help="names everything random (default 0)")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add the training images."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help='folder of training images; captions ("text") and labels ("label") in its metadata.jsonl',
+    )
+
+
+def add_measured(parser: argparse.ArgumentParser) -> None:
+    """Add what is measured of the model."""
+    parser.add_argument(
+        "--select", nargs="+", metavar="PATTERN", help='parameters to measure, such as "*.attn*" (default: all)'
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="weights to measure under, averaged in the scores (default: the model's own)",
+    )
+
+
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """Add the stored features, with what must be as it was when they were made."""
+    parser.add_argument("--features", type=Path, required=True, help="folder that featurize wrote")
+    add_measured(parser)
+
+
+def add_recording(parser: argparse.ArgumentParser) -> None:
+    """Add what is generated; ``None`` stands for the default of ``journey.record``."""
+    parser.add_argument("--prompt", nargs="+", metavar="TEXT", help="what a text model is to show, one or several")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--class-label", type=int, nargs="+", metavar="N", help="of a class-conditional model")
+    parser.add_argument("--guidance", type=float, help="strength of guidance (default: that of the pipeline)")
+    parser.add_argument("--num-images", type=int, help="images to generate, of each prompt (default 1)")
+    parser.add_argument("--num-inference-steps", type=int, help="steps of the sampler (default 50)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: the model's)"
+    )
+
+
+def add_trajectory(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add a recorded generation."""
+    parser.add_argument(
+        "--trajectory", type=Path, required=required, metavar="PATH", help="what record or score wrote: folder or file"
+    )
+
+
+def add_completion_steps(parser: argparse.ArgumentParser) -> None:
+    """Add how completions are sampled."""
+    text = "steps of the completions' sampler, which must visit the steps asked for (default: the trajectory's)"
+    parser.add_argument("--completion-steps", type=int, help=text)
+
+
+def add_damping(parser: argparse.ArgumentParser) -> None:
+    """Declare how much the Gram matrix is damped."""
+    text = f'multiple of the mean eigenvalue (default {DEFAULT_DAMPING:g}), or "auto"'
+    parser.add_argument("--damping", default=f"{DEFAULT_DAMPING:g}", help=text)
+
+
+def parse_damping(text: str) -> float | Literal["auto"]:
+    """Return the damping as a number, or ``"auto"``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'damping must be "auto" or a number >= 0, got {text!r}') from None
+
+
+def parse_region(words: list[str] | None) -> Any:
+    """Return a region: four numbers are a box, one word is the path of a mask.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if words is None or len(words) == 1:
+        return words and words[0]
+    try:
+        top, left, bottom, right = map(int, words)
+    except ValueError:
+        raise ValueError(
+            f"region must be a box TOP LEFT BOTTOM RIGHT or the path of a mask image, got {' '.join(words)}"
+        ) from None
+    return top, left, bottom, right

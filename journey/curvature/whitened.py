@@ -1,0 +1,171 @@
+"""Curvature of a loss, parameter by parameter, and the projector that divides gradients by its root.
+
+It is fitted elsewhere, as Kronecker factors alone (``journey.curvature.kfac``) or with eigenvalues of its own in their
+eigenbasis (``journey.curvature.ekfac``); here it is applied, kept and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from journey.curvature.blocks import Block, EigenBlock, KroneckerBlock
+from journey.files.fingerprint import fingerprint_tensors
+from journey.files.tensors import read_tensors, write_tensors
+from journey.ops.geometry import ConvGeometry
+from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.random import CountSketch
+
+# How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
+# to be encoded for it. With the model and the images that a store names this determines it.
+FITTED_TO_STORE: dict[str, Any] = {"fit": "kfac", "num_images": 512, "run": 32, "num_draws": 2}
+
+
+class Curvature:
+    """The curvature of a model, one block for each parameter.
+
+    Args:
+        blocks: The block of each parameter, by name.
+        origin: How it follows from what is named elsewhere, as JSON values; takes the place of a hash of the tensors.
+    """
+
+    def __init__(self, blocks: Mapping[str, Block], origin: Mapping[str, Any] | None = None) -> None:
+        self.blocks = dict(blocks)
+        self.origin = origin
+
+    def block(self, slot: ParameterSlot) -> Block:
+        """Return the block of a parameter.
+
+        Raises:
+            ValueError: If there is none, or one of another shape.
+        """
+        block = self.blocks.get(slot.name)
+        if block is None or not block.fits(slot.rows, slot.cols):
+            found = "none" if block is None else f"one of shape {block.shape}"
+            raise ValueError(
+                f"curvature must have a block for {slot.name!r} of shape {[slot.rows, slot.cols]}, got {found}; fit it "
+                "to the model that is measured, with the same select"
+            )
+        return block
+
+    def save(self, path: str | Path, *, exclusive: bool = False) -> None:
+        """Write everything as one safetensors file, whole or not at all.
+
+        Args:
+            path: The file.
+            exclusive: Refuse to replace an existing file.
+
+        Raises:
+            FileExistsError: If ``exclusive`` and the file exists.
+        """
+        write_tensors(path, "curvature", self._tensors(), exclusive=exclusive)
+
+    @staticmethod
+    def load(path: str | Path, origin: Mapping[str, Any] | None = None) -> Curvature:
+        """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+            origin: See ``Curvature``.
+
+        Returns:
+            The curvature, on the CPU.
+
+        Raises:
+            ValueError: If the file holds something else, or is damaged.
+        """
+        tensors = read_tensors(path, "curvature")
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("/")
+            parts.setdefault(name, {})[part] = tensor
+        blocks: dict[str, Block] = {}
+        for name, found in parts.items():
+            kind = next((k for k in (EigenBlock, KroneckerBlock) if k.parts_fit(found.keys())), None)
+            if kind is None:
+                raise ValueError(f"{path} is damaged or of another version: {name} has the parts {', '.join(found)}")
+            blocks[name] = kind(**found)
+        return Curvature(blocks, origin)
+
+    def fingerprint(self) -> Any:
+        """Return the origin, or else the hash of all tensors, as JSON values."""
+        return fingerprint_tensors(self._tensors()) if self.origin is None else dict(self.origin)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{name}/{part}": t for name, block in self.blocks.items() for part, t in block.tensors().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Whitened(Projector, name="whitened"):
+    """Gradients times the inverse root of the damped curvature, then another projector.
+
+    Inner products of the features estimate ``g (G + damping I)^-1 g'``, the influence function, if both sides go
+    through this map: the inverse is split between them. Scores follow retraining better than those of plain gradients
+    (docs/evaluation.md).
+
+    Args:
+        inner: What whitened gradients go to.
+        curvature: The curvature, of all parameters that are measured. None lets ``journey.featurize`` fit Kronecker
+            factors (``journey.curvature.kfac.fit_kfac``) to some of the images and keep them in the store; nothing else
+            takes None.
+        damping: Ridge, as a fraction of the mean eigenvalue: of each parameter, or with Kronecker factors of each
+            factor.
+
+    Raises:
+        ValueError: If ``damping`` is not positive.
+    """
+
+    inner: Projector = CountSketch()  # noqa: RUF009 - frozen
+    curvature: Curvature | None = None
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if not self.damping > 0:
+            raise ValueError(f"damping must be positive, got {self.damping}")
+
+    def features_dim(self, num_parameters: int) -> int:
+        """Return that of the inner projector."""
+        return self.inner.features_dim(num_parameters)
+
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add the image of whitened gradients, see ``Projector.add_``."""
+        whitened, row_begin = self._block(slot).whiten(grads, row_begin, self.damping)
+        self.inner.add_(features, slot, whitened, row_begin)
+
+    def add_outer_(
+        self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
+    ) -> None:
+        """Add the image of whitened weight gradients, which Kronecker factors never form, see ``Projector``."""
+        block = self._block(slot)
+        if isinstance(block, KroneckerBlock):
+            self.inner.add_outer_(features, slot, *block.whiten_outer(a, g, conv, self.damping), conv)
+        else:
+            super().add_outer_(features, slot, a, g, conv)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what determines the map, as JSON values."""
+        return {
+            "class": self.fingerprint_name,
+            "inner": self.inner.fingerprint(),
+            "curvature": FITTED_TO_STORE if self.curvature is None else self.curvature.fingerprint(),
+            "damping": self.damping,
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Whitened | None:
+        """Return the projector whose curvature is the store's; None for a curvature of the caller's."""
+        inner = Projector.from_fingerprint(fields["inner"])
+        return cls(inner, damping=fields["damping"]) if fields["curvature"] == FITTED_TO_STORE else None
+
+    def _block(self, slot: ParameterSlot) -> Block:
+        if self.curvature is None:
+            raise ValueError(
+                "curvature must be given, got None, which journey.featurize alone replaces by what it fits to its "
+                "images; fit it with journey.curvature.kfac.fit_kfac"
+            )
+        return self.curvature.block(slot)

@@ -1,0 +1,131 @@
+"""How many draws go through the network at once: as the caller says, as a store has it, or as memory allows."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from journey.curvature.whitened import Whitened
+from journey.data.items import Dataset
+from journey.gradients.memory import default_budget, largest_batch
+from journey.measure.batch import draw_batch
+from journey.measure.draws import Draws
+from journey.measure.featurizer import Featurizer
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import TrainingLoss
+from journey.models.condition import Encoded
+from journey.store.store import FeatureStore
+
+# Rows (samples x draws) of a batch where the caller names no batch size.
+_ROWS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How many rows go through the network at once, where a row is one draw of one image.
+
+    Attributes:
+        rows: Rows at once; images' draws stay together where one image's fit.
+        draws_per_image: Draws of one image, over all bins.
+    """
+
+    rows: int
+    draws_per_image: int
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images that are measured at once, at least one."""
+        return max(1, self.rows // self.draws_per_image)
+
+    @property
+    def batch_size(self) -> float:
+        """Images whose draws these rows are, as the manifest has it: a whole number, or a part of one."""
+        whole = self.rows >= self.draws_per_image
+        return self.rows // self.draws_per_image if whole else self.rows / self.draws_per_image
+
+    @staticmethod
+    def choose(
+        featurizer: Featurizer,
+        dataset: Dataset,
+        draws: Draws,
+        *,
+        batch_size: int | Literal["auto"] | None,
+        memory: int | None,
+        out: str | os.PathLike[str],
+        shard_size: int,
+    ) -> RowPlan:
+        """Settle the rows, and tell the featurizer where they are not left to the network's needs.
+
+        Args:
+            featurizer: Measures.
+            dataset: The images.
+            draws: Timesteps and noise.
+            batch_size: As for ``journey.featurize``.
+            memory: As for ``journey.featurize``.
+            out: Folder of the store: what an earlier process of this run measured goes, since a store has one size.
+            shard_size: Images per file, the most that are measured at once.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: If ``batch_size`` or ``memory`` is out of range.
+        """
+        adaptive = batch_size == "auto"
+        if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
+        if memory is not None and (not adaptive or memory < 1):
+            raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
+        each = draws.bins * draws.num_draws
+        if batch_size is None:
+            return RowPlan(max(1, _ROWS_PER_BATCH // each) * each, each)
+        if isinstance(batch_size, int):
+            featurizer.rows_per_pass = batch_size * each
+            return RowPlan(batch_size * each, each)
+        stored = RowPlan.stored(out, each)
+        rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
+        featurizer.rows_per_pass = rows
+        return RowPlan(rows, each)
+
+    @staticmethod
+    def stored(out: str | os.PathLike[str], draws_per_image: int) -> RowPlan | None:
+        """Return the plan of what is stored already; None if nothing is."""
+        try:
+            stored = FeatureStore.open(out).manifest.fingerprints.get("batch_size")
+        except FileNotFoundError:
+            return None
+        if not isinstance(stored, int | float):
+            return None
+        return RowPlan(round(stored * draws_per_image), draws_per_image)
+
+
+def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
+    """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
+    # What may still have to be fitted is left away.
+    if isinstance(featurizer.measurement, LeftOutLoss):
+        featurizer = featurizer.change(measurement=TrainingLoss())
+    if isinstance(featurizer.projector, Whitened):
+        featurizer = featurizer.change(projector=featurizer.projector.inner)
+    denoiser, each = featurizer.denoiser, draws.bins * draws.num_draws
+    sample = denoiser.encode([dataset[0]], [0])
+
+    def run(rows: int) -> None:
+        featurizer.rows_per_pass = rows
+        count = ceil(rows / each)
+        drawn = draw_batch(denoiser, draws, Encoded.cat([sample] * count), [0] * count)
+        if rows < each:
+            count, drawn = rows, drawn.apart(rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            featurizer.features(sample.x0.expand(count, -1, -1, -1), **drawn._asdict())
+        if featurizer.rows_per_pass != rows:  # halved, as memory ran out
+            raise MemoryError
+
+    # Parts of one sample's draws, then samples.
+    sizes = [*(2**i for i in range((each - 1).bit_length())), each, 2 * each, 4 * each]
+    budget = default_budget(denoiser.device) if memory is None else memory
+    rows = largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
+    return rows if rows < each else rows // each * each

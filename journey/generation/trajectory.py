@@ -1,0 +1,165 @@
+"""The recorded steps of generated images: the latent and the predicted image at each."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from journey.files.tensors import Fields, check_fields, read_tensors, write_tensors
+from journey.generation.sampler import Sampler
+from journey.models.condition import Condition, Encoded
+from journey.models.load import as_denoiser
+
+_TENSORS = ("timesteps", "x_t", "x0_hat", "images")
+_SETTINGS: Fields = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The recorded steps of some generated images, on the CPU, in the space that the network denoises.
+
+    That is the images themselves in [-1, 1], or the latents of an autoencoder; then ``pixels`` has the decoded images,
+    8 bits each, so that pictures need no model.
+
+    Attributes:
+        timesteps: The recorded timesteps, descending as they were sampled, int64. [num_steps]
+        x_t: The latents before each step, as the network saw them, float32. [num_queries, num_steps, C, H, W]
+        x0_hat: The image predicted from each, float32. [num_queries, num_steps, C, H, W]
+        images: The images at the end, float32. [num_queries, C, H, W]
+        condition: What the network was told, one row per image; None for an unconditional model.
+        negative: What guidance led away from, one row for all images; None without guidance.
+        guidance_scale: The strength of classifier-free guidance.
+        num_inference_steps: Steps of the sampler; None for as many as were recorded.
+        prompts: What was asked for, in words, one per image; empty for an unconditional model.
+        pixels: Of latent models, every ``x0_hat`` and then the image, decoded, uint8.
+            [num_queries, num_steps + 1, 3, height, width]
+    """
+
+    timesteps: Tensor
+    x_t: Tensor
+    x0_hat: Tensor
+    images: Tensor
+    condition: Condition | None = None
+    negative: Condition | None = None
+    guidance_scale: float = 1.0
+    num_inference_steps: int | None = None
+    prompts: tuple[str, ...] = ()
+    pixels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the shapes agree."""
+        expected = (self.images.shape[0], len(self.timesteps), *self.images.shape[1:])
+        for name in ("x_t", "x0_hat"):
+            if tuple(getattr(self, name).shape) != expected:
+                raise ValueError(
+                    f"{name} must be [num_queries, num_steps, C, H, W] = {list(expected)}, "
+                    f"got {list(getattr(self, name).shape)}"
+                )
+        for name, found in (("condition", self.condition), ("prompts", self.prompts or None)):
+            if found is not None and len(found) != expected[0]:
+                raise ValueError(f"{name} must have one row for each of {expected[0]} images, got {len(found)}")
+        if self.pixels is not None and tuple(self.pixels.shape[:2]) != (expected[0], expected[1] + 1):
+            raise ValueError(
+                f"pixels must be [num_queries, num_steps + 1, ...] = [{expected[0]}, {expected[1] + 1}, ...], "
+                f"got {list(self.pixels.shape)}"
+            )
+
+    @property
+    def num_queries(self) -> int:
+        """Number of generated images."""
+        return len(self.images)
+
+    @property
+    def finished(self) -> Encoded:
+        """The images at the end as samples, with what the network was told."""
+        return Encoded.single(self.images, self.condition)
+
+    @property
+    def image_pixels(self) -> Tensor:
+        """The images at the end as pictures in [-1, 1]. [num_queries, 1 or 3, height, width]"""
+        return self.images if self.pixels is None else self.pixels[:, -1].float() / 127.5 - 1
+
+    @property
+    def x0_pixels(self) -> Tensor:
+        """The predicted images as pictures in [-1, 1]. [num_queries, num_steps, 1 or 3, height, width]"""
+        return self.x0_hat if self.pixels is None else self.pixels[:, :-1].float() / 127.5 - 1
+
+    @property
+    def x_t_pixels(self) -> Tensor:
+        """The noised images as pictures; of latents, which are none, the first three channels over three deviations."""
+        return self.x_t if self.pixels is None else self.x_t[:, :, :3] / 3
+
+    def sampler(self, model: Any, query: int = 0, *, stochastic: bool = False) -> Sampler:
+        """Return a sampler for other ends of one image: the same steps, condition and guidance.
+
+        Args:
+            model: The model, as for ``record``.
+            query: Which image.
+            stochastic: See ``journey.generation.sampler.Sampler``.
+
+        Returns:
+            The sampler; ``x_t[query, i]`` goes into its ``steps``.
+        """
+        return Sampler(
+            as_denoiser(model),
+            self.num_inference_steps or len(self.timesteps),
+            condition=None if self.condition is None else self.condition.select([query]),
+            guidance_scale=self.guidance_scale,
+            negative=self.negative,
+            shape=tuple(self.images.shape[1:]),
+            stochastic=stochastic,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trajectory as one safetensors file; equal trajectories give equal bytes."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        for name, told in (("condition", self.condition), ("negative", self.negative)):
+            tensors |= {} if told is None else {f"{name}.{key}": tensor for key, tensor in told.tensors.items()}
+        if self.pixels is not None:
+            tensors["pixels"] = self.pixels
+        settings = {
+            "guidance_scale": self.guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
+            "prompts": self.prompts,
+        }
+        tensors["settings"] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+        write_tensors(path, "trajectory", tensors)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Trajectory:
+        """Read what ``save`` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The trajectory.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, holds something else or is of an older version.
+        """
+        saved = read_tensors(path, "trajectory", (*_TENSORS, "settings"))
+        try:
+            settings = check_fields(json.loads(bytes(saved["settings"].tolist())), _SETTINGS, "settings")
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is damaged: {error}; record it again") from error
+
+        def told(name: str) -> Condition | None:
+            rows = {key.partition(".")[2]: t for key, t in saved.items() if key.startswith(f"{name}.")}
+            return Condition(rows) if rows else None
+
+        return Trajectory(
+            **{name: saved[name] for name in _TENSORS},
+            condition=told("condition"),
+            negative=told("negative"),
+            guidance_scale=settings["guidance_scale"],
+            num_inference_steps=settings["num_inference_steps"],
+            prompts=tuple(settings["prompts"]),
+            pixels=saved.get("pixels"),
+        )

@@ -1,0 +1,20 @@
+"""Names of parameters in errors."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def describe_uncovered(model: nn.Module, names: list[str]) -> str:
+    """Say that parameters have no rule, and whose they are."""
+    owners = sorted({type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names})
+    return (
+        f"no gradient rule for {name_some(names)} (in {', '.join(owners)}). Leave them out with select=..., or measure "
+        'them with uncovered="autograd" (one forward and backward pass per sample)'
+    )
+
+
+def name_some(names: list[str], most: int = 8) -> str:
+    """Write the first few names of a list."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,7 @@
+"""Which number is differentiated, at which noise levels, of which images.
+
+In reading order: ``measurements`` (what is differentiated), ``left_out`` (the default: the loss of an image that was
+left out), ``draws`` (at which timesteps and noise), ``importance_draws`` and ``shared_draws`` (other choices of those),
+``row_values`` (the measurement of rows of a batch), ``featurizer`` (their projected gradients), ``batch`` (encoded
+images at their draws, with and without gradients).
+"""

@@ -1,0 +1,123 @@
+"""Models in the forms people have them, each through the adapter of its family (``journey.models``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from journey.models.conditional import ConditionalDenoiser
+from journey.models.denoiser import Denoiser
+from journey.models.dit import DiT
+from journey.models.flux import Flux
+from journey.models.network import unwrapped
+from journey.models.stable_diffusion import StableDiffusion
+from journey.models.stable_diffusion_3 import StableDiffusion3
+from journey.models.stable_diffusion_xl import StableDiffusionXL
+
+# Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
+# text encoders' library, which unconditional models do without.
+_ADAPTERS: dict[str, Callable[..., Denoiser]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXL,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "DiTPipeline": DiT,
+}
+
+
+def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser:
+    """Return the denoiser of a model in any of the accepted forms.
+
+    Args:
+        model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
+            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair
+            ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
+            where there is no network.
+        latents: Of models with a VAE: the ``"mean"`` of its posterior, or one ``"sample"``, keyed by seed and sample.
+        seed: Names the samples.
+
+    Returns:
+        The denoiser, sharing the network with ``model``.
+
+    Raises:
+        TypeError: If ``model`` is none of these.
+        ValueError: As ``Denoiser``, or if ``latents`` is ``"sample"`` for anything but a pipeline with a VAE.
+        OSError: If a saved pipeline is neither at the path, nor in the cache, nor to be had.
+    """
+    if isinstance(model, str | os.PathLike):
+        model = load_pipeline(model)
+    if isinstance(model, DiffusionPipeline):
+        for name in (kind.__name__ for kind in type(model).__mro__):
+            if name in _ADAPTERS:
+                return _ADAPTERS[name](model, latents=latents, seed=seed)
+    if latents != "mean":
+        raise ValueError(f'latents must be "mean" but for a pipeline with a VAE, got {latents!r}')
+    if isinstance(model, Denoiser):
+        return model
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
+        return _bare(*model)
+    if isinstance(model, DiffusionPipeline):
+        components = [name for name in ("vae", "text_encoder") if getattr(model, name, None) is not None]
+        if hasattr(model, "unet") and hasattr(model, "scheduler") and not components:
+            return _bare(model.unet, model.scheduler)
+        raise TypeError(
+            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got "
+            f"{type(model).__name__}; other pipelines, such as those for inpainting, refining or latent consistency "
+            "models, are not covered"
+        )
+    raise TypeError(
+        "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "
+        f"got {type(model).__name__}"
+    )
+
+
+def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
+    """The denoiser of a network alone: conditional if it cannot run without being told something."""
+    network = unwrapped(network)
+    config = getattr(network, "config", None)
+    more = [name for name in ("addition_embed_type", "time_cond_proj_dim") if getattr(config, name, None) is not None]
+    if more:
+        raise TypeError(
+            f"network must take an image, a time and one condition, got {type(network).__name__} with "
+            f"{' and '.join(more)}; give the pipeline of Stable Diffusion XL, others are not covered"
+        )
+    states = signature(network.forward).parameters.get("encoder_hidden_states")
+    required = [] if states is None or states.default is not states.empty else ["encoder_hidden_states"]
+    if any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type")):
+        required.append("class_labels")
+    if not required:
+        return Denoiser(network, scheduler)
+    if len(required) > 1:
+        raise TypeError(
+            f"network must be told one thing, got {type(network).__name__} that needs {' and '.join(required)}"
+        )
+    return ConditionalDenoiser(network, scheduler, name=required[0])
+
+
+def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
+    """Load a saved pipeline; diffusers itself falls back to its cache when there is no network.
+
+    Args:
+        path: Path or repo id.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        OSError: If it is neither at the path, nor in the cache, nor to be had.
+    """
+    where = Path(path) if Path(path).exists() else os.fspath(path)
+    try:
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where)
+    # Where no such path is, huggingface_hub finds fault with it as a repo id; an AttributeError is an unknown class.
+    except (OSError, ValueError, AttributeError) as error:
+        raise OSError(
+            f"model must be the path of a saved pipeline or a repo id that is cached or reachable, got {where}: {error}"
+        ) from error
+    return pipeline

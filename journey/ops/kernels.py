@@ -1,0 +1,178 @@
+"""What each op tells its kernel, the same for host and device memory: the fields of csrc/common/args.h by their names.
+
+Arguments were checked in ``journey.ops``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from journey.ops.keys import to_unsigned
+
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Products of float32 tensors to the rounding of float32, or of operands rounded to 11 bits (faster).
+FLOAT32, TF32 = 0, 1
+
+
+class Kernels(ABC):
+    """The ops over the compiled kernels for one kind of memory."""
+
+    layers_of_any_strides: ClassVar[bool]
+
+    @abstractmethod
+    def run(self, op: str, memory: Tensor, args: dict[str, Any]) -> None:
+        """Run a kernel where ``memory`` lies; what ``args`` point to must live until it returns."""
+
+    def precision(self) -> int:
+        """How products of float32 tensors are formed."""
+        return FLOAT32
+
+    def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
+        """Words of each draw. [num_draws, 4]"""
+        keys, indices, minors = keys.contiguous(), indices.contiguous(), minors.to(torch.int32)
+        words = torch.empty(keys.shape[0], 4, dtype=torch.int64, device=keys.device)
+        args = {"keys": keys.data_ptr(), "indices": indices.data_ptr(), "minors": minors.data_ptr()}
+        self.run("philox_words", keys, {**args, "out": words.data_ptr(), "n": keys.shape[0], "stream": stream})
+        return words
+
+    def philox_normal(self, keys: Tensor, minors: Tensor, numel: int) -> Tensor:
+        """Rows of noise. [num_rows, numel]"""
+        keys, minors = keys.contiguous(), minors.to(torch.int32)
+        noise = torch.empty(keys.shape[0], numel, device=keys.device)
+        args = {"keys": keys.data_ptr(), "minors": minors.data_ptr(), "out": noise.data_ptr()}
+        self.run("philox_normal", keys, {**args, "n": keys.shape[0], "numel": numel})
+        return noise
+
+    def sketch_(self, features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> None:
+        """Count sketch of one parameter's gradients."""
+        grads = with_contiguous_rows(grads)
+        self.run("sketch", features, sketch_args(features, grads, key, row_begin, nnz))
+
+    def sketch_many_(
+        self, features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int
+    ) -> None:
+        """Count sketch of the gradients of many small parameters, one after the other."""
+        for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
+            self.sketch_(features, grad, key, row_begin, nnz)
+
+    def project_(self, features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
+        """Dense random projection."""
+        grads = with_contiguous_rows(grads)
+        args = {
+            "grads": grads.data_ptr(),
+            "features": features.data_ptr(),
+            "dtype": _DTYPES[grads.dtype],
+            "kind": kind,
+            "batch": grads.shape[0],
+            "grad_dim": grads.shape[1],
+            "proj_dim": features.shape[1],
+            "grads_stride": grads.stride(0),
+            "features_stride": features.stride(0),
+            "row_begin": row_begin,
+            "key": to_unsigned(key),
+        }
+        self.run("project", features, args)
+
+    def sketch_outer_(
+        self,
+        features: Tensor,
+        a: Tensor,
+        g: Tensor,
+        key: int,
+        nnz: int,
+        kernel_size: list[int],
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> None:
+        """Weight gradients multiplied out in registers and sketched, never stored."""
+        if not self.layers_of_any_strides:
+            a, g = a.contiguous(), g.contiguous()
+        c_in, in_size, a_strides = _layout(a, channels_last=not kernel_size)
+        c_out, out_size, g_strides = _layout(g, channels_last=not kernel_size)
+        num_groups = features.shape[0]
+        args = {
+            "a": a.data_ptr(),
+            "g": g.data_ptr(),
+            "features": features.data_ptr(),
+            "dtype": _DTYPES[a.dtype],
+            "precision": self.precision(),
+            "channels_last": not kernel_size,
+            "a_strides": a_strides,
+            "g_strides": g_strides,
+            "num_groups": num_groups,
+            "rows_per_group": a.shape[0] // max(1, num_groups),
+            "c_in": c_in,
+            "c_out": c_out,
+            "conv_groups": groups,
+            "in_size": in_size,
+            "out_size": out_size,
+            "kernel": _three(kernel_size, 1),
+            "stride": _three(stride, 1),
+            "padding": _three(padding, 0),
+            "dilation": _three(dilation, 1),
+            "features_stride": features.stride(0),
+            "proj_dim": features.shape[1],
+            "key": to_unsigned(key),
+            "nnz": nnz,
+        }
+        self.run("sketch_outer", features, args)
+
+    def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
+        """Upper triangle only, all samples at once, whatever ``block_size`` is."""
+        features = with_contiguous_rows(features)
+        args = {
+            "features": features.data_ptr(),
+            "gram": gram.data_ptr(),
+            "dtype": _DTYPES[features.dtype],
+            "precision": self.precision(),
+            "num_samples": features.shape[0],
+            "proj_dim": features.shape[1],
+            "features_stride": features.stride(0),
+            "gram_stride": gram.stride(0),
+        }
+        self.run("accumulate_gram", gram, args)
+
+
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """The tensor, or a copy if it holds an item along the first dimension that is not contiguous. [*x.shape]"""
+    return x if x.is_contiguous() or x[0:1].is_contiguous() else x.contiguous()
+
+
+def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: int) -> dict[str, int]:
+    """Fields of SketchArgs for gradients with contiguous rows."""
+    batch, rows, cols = grads.shape
+    return {
+        "grads": grads.data_ptr(),
+        "features": features.data_ptr(),
+        "dtype": _DTYPES[grads.dtype],
+        "batch": batch,
+        "rows": rows,
+        "cols": cols,
+        "grads_batch_stride": grads.stride(0),
+        "features_stride": features.stride(0),
+        "row_begin": row_begin,
+        "proj_dim": features.shape[1],
+        "key": to_unsigned(key),
+        "nnz": nnz,
+    }
+
+
+def _layout(x: Tensor, *, channels_last: bool) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Channels of a layer's tensor, its size in three dimensions, and its strides of rows, channels, lines, columns."""
+    if channels_last:  # one line of positions
+        (_, positions, channels), (row, column, channel) = x.shape, x.stride()
+        return channels, (1, 1, positions), (row, channel, 0, column)
+    (_, channels, *size), (row, channel, *spatial) = x.shape, x.stride()
+    return channels, _three(size, 1), (row, channel, *(0, *spatial)[-2:])
+
+
+def _three(sizes: Sequence[int], fill: int) -> tuple[int, ...]:
+    """Sizes of the last dimensions, with leading ones where there are fewer than three."""
+    return (fill,) * (3 - len(sizes)) + tuple(sizes)

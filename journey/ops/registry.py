@@ -1,0 +1,40 @@
+"""Registers every op with ``torch.library`` under ``journey::``: a CPU and a CUDA kernel, and a fake kernel.
+
+The functions of this package check their arguments, say in words what is wrong, and call ``torch.ops.journey``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from journey.ops.cpu import CpuKernels
+from journey.ops.cuda import CudaKernels
+
+_library = torch.library.Library("journey", "DEF")
+for _schema in (
+    "philox_words(Tensor keys, Tensor indices, Tensor minors, int stream) -> Tensor",
+    "philox_normal(Tensor keys, Tensor minors, int numel) -> Tensor",
+    "sketch_(Tensor(a!) features, Tensor grads, int key, int row_begin, int nnz) -> ()",
+    "sketch_many_(Tensor(a!) features, Tensor[] grads, int[] keys, int[] row_begins, int nnz) -> ()",
+    "project_(Tensor(a!) features, Tensor grads, int key, int kind, int row_begin) -> ()",
+    "sketch_outer_(Tensor(a!) features, Tensor a, Tensor g, int key, int nnz, int[] kernel_size, int[] stride, "
+    "int[] padding, int[] dilation, int groups) -> ()",
+    "accumulate_gram_(Tensor(a!) gram, Tensor features, int block_size) -> ()",
+):
+    _library.define(_schema)
+    _name = _schema.split("(")[0]
+    _library.impl(_name, getattr(CpuKernels(), _name), "CPU")
+    _library.impl(_name, getattr(CudaKernels(), _name), "CUDA")
+    if _name.endswith("_"):  # changes its first argument and returns nothing: neither has a shape to tell
+        torch.library.register_fake(f"journey::{_name}", lambda *_: None)
+
+
+@torch.library.register_fake("journey::philox_words")
+def _(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
+    return keys.new_empty((keys.shape[0], 4), dtype=torch.int64)
+
+
+@torch.library.register_fake("journey::philox_normal")
+def _(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
+    return keys.new_empty((keys.shape[0], numel), dtype=torch.float32)

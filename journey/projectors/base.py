@@ -1,0 +1,61 @@
+"""Where a parameter stands, and what maps its gradients to features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from journey.files.named import Named
+from journey.ops.geometry import ConvGeometry
+from journey.ops.weight_grad import weight_grad_tiles
+
+
+@dataclass(frozen=True)
+class ParameterSlot:
+    """Where a parameter stands among those that are measured.
+
+    Args:
+        name: Name in ``model.named_parameters()``.
+        rows: First dimension, or 1 for a vector.
+        cols: Product of the other dimensions.
+        offset: Entries of the parameters before it.
+    """
+
+    name: str
+    rows: int
+    cols: int
+    offset: int
+
+
+class Projector(Named):
+    """A linear map from the gradients of named parameters to ``proj_dim`` features."""
+
+    @abstractmethod
+    def features_dim(self, num_parameters: int) -> int:
+        """Return the length of the features of a model with ``num_parameters`` measured parameters."""
+
+    @abstractmethod
+    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
+        """Add the image of gradients of one parameter.
+
+        Args:
+            features: Added to, float32. [num_groups, proj_dim]
+            slot: The parameter.
+            grads: Rows ``row_begin ...`` of its gradients. [num_groups, num_rows, cols]
+            row_begin: First row of the parameter that ``grads`` holds.
+        """
+
+    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
+        """Add the images of the gradients of many small parameters: slot, gradients and ``row_begin`` of each."""
+        for slot, grads, row_begin in small:
+            self.add_(features, slot, grads, row_begin)
+
+    def add_outer_(
+        self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
+    ) -> None:
+        """Add the image of weight gradients given as layer input and output gradient (``ops.sketch_outer_``)."""
+        for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
+            self.add_(features[group : group + grads.shape[0]], slot, grads, row)

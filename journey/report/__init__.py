@@ -1,0 +1,6 @@
+"""A page, a picture, an animation and a table of what was found.
+
+In reading order: ``page`` (one HTML file that opens offline: ``page.html``, ``page.css``, ``page.js``,
+``page.charts.js``), ``payload`` (what the page holds), ``sheets`` (its pictures), ``story`` (what it says in words),
+``view`` (what every form shows), ``draw`` (how), ``png``, ``gif``, ``csv``, ``run`` (a folder that keeps all of it).
+"""

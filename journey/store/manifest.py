@@ -1,0 +1,210 @@
+"""What a feature store holds and which run it belongs to: the content of its ``manifest.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from journey.errors import StoreError, StoreFormatError
+from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json
+from journey.files.publish import is_temporary, publish
+
+FORMAT_VERSION = 1
+_FILE_NAME = "manifest.json"
+_ABSENT = "(absent)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Description of a store, equal for two runs exactly when they would write the same shards.
+
+    It holds no clock, host name or path of its own, so that the same run gives the same bytes anywhere.
+
+    Attributes:
+        num_samples: Samples in the dataset, at least 1.
+        shard_size: Samples per shard, at least 1; the last shard may be shorter.
+        bins: Time bins per sample, at least 1.
+        proj_dim: Features per sample and bin, at least 1.
+        checkpoints: Names of the checkpoints, all different; each has its own shards.
+        library_version: Version of this package that featurizes.
+        fingerprints: Everything else that the features depend on (weights, dataset, measurement, draws, projector,
+            ...), each a JSON value under its name.
+
+    Raises:
+        ValueError: If a size is below 1, a checkpoint is missing or named twice, or a fingerprint is NaN or infinite.
+        TypeError: If a field has the wrong type or a fingerprint is not a JSON value.
+    """
+
+    num_samples: int
+    shard_size: int
+    bins: int
+    proj_dim: int
+    checkpoints: Sequence[str]
+    library_version: str
+    fingerprints: Mapping[str, JSONValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the fields and bring the fingerprints to the form that reading them back gives."""
+        for name in ("num_samples", "shard_size", "bins", "proj_dim"):
+            size = getattr(self, name)
+            if type(size) is not int:
+                raise TypeError(f"{name} must be an int, got {size!r} ({type(size).__name__})")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if not isinstance(self.library_version, str):
+            raise TypeError(f"library_version must be a string, got {self.library_version!r}")
+        _check_checkpoints(self.checkpoints)
+        object.__setattr__(self, "checkpoints", tuple(self.checkpoints))
+        if not isinstance(self.fingerprints, Mapping):
+            raise TypeError(f"fingerprints must map names to JSON values, got {type(self.fingerprints).__name__}")
+        normalised = {}
+        for name, value in self.fingerprints.items():
+            try:
+                normalised[name] = json.loads(canonical_json({name: value}))[name]
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"fingerprint {name!r} must be a JSON value: {error}") from error
+        object.__setattr__(self, "fingerprints", normalised)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards per checkpoint."""
+        return -(-self.num_samples // self.shard_size)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of all fields in canonical JSON. Every shard carries it, so shards of two runs cannot be mixed."""
+        return fingerprint_json(self._fields())
+
+    def to_json(self) -> str:
+        """Write the manifest as the text of ``manifest.json``: sorted keys, indented, ending in a newline."""
+        document = {**self._fields(), "checksum": self.checksum}
+        return json.dumps(document, sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, origin: str = _FILE_NAME) -> Manifest:
+        """Read the text of a ``manifest.json``.
+
+        Args:
+            text: The whole file.
+            origin: Its name, for the messages.
+
+        Returns:
+            The manifest that was written.
+
+        Raises:
+            StoreFormatError: If it was written in a format that this version does not know.
+            StoreError: If the text is damaged.
+        """
+        cure = "restore the file, or delete the folder and run featurize again"
+        try:
+            document: dict[str, Any] = json.loads(text)
+            version = document.pop("format_version")
+            checksum = document.pop("checksum", None)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{origin} is damaged or not the manifest of a feature store ({error}); {cure}") from error
+        if version != FORMAT_VERSION:
+            raise StoreFormatError(
+                f"{origin} has format version {version!r}, this version of journey reads {FORMAT_VERSION}; "
+                "use the version of journey that wrote it, or featurize again into another folder"
+            )
+        try:
+            manifest = cls(**document)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{origin} is damaged ({error}); {cure}") from error
+        if manifest.checksum != checksum:
+            raise StoreError(
+                f"{origin} is damaged or was edited: its fields have the checksum {manifest.checksum}, "
+                f"the file says {checksum}; {cure}"
+            )
+        return manifest
+
+    def differences(self, other: Manifest) -> list[tuple[str, str, str]]:
+        """List the fields that differ.
+
+        Args:
+            other: The manifest to compare with.
+
+        Returns:
+            For every field that differs: its path (such as ``fingerprints.draws.seed``), and its value here and in
+            ``other`` as JSON.
+        """
+        ours, theirs = _leaves(self._fields()), _leaves(other._fields())
+        names = sorted(ours.keys() | theirs.keys())
+        pairs = [(name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names]
+        return [pair for pair in pairs if pair[1] != pair[2]]
+
+    def _fields(self) -> dict[str, JSONValue]:
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def publish_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder unless there is one already, perhaps another one.
+
+    Args:
+        folder: An existing folder, empty or with a manifest.
+        manifest: What to write.
+
+    Raises:
+        FileExistsError: If the folder holds other files but no manifest.
+        OSError: If the folder cannot be written to.
+    """
+    path = folder / _FILE_NAME
+    foreign = sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
+    if path.exists():  # after the listing: what another process adds meanwhile comes after its manifest
+        return
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise FileExistsError(
+            f"{folder} has no {_FILE_NAME} but holds other files ({shown}); give an empty or a new folder"
+        )
+    with contextlib.suppress(FileExistsError):  # exists: another process was first
+        publish(path, [manifest.to_json().encode()], exclusive=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a folder.
+
+    Args:
+        folder: The folder of a store.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        StoreFormatError: If it was written in a format that this version does not know.
+        StoreError: If it is damaged.
+    """
+    path = folder / _FILE_NAME
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{folder} is not a feature store: it has no {_FILE_NAME}; give the folder that featurize wrote"
+        ) from None
+    return Manifest.from_json(text, str(path))
+
+
+def _check_checkpoints(checkpoints: Sequence[str]) -> None:
+    if isinstance(checkpoints, str) or not all(isinstance(name, str) for name in checkpoints):
+        raise TypeError(f"checkpoints must be a sequence of names, got {checkpoints!r}")
+    if not checkpoints:
+        raise ValueError("checkpoints must name at least one checkpoint, got none")
+    twice = sorted({name for name in checkpoints if list(checkpoints).count(name) > 1})
+    if twice:
+        raise ValueError(f"checkpoints must have different names, got {twice[0]!r} more than once")
+
+
+def _leaves(value: JSONValue, path: str = "") -> dict[str, str]:
+    """Flatten nested JSON to ``{path: canonical JSON}``, so that a difference deep inside is shown alone."""
+    if isinstance(value, Mapping) and value:
+        items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)) and value:
+        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {path: canonical_json(value)}
+    return {name: text for key, item in items for name, text in _leaves(item, key).items()}

@@ -1,0 +1,158 @@
+"""A recorded trajectory is what the diffusers scheduler does, image by image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline
+from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
+from safetensors.torch import save_file
+from torch import Tensor
+
+from journey.files.tensors import write_tensors
+from journey.generation.record import record
+from journey.generation.trajectory import Trajectory
+from journey.ops.keys import derive_key
+
+SCHEDULERS = {
+    "DDPM": lambda: make_scheduler(),
+    "DDPM, not clipped": lambda: make_scheduler(clip_sample=False),
+    "DDPM, v": lambda: make_scheduler("v_prediction"),
+    "DDIM": lambda: DDIMScheduler.from_config(make_scheduler().config),
+    "DDIM, sample": lambda: DDIMScheduler.from_config(make_scheduler("sample").config),
+}
+
+
+def quietly(model: Any, **options: Any) -> Trajectory:
+    return record(model, progress=False, **{"num_inference_steps": 5, **options})
+
+
+@torch.no_grad()
+def plain_loop(network: torch.nn.Module, scheduler: Any, start: Tensor, seed: int) -> list[Tensor]:
+    """Sample as a pipeline does; return x_t and x0_hat of every step, and the last x."""
+    scheduler.set_timesteps(5)
+    generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in range(len(start))]
+    x, x_t, x0_hat = start, [], []
+    for t in scheduler.timesteps:
+        output = network(x, t.expand(len(x)))
+        step = scheduler.step(output, t, x, generator=generators)
+        x_t.append(x)
+        x0_hat.append(step.pred_original_sample)
+        x = step.prev_sample
+    return [torch.stack(x_t, 1), torch.stack(x0_hat, 1), x]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_record_does_what_a_plain_loop_over_the_scheduler_does(name: str) -> None:
+    network, scheduler = SmallDenoiser(), SCHEDULERS[name]()
+    found = quietly((network, scheduler), seed=3, num_images=2)
+    assert found.timesteps.tolist() == [80, 60, 40, 20, 0]
+    x_t, x0_hat, last = plain_loop(network, scheduler, found.x_t[:, 0], seed=3)
+    torch.testing.assert_close(found.x_t, x_t, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.x0_hat, x0_hat, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.images, last.clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(found.x0_hat[:, 0], found.x0_hat[:, -1])
+
+
+def test_a_pipeline_is_recorded_like_its_parts_and_keeps_its_scheduler() -> None:
+    unet, scheduler = make_unet(), make_scheduler()
+    before = scheduler.timesteps.clone()
+    pipeline = DDPMPipeline(unet, scheduler)
+    found, parts = quietly(pipeline), quietly((unet, scheduler))
+    assert torch.equal(found.images, parts.images)
+    assert torch.equal(pipeline.scheduler.timesteps, before), "the caller's scheduler was changed"
+
+
+def test_the_start_is_standard_normal_noise_of_the_sampler() -> None:
+    start = quietly((SmallDenoiser(), make_scheduler()), num_images=200, num_inference_steps=1).x_t
+    numbers = start.double().flatten()
+    # Five standard errors of mean and variance over 12,800 numbers.
+    assert abs(numbers.mean().item()) < 5 / len(numbers) ** 0.5
+    assert abs(numbers.square().mean().item() - 1) < 5 * (2 / len(numbers)) ** 0.5
+    assert numbers.unique().numel() > 0.99 * len(numbers)
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_an_image_does_not_depend_on_how_many_are_made(name: str) -> None:
+    model = (SmallDenoiser(), SCHEDULERS[name]())
+    alone, among = quietly(model, seed=5, num_images=1), quietly(model, seed=5, num_images=4)
+    assert torch.equal(alone.x_t[:, 0], among.x_t[:1, 0])
+    torch.testing.assert_close(alone.x_t, among.x_t[:1], rtol=1e-4, atol=1e-4)  # rounding of another batch size
+    assert (among.images[0] - among.images[1]).abs().max() > 0.01
+    assert (quietly(model, seed=6).images - alone.images).abs().max() > 0.01
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    model = (SmallDenoiser(), make_scheduler())
+    torch.manual_seed(1)
+    first = quietly(model, seed=5, num_images=2)
+    torch.manual_seed(2)
+    assert torch.equal(quietly(model, seed=5, num_images=2).images, first.images)
+
+
+def test_chosen_steps_are_those_of_the_whole_trajectory() -> None:
+    model = (SmallDenoiser(), make_scheduler())
+    whole, some = quietly(model, num_images=2), quietly(model, num_images=2, steps=[20, 80])
+    assert some.timesteps.tolist() == [80, 20], "steps are in the order of sampling"
+    assert torch.equal(some.x_t, whole.x_t[:, [0, 3]])
+    assert torch.equal(some.x0_hat, whole.x0_hat[:, [0, 3]])
+    assert torch.equal(some.images, whole.images)
+    assert (some.num_queries, some.x_t.shape) == (2, (2, 2, 1, 8, 8))
+
+
+def test_save_and_load_give_the_same_trajectory(tmp_path: Path) -> None:
+    saved = quietly((SmallDenoiser(), make_scheduler()), num_images=2)
+    saved.save(tmp_path / "trajectory.safetensors")
+    found = Trajectory.load(tmp_path / "trajectory.safetensors")
+    for name in ("timesteps", "x_t", "x0_hat", "images"):
+        assert torch.equal(getattr(found, name), getattr(saved, name))
+        assert getattr(found, name).dtype == getattr(saved, name).dtype
+
+
+def test_a_file_that_is_no_trajectory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"x_t": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="holds no saved trajectory"):
+        Trajectory.load(path)
+
+
+@pytest.mark.parametrize("name", ["x_t", "x0_hat"])
+def test_tensors_that_do_not_belong_together_are_refused(name: str) -> None:
+    fields = {"x_t": torch.zeros(2, 3, 1, 8, 8), "x0_hat": torch.zeros(2, 3, 1, 8, 8)}
+    fields[name] = torch.zeros(3, 2, 1, 8, 8)
+    with pytest.raises(
+        ValueError, match=rf"{name} must be \[num_queries, num_steps, C, H, W\] = \[2, 3, 1, 8, 8\], got \[3, 2"
+    ):
+        Trajectory(timesteps=torch.arange(3), images=torch.zeros(2, 1, 8, 8), **fields)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [80, 41]}, r"steps must be among the sampler's timesteps \[80, 60, 40, 20, 0\], got \[41\]"),
+        ({"steps": []}, r"steps must be among the sampler's timesteps .* got none"),
+        ({"num_images": 0}, "num_images must be positive, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be positive, got 0"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quietly((SmallDenoiser(), make_scheduler()), **options)
+
+
+def test_a_model_that_does_not_tell_the_size_of_its_images_is_refused() -> None:
+    network = LinearDenoiser()
+    del network.config
+    with pytest.raises(
+        TypeError, match="model must tell in_channels and sample_size in its config, LinearDenoiser does not"
+    ):
+        quietly((network, make_scheduler()))
+
+
+def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "old", "trajectory", {"timesteps": torch.arange(3)})
+    with pytest.raises(ValueError, match="of another version: it lacks x_t, x0_hat, images, settings of trajectory"):
+        Trajectory.load(tmp_path / "old")

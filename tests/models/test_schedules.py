@@ -1,0 +1,76 @@
+"""Schedules agree with diffusers' own tables: noise levels, network times, and the way back from a prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import randn
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from models import make_images, make_scheduler
+
+from journey.models.schedules import PREDICTION_TYPES, FlowMatching, as_schedule
+
+TIMESTEPS = torch.tensor([0, 1, 37, 98, 99])
+SCHEDULERS: dict[str, Any] = {
+    **{kind: lambda kind=kind: make_scheduler(kind) for kind in PREDICTION_TYPES},
+    "flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100),
+    "shifted flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=3.0),
+    "dynamic flow": lambda: FlowMatchEulerDiscreteScheduler(
+        num_train_timesteps=100, shift=3.0, use_dynamic_shifting=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_perfect_prediction_leads_back_to_the_image(name: str) -> None:
+    schedule = as_schedule(SCHEDULERS[name]())
+    x0, noise = make_images(5), randn(5, 1, 8, 8)
+    x_t = schedule.add_noise(x0, noise, TIMESTEPS)
+    found = schedule.x0_from(schedule.target(x0, noise, TIMESTEPS), x_t, TIMESTEPS)
+    torch.testing.assert_close(found, x0, rtol=1e-3, atol=1e-3)  # the last timestep is nearly noise
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if "flow" in name])
+def test_flow_matching_noises_as_the_scheduler_and_tells_its_times(name: str) -> None:
+    scheduler, schedule = SCHEDULERS[name](), as_schedule(SCHEDULERS[name]())
+    x0, noise = make_images(5), randn(5, 1, 8, 8)
+    times = schedule.network_time(TIMESTEPS)
+    assert torch.equal(times, scheduler.timesteps.flip(0)[TIMESTEPS])
+    expected = scheduler.scale_noise(x0, times, noise)
+    torch.testing.assert_close(schedule.add_noise(x0, noise, TIMESTEPS), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(schedule.target(x0, noise, TIMESTEPS), noise - x0)
+    assert schedule.prediction_type == "velocity"
+
+
+def test_flow_matching_noise_ascends_to_pure_noise() -> None:
+    sigma = as_schedule(SCHEDULERS["shifted flow"]()).signal_and_sigma(torch.arange(100))[1].flatten()
+    assert (sigma.diff() > 0).all()
+    assert sigma[-1] == 1
+    torch.testing.assert_close(sigma[49].item(), 3 * 0.5 / (1 + 2 * 0.5))
+
+
+def test_a_scheduler_that_was_used_for_sampling_keeps_its_training_schedule() -> None:
+    scheduler = SCHEDULERS["shifted flow"]()
+    fresh = as_schedule(scheduler)
+    scheduler.set_timesteps(4)
+    assert as_schedule(scheduler).fingerprint() == fresh.fingerprint()
+    assert as_schedule(scheduler).num_train_timesteps == 100
+
+
+def test_different_schedules_have_different_fingerprints() -> None:
+    found = {as_schedule(SCHEDULERS[name]()).fingerprint() for name in ("epsilon", "flow", "shifted flow")}
+    assert len(found) == 3
+
+
+def test_times_between_timesteps_belong_to_the_nearest() -> None:
+    flow = as_schedule(SCHEDULERS["flow"]())
+    assert flow.nearest(torch.tensor([100.0, 50.4, 50.6, 0.2])) == [99, 49, 50, 0]
+    scheduler = EulerDiscreteScheduler(num_train_timesteps=100)
+    assert as_schedule(scheduler).nearest(torch.tensor([98.6, 0.4])) == [99, 0]
+
+
+def test_inverted_sigmas_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sigma = 1 for pure noise, got one with invert_sigmas"):
+        FlowMatching(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))

@@ -1,0 +1,263 @@
+"""Builds the CUDA kernels for the CPU and calls them, each in three orders of warps, threads and blocks.
+
+Arguments are CPU tensors. Every call checks what every kernel promises: all orders give the same bits (a race or a
+missing barrier would not), the workspace may hold anything before, and nothing outside outputs and workspace changes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_int64, c_uint64, c_void_p
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import torch
+from torch import Tensor
+
+from journey.ops.checks import walk
+from journey.ops.cuda import CudaKernels
+from journey.ops.geometry import ConvGeometry
+
+ROOT = Path(__file__).parents[3]
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+PRECISIONS = {"float32": 0, "tf32": 1}
+KINDS = {"rademacher": 0, "normal": 1}
+
+ORDERS = FORWARD, BACKWARD, SHUFFLED = 0, 1, 2  # of emulation::Order
+
+_GUARD = 256  # entries around an output or a workspace that must keep what they held
+
+
+class CudaError(RuntimeError):
+    """A function of emulation_api.cpp returned something else than success; ``args[0]`` is the cudaError_t."""
+
+
+class CheckedKernels(CudaKernels):
+    """The ops over the emulated kernels, for CPU tensors: each run is checked to write within its workspace."""
+
+    def __init__(self, bindings: ModuleType) -> None:
+        self.bindings = bindings  # as journey.ops._native.cuda, over the emulated kernels
+        self.changes: dict[str, object] = {}
+        self.workspace_floats: int | None = None
+
+    @contextmanager
+    def changed(self, workspace_floats: int | None = None, **changes: object) -> Iterator[None]:
+        """Tell kernels something else than what Python would, and give them a workspace of another size."""
+        self.changes, self.workspace_floats = changes, workspace_floats
+        yield
+        self.changes, self.workspace_floats = {}, None
+
+    def run(self, op: str, memory: Tensor, args: dict[str, object]) -> None:
+        """Run a kernel with a poisoned workspace of the size that it asks for, and check what is around it."""
+        args = args | self.changes
+        size = self.workspace_floats
+        if size is None:
+            size = getattr(self.bindings, f"{op}_workspace_floats")(args)
+        workspace = _poisoned(size + 2 * _GUARD, torch.float32)
+        getattr(self.bindings, op)(args, workspace[_GUARD:].data_ptr() if size else 0, size, 0)
+        outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
+        assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
+
+
+def build(compiler: str, folder: Path) -> Emulated:
+    """Compile every ``.cu`` file, the bindings and the test's C interface into one shared library."""
+    library = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    here = Path(__file__).parent
+    includes = [here, pybind11.get_include(), sysconfig.get_path("include")]
+    # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack. What would be
+    # undefined on a device too is reported to emulation_api.cpp.
+    flags = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+    flags += ["-DJOURNEY_CUDA_EMULATION", *(f"-I{path}" for path in includes)]
+    flags += ["-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
+    bindings = folder / "bindings.o"
+    module = here / "emulated_module.cpp"
+    subprocess.run([compiler, *flags, "-c", module, "-o", bindings], check=True)  # slow to optimize, run once a call
+    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), here / "emulation_api.cpp"]
+    command = [compiler, *flags, "-O2", "-shared", bindings, "-x", "c++", *sources]
+    subprocess.run([*command, "-o", library], check=True)
+    return Emulated(library)
+
+
+class Emulated:
+    """The launchers of ``csrc/cuda/kernels.h`` over CPU tensors, and the maps of ``csrc/common`` on the host."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        loader = ExtensionFileLoader("emulated", str(path))
+        module = module_from_spec(spec_from_loader("emulated", loader))
+        loader.exec_module(module)
+        self.ops = CheckedKernels(module.cuda)
+
+    def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
+        """Words of each draw, int64. [n, 4]."""
+        minors = minors.to(torch.int32)
+        args = {"keys": keys.data_ptr(), "indices": indices.data_ptr(), "minors": minors.data_ptr(), "stream": stream}
+        return self._overwritten("philox_words", args, torch.int64, len(keys), 4)
+
+    def philox_normal(self, keys: Tensor, minors: Tensor, numel: int) -> Tensor:
+        """Rows of normals. [n, numel]."""
+        minors = minors.to(torch.int32)
+        args = {"keys": keys.data_ptr(), "minors": minors.data_ptr(), "numel": numel}
+        return self._overwritten("philox_normal", args, torch.float32, len(keys), numel)
+
+    def sketch(self, grads: Tensor, proj_dim: int, key: int, *, row_begin: int = 0, nnz: int = 1) -> Tensor:
+        """Sketch of gradients. [batch, proj_dim]."""
+        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.sketch_(x, grads, key, row_begin, nnz))
+
+    def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
+        """Sketch of (gradients, key, row_begin), summed. [batch, proj_dim]."""
+        lists = [list(column) for column in zip(*parameters, strict=True)] or [[], [], []]
+        return self._added(batch, proj_dim, lambda x: self.ops.sketch_many_(x, *lists, nnz))
+
+    def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
+        """Dense projection of gradients. [batch, proj_dim]."""
+        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.project_(x, grads, key, KINDS[kind], row_begin))
+
+    def sketch_outer(
+        self,
+        a: Tensor,
+        g: Tensor,
+        proj_dim: int,
+        key: int,
+        groups: int,
+        *,
+        conv: ConvGeometry | None = None,
+        nnz: int = 1,
+        precision: str = "float32",
+    ) -> Tensor:
+        """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
+        sizes = ([], [], [], [], 1) if conv is None else walk(conv)
+        with self.ops.changed(precision=PRECISIONS[precision]):
+            return self._added(groups, proj_dim, lambda x: self.ops.sketch_outer_(x, a, g, key, nnz, *sizes))
+
+    def set_device(self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10) -> None:
+        """What the emulated device can do, until the next call."""
+        self.library.set_device(tensor_cores, max_shared_bytes)
+
+    def accumulate_gram_(
+        self, gram: Tensor, features: Tensor, *, precision: str = "float32", workspace_floats: int | None = None
+    ) -> None:
+        """Add the Gram matrix of the columns of features with contiguous rows to the upper triangle of ``gram``."""
+        before, results = gram.clone(), []
+        for order in ORDERS:
+            gram.copy_(before)
+            self.library.set_order(order)
+            with self.ops.changed(workspace_floats, precision=PRECISIONS[precision]):
+                self.ops.accumulate_gram_(gram, features, 1)
+            results.append(gram.clone())
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
+
+    def mma(self, a: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+        """One warp product from the words of each lane, int32 [32, 4], [32, 2], and sums, float32 [32, 4]."""
+        out = c.clone()
+        _check(self.library.run_mma(DTYPES[dtype], *(c_void_p(x.data_ptr()) for x in (a, b, out))))
+        return out
+
+    def load_matrices(self, matrices: Tensor) -> Tensor:
+        """Words of each lane from four matrices, int32. [4, 8, 4] -> [32, 4]."""
+        words = torch.empty(32, 4, dtype=torch.int32)
+        _check(self.library.run_load_matrices(c_void_p(matrices.data_ptr()), c_void_p(words.data_ptr())))
+        return words
+
+    def split_tf32(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest TF32 numbers and those nearest to what is left, float32. [*shape], [*shape]."""
+        high, low = x.clone(), torch.empty_like(x)
+        self.library.split_tf32(c_void_p(high.data_ptr()), c_void_p(low.data_ptr()), c_int64(high.numel()))
+        return high, low
+
+    def exchange(self, order: int, *, before_reading: bool = True, before_writing: bool = True) -> Tensor:
+        """What 64 threads read in 8 rounds, each what another wrote, with or without barriers. [64, 8]."""
+        out = torch.empty(64, 8)
+        self.library.set_order(order)
+        _check(self.library.run_exchange(before_reading, before_writing, c_void_p(out.data_ptr())))
+        return out
+
+    def read_vector(self, source: Tensor) -> float:
+        """The first of four floats that are read at once."""
+        out = torch.empty(1)
+        _check(self.library.run_misaligned(c_void_p(source.data_ptr()), c_void_p(out.data_ptr())))
+        return out.item()
+
+    def copy(self, source: Tensor, num_bytes: int, *, waits: bool = True) -> Tensor:
+        """16 bytes after an asynchronous copy, uint8. [16]."""
+        out = torch.zeros(16, dtype=torch.uint8)
+        self.library.set_order(FORWARD)
+        _check(self.library.run_copy(c_void_p(source.data_ptr()), num_bytes, waits, c_void_p(out.data_ptr())))
+        return out
+
+    def host_normal(self, key: int, minor: int, numel: int) -> Tensor:
+        """One row of normals from ``csrc/common/normal.h``. [numel]."""
+        out = torch.empty(numel)
+        self.library.host_normal(c_uint64(key), minor, c_void_p(out.data_ptr()), c_int64(numel))
+        return out
+
+    def host_sketch_map(
+        self, key: int, rows: int, cols: int, proj_dim: int, repetition: int = 0, *, row_begin: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Bucket and sign of every entry from ``csrc/common/sketch_map.h``. [rows, cols], [rows, cols]."""
+        buckets, signs = torch.empty(rows, cols, dtype=torch.int64), torch.empty(rows, cols, dtype=torch.float64)
+        sizes = [c_int64(size) for size in (row_begin, rows, cols, proj_dim)]
+        pointers = c_void_p(buckets.data_ptr()), c_void_p(signs.data_ptr())
+        self.library.host_sketch_map(c_uint64(key), repetition, *sizes, *pointers)
+        return buckets, signs
+
+    def host_projection(self, key: int, rows: int, columns: int, kind: str, *, row_begin: int = 0) -> Tensor:
+        """Entries of a dense projection from ``csrc/common/dense_map.h``, float64. [rows, columns]."""
+        out = torch.empty(rows, columns, dtype=torch.float64)
+        sizes = [c_int64(size) for size in (row_begin, rows, columns)]
+        self.library.host_projection(KINDS[kind], c_uint64(key), *sizes, c_void_p(out.data_ptr()))
+        return out
+
+    def _overwritten(self, op: str, args: dict[str, int], dtype: torch.dtype, n: int, columns: int) -> Tensor:
+        """Run a kernel that overwrites its output [n, columns], from poison in every order."""
+        results = []
+        for order in ORDERS:
+            self.library.set_order(order)
+            buffer = _poisoned(n * columns + 2 * _GUARD, dtype)
+            out = buffer[_GUARD:-_GUARD]
+            self.ops.run(op, out, {**args, "n": n, "out": out.data_ptr()})
+            results.append(out.clone())
+            out.copy_(_poisoned(out.numel(), dtype))
+            assert _same_bits(buffer, _poisoned(buffer.numel(), dtype)), "it wrote outside its output"
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
+        return results[0].reshape(n, columns)
+
+    def _added(self, rows: int, proj_dim: int, add: Callable[[Tensor], None]) -> Tensor:
+        """Run an op that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
+        buffer = torch.zeros(rows + 2, proj_dim + 64)
+        features = buffer[1 : rows + 1, 32 : 32 + proj_dim]
+        results = []
+        for order in (FORWARD, SHUFFLED, BACKWARD):
+            if order == SHUFFLED:
+                features.zero_()
+            self.library.set_order(order)
+            add(features)
+            results.append(features.clone())
+        features.zero_()
+        assert not buffer.any(), "it wrote outside the features"
+        assert _same_bits(*results[:2]), "the order of threads or blocks shows in the result: a race"
+        # x + x is exact, so the third run must give twice the second to the last bit.
+        assert _same_bits(2 * results[1], results[2]), "the order of threads or blocks shows, or it does not add"
+        return results[0]
+
+
+def _poisoned(count: int, dtype: torch.dtype) -> Tensor:
+    """All bits set, which is NaN in every floating dtype. [count]."""
+    return torch.full((count * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Equality that holds for NaN too."""
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise CudaError(status)

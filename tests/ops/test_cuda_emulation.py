@@ -1,0 +1,625 @@
+"""The CUDA kernels, compiled for the CPU, against the reference: their arithmetic needs no device to be checked."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import shutil
+
+import pytest
+import torch
+from cases import CONVS, DTYPES, HIGH_KEY, KEY, MATRICES, Conv, assert_as_exact_as_torch, integers, randn
+from cuda_emulation import emulated
+from torch import Tensor
+
+from journey.ops import cuda as _cuda_kernels
+from journey.ops import reference
+from journey.ops.checks import walk
+from journey.ops.cuda import CudaKernels
+from journey.ops.geometry import ConvGeometry
+from journey.ops.keys import to_signed
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory):
+    """The emulated kernels."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    return emulated.build(compiler, tmp_path_factory.mktemp("cuda_emulation"))
+
+
+@pytest.fixture
+def old_device(kernels):
+    """The emulated kernels on a device like sm_75: no tensor cores, 64 KiB of shared memory per block."""
+    kernels.set_device(tensor_cores=False, max_shared_bytes=64 << 10)
+    yield kernels
+    kernels.set_device()
+
+
+def int64s(*values: int) -> Tensor:
+    """64-bit integers as torch has them, in two's complement. [len(values)]."""
+    return torch.tensor([(v + 2**63) % 2**64 - 2**63 for v in values], dtype=torch.int64)
+
+
+# --------------------------------------------------------------------------------------- warp instructions
+
+
+def words_of(matrix: Tensor) -> Tensor:
+    """Neighbouring elements of the rows of a matrix as words of 4 bytes, int32. [rows, words]."""
+    return matrix.contiguous().view(torch.int32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fragments_lie_as_the_instruction_set_documents(kernels, dtype):
+    depth = 32 // dtype.itemsize
+    a, b, c = integers(16, depth, seed=1).to(dtype), integers(depth, 8, seed=2).to(dtype), integers(16, 8, seed=3)
+    group, t = torch.arange(32) // 4, torch.arange(32) % 4
+    left, right = words_of(a), words_of(b.T)  # [16, 8 words], [8 columns, 8 words]
+    fragment_a = torch.stack([left[group, t], left[group + 8, t], left[group, t + 4], left[group + 8, t + 4]], 1)
+    fragment_b = torch.stack([right[group, t], right[group, t + 4]], 1)
+    place = [(group, 2 * t), (group, 2 * t + 1), (group + 8, 2 * t), (group + 8, 2 * t + 1)]
+    product = kernels.mma(fragment_a, fragment_b, torch.stack([c[at] for at in place], 1), dtype)
+    expected = a.float() @ b.float() + c
+    assert torch.equal(product, torch.stack([expected[at] for at in place], 1))
+
+
+def test_a_lane_receives_its_word_of_each_matrix(kernels):
+    buffer = torch.arange(4 * 8 * 4 + 4, dtype=torch.int32)
+    matrices = buffer[-buffer.data_ptr() // 4 % 4 :][: 4 * 8 * 4].view(4, 8, 4)
+    lane = torch.arange(32)
+    assert torch.equal(kernels.load_matrices(matrices), matrices[:, lane // 4, lane % 4].T)
+
+
+def test_tf32_is_the_nearest_number_of_11_bits_ties_away_from_zero(kernels):
+    ulp = 2.0**-10
+    x = torch.tensor([1 + ulp / 2, 1 + ulp / 2 - 2**-23, -1 - ulp / 2, 3 - 2**-22, 0.0, math.inf])
+    assert kernels.split_tf32(x)[0].tolist() == [1 + ulp, 1.0, -1 - ulp, 3.0, 0.0, math.inf]
+
+
+def test_two_tf32_numbers_hold_23_bits_of_a_float(kernels):
+    x = randn(10_000)
+    high, low = kernels.split_tf32(x)
+    assert torch.all((x.double() - high - low).abs() <= 2**-23 * x.abs())
+
+
+def test_products_of_the_emulation_read_tf32_and_round_towards_zero(kernels):
+    ones, c = torch.ones(32, 4).view(torch.int32), torch.full((32, 4), 2.0**24)
+    # 8 products of 1 with 1 + 2^-11, which is 1 to TF32: 2^24 + 8. Of halves of them: 2^24 + 4, which floats have.
+    almost_one = torch.full((32, 2), 1 + 2.0**-11).view(torch.int32)
+    assert torch.all(kernels.mma(ones, almost_one, c, torch.float32) == 2.0**24 + 8)
+    eighths = torch.full((32, 2), 3 / 8).view(torch.int32)  # 3 in all, between 2^24 + 2 and 2^24 + 4
+    assert torch.all(kernels.mma(ones, eighths, c, torch.float32) == 2.0**24 + 2)
+
+
+def test_copies_of_the_emulation_arrive_late_and_end_in_zeros(kernels):
+    buffer = torch.arange(1, 33, dtype=torch.uint8)
+    source = buffer[-buffer.data_ptr() % 16 :][:16]
+    assert torch.equal(kernels.copy(source, 16), source)
+    assert torch.equal(kernels.copy(source, 6), torch.where(torch.arange(16) < 6, source, 0))
+    with pytest.raises(emulated.CudaError):  # it ended before its copies
+        kernels.copy(source, 16, waits=False)
+
+
+def test_a_missing_barrier_shows_in_the_order_of_warps(kernels):
+    thread, round_ = torch.arange(64).unsqueeze(1), torch.arange(8)
+    expected = (100 * round_ + (thread ^ 33)).float()
+    for order in emulated.ORDERS:
+        assert torch.equal(kernels.exchange(order), expected)
+        assert not torch.equal(kernels.exchange(order, before_reading=False), expected)
+        assert not torch.equal(kernels.exchange(order, before_writing=False), expected)
+
+
+def test_what_is_undefined_on_a_device_is_an_error_here(kernels):
+    values = torch.arange(8.0)
+    assert kernels.read_vector(values[4:]) == 4.0
+    with pytest.raises(emulated.CudaError):  # not aligned to 16 bytes
+        kernels.read_vector(values[1:])
+
+
+# ----------------------------------------------------------------------------------------------- random
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_words_are_the_published_vectors(kernels, counter, key, expected):
+    c, k = ([int(word, 16) for word in text.split()] for text in (counter, key))
+    words = kernels.philox_words(int64s(k[0] | k[1] << 32), int64s(c[0] | c[1] << 32), int64s(c[2]), c[3])
+    assert " ".join(f"{word:08x}" for word in words[0].tolist()) == expected
+
+
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 1009])
+def test_words_equal_the_reference_bit_for_bit(kernels, n):
+    keys = torch.arange(n) * 0x9E3779B97F4A7C15
+    indices, minors = keys ^ 0x5555, (torch.arange(n) * 0x9E3779B9) & 0xFFFFFFFF
+    assert torch.equal(kernels.philox_words(keys, indices, minors, 3), reference.philox(keys, indices, minors, 3))
+
+
+@pytest.mark.parametrize("numel", [0, 1, 15, 17, 63, 64, 65, 127, 1009])
+def test_normals_equal_the_host_bit_for_bit_and_the_reference_within_their_promise(kernels, numel):
+    keys, minors = [KEY, HIGH_KEY, 0, KEY, 2**64 - 1], [0, 2**32 - 1, 7, 1, 5]
+    actual = kernels.philox_normal(int64s(*keys), int64s(*minors), numel)
+    for row, key, minor in zip(actual, keys, minors, strict=True):
+        assert torch.equal(row, kernels.host_normal(key, minor, numel))
+        # csrc/common/normal.h promises 4e-6; another order of elements shows as errors around 1.
+        assert torch.all((row - reference.noise(key, minor, numel)).abs() < 4e-6)
+
+
+# ----------------------------------------------------------------------------------------------- sketch
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "proj_dim", "row_begin"),
+    [(1, 1, 32, 0), (3, 33, 32, 0), (5, 31, 96, 2**45 + 3), (40, 7, 1024, 31), (2, 65, 8192, 2**31 - 1)],
+)
+def test_every_entry_has_the_bucket_and_the_sign_of_host_and_reference(kernels, rows, cols, proj_dim, row_begin):
+    one_hot = torch.eye(rows * cols).reshape(-1, rows, cols)
+    actual = kernels.sketch(one_hot, proj_dim, HIGH_KEY, row_begin=row_begin).double()
+    buckets, signs = kernels.host_sketch_map(HIGH_KEY, rows, cols, proj_dim, row_begin=row_begin)
+    expected = torch.zeros(rows * cols, proj_dim, dtype=torch.float64)
+    assert torch.equal(actual, expected.scatter_(1, buckets.reshape(-1, 1), signs.reshape(-1, 1)))
+    assert torch.equal(actual, reference.sketch_matrix(HIGH_KEY, rows, cols, proj_dim, row_begin=row_begin))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "cols"), MATRICES)
+def test_sketch_is_exact_on_integers(kernels, rows, cols, dtype):
+    for batch, proj_dim, nnz in [(0, 96, 1), (1, 32, 1), (3, 96, 4), (2, 1024, 1), (2, 4160, 4)]:
+        grads = integers(batch, rows, cols).to(dtype)
+        expected = reference.sketch(grads, proj_dim, KEY, nnz)  # sqrt(4) is exact too
+        assert torch.equal(kernels.sketch(grads, proj_dim, KEY, nnz=nnz).double(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sketch_does_not_depend_on_how_gradients_lie(kernels, dtype):
+    for cols in (4, 28, 100, 128):
+        grads = integers(2, 50, cols).to(dtype)
+        expected = reference.sketch(grads, 96, KEY, 4)
+        for before, between in [(0, 0), (4, 4), (1, 0), (2, 4), (0, 3)]:  # four columns are read at a time, or one
+            buffer = torch.zeros(before + 2 * (50 * cols + between), dtype=dtype)
+            view = buffer[before:].as_strided((2, 50, cols), (50 * cols + between, cols, 1))
+            view.copy_(grads)
+            assert torch.equal(kernels.sketch(view, 96, KEY, nnz=4).double(), expected), (cols, before, between)
+
+
+def test_one_launch_sketches_many_parameters(kernels):
+    shapes = [(1, 1), (1, 31), (1, 32), (1, 33), (1, 1009), (0, 5), (5, 0), (13, 40), (97, 3)]
+    dtypes = itertools.cycle(DTYPES)
+    for count, nnz, proj_dim in [(0, 1, 96), (1, 1, 32), (len(shapes), 4, 96), (150, 1, 1024)]:
+        parameters, expected = [], torch.zeros(2, proj_dim, dtype=torch.float64)
+        for i, (rows, cols), dtype in zip(range(count), itertools.cycle(shapes), dtypes, strict=False):
+            grads = integers(3, rows, cols, seed=i).to(dtype)[::2]
+            parameters.append((grads, HIGH_KEY - i, 0))
+            expected += reference.sketch(grads, proj_dim, HIGH_KEY - i, nnz)
+        assert torch.equal(kernels.sketch_many(parameters, 2, proj_dim, nnz).double(), expected)
+
+
+def test_rows_of_a_small_parameter_may_come_in_pieces(kernels):
+    grads = integers(2, 80, 37)
+    pieces = [(grads[:, :30], KEY, 0), (grads[:, 30:77], KEY, 30), (grads[:, 77:], KEY, 77)]
+    assert torch.equal(kernels.sketch_many(pieces, 2, 96), kernels.sketch(grads, 96, KEY))
+
+
+def test_sketch_of_many_parameters_does_not_depend_on_the_batch(kernels):
+    grads = [randn(3, 2, 500, seed=i) for i in range(5)]
+    whole = kernels.sketch_many([(x, KEY + i, 0) for i, x in enumerate(grads)], 3, 64)
+    alone = [kernels.sketch_many([(x[b : b + 1], KEY + i, 0) for i, x in enumerate(grads)], 1, 64) for b in range(3)]
+    assert torch.equal(whole, torch.cat(alone))
+
+
+def test_sketch_in_many_slices_stays_as_exact_as_torch(kernels):
+    grads = 1 + randn(2, 97, 1601)  # a mean far from zero; 64 slices of 78 tiles
+    expected = reference.sketch(grads, 32, KEY)
+    buckets, signs = reference.sketch_map(KEY, 97, 1601, 32)
+    plain = torch.zeros(2, 32).index_add_(1, buckets.flatten(), (grads * signs.float()).reshape(2, -1))
+    assert_as_exact_as_torch(kernels.sketch(grads, 32, KEY), plain, expected)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 4099), (131, 37)])
+def test_sketch_does_not_depend_on_the_batch_or_its_stride(kernels, rows, cols):
+    grads = randn(5, rows, cols)
+    whole = kernels.sketch(grads, 96, KEY, nnz=2)
+    alone = [kernels.sketch(sample.unsqueeze(0), 96, KEY, nnz=2) for sample in grads]
+    assert torch.equal(whole, torch.cat(alone))
+    assert torch.equal(whole[::2], kernels.sketch(grads[::2], 96, KEY, nnz=2))
+
+
+def test_pieces_of_rows_add_up_to_the_sketch_of_the_whole(kernels):
+    grads = integers(2, 80, 70)
+    for edges in ([0, 1, 80], [0, 31, 32, 65, 80], [0, 3, 3, 77, 80]):
+        pieces = torch.zeros(2, 96)
+        for begin, end in itertools.pairwise(edges):
+            pieces += kernels.sketch(grads[:, begin:end], 96, KEY, row_begin=begin)
+        assert torch.equal(pieces, kernels.sketch(grads, 96, KEY))
+
+
+def test_samples_more_than_2_to_the_31_elements_apart_are_found(kernels):
+    # Only the pages of the three samples are touched, so this costs address space and no memory.
+    stride, values = 2**30 + 640, integers(3, 60, 64)
+    grads = torch.empty(2 * stride + 4096, dtype=torch.bfloat16).as_strided((3, 60, 64), (stride, 64, 1))
+    grads.copy_(values)
+    assert torch.equal(kernels.sketch(grads, 96, KEY), kernels.sketch(values, 96, KEY))
+    flat = grads.flatten(1)  # a copy
+    apart = grads.as_strided((3, 60 * 64), (stride, 1))
+    assert torch.equal(kernels.project(apart, 5, KEY, "rademacher"), kernels.project(flat, 5, KEY, "rademacher"))
+
+
+# ---------------------------------------------------------------------------------------------- project
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+@pytest.mark.parametrize(("grad_dim", "proj_dim", "row_begin"), [(1, 1, 0), (70, 129, 2**45 + 3), (33, 300, 2**32 - 7)])
+def test_every_entry_of_the_projection_has_the_bits_of_the_host(kernels, grad_dim, proj_dim, row_begin, kind):
+    actual = kernels.project(torch.eye(grad_dim), proj_dim, KEY, kind, row_begin=row_begin)
+    expected = kernels.host_projection(KEY, grad_dim, proj_dim, kind, row_begin=row_begin)
+    scaled = torch.tensor(1 / math.sqrt(proj_dim)) * expected.float()
+    # A normal is multiplied as the sum of two numbers of 11 bits.
+    torch.testing.assert_close(actual, scaled, rtol=0 if kind == "rademacher" else 2**-22, atol=0)
+    matrix = {"rademacher": reference.rademacher_matrix, "normal": reference.normal_matrix}[kind]
+    error = (expected - matrix(grad_dim, proj_dim, KEY, row_begin=row_begin)).abs().max()
+    assert error == 0 if kind == "rademacher" else error < 4e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("batch", "grad_dim"), [(0, 5), (3, 0), (1, 1), (2, 31), (17, 127), (63, 128), (65, 129), (5, 4097)]
+)
+def test_signed_sums_are_exact_on_integers(kernels, batch, grad_dim, dtype):
+    grads = integers(batch, grad_dim).to(dtype)
+    for proj_dim in (4, 256):  # powers of four scale exactly
+        expected = reference.project(grads, proj_dim, HIGH_KEY, "rademacher")
+        assert torch.equal(kernels.project(grads, proj_dim, HIGH_KEY, "rademacher").double(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_signed_sums_do_not_depend_on_how_gradients_lie(kernels, dtype):
+    grads = integers(17, 300).to(dtype)  # three runs of 128
+    expected = reference.project(grads, 16, KEY, "rademacher")
+    for before, after in [(0, 4), (8, 12), (0, 1), (1, 19), (7, 0)]:  # rows are read 16 bytes at a time, or one by one
+        view = torch.nn.functional.pad(grads, (before, after))[:, before : before + 300]
+        assert torch.equal(kernels.project(view, 16, KEY, "rademacher").double(), expected), (before, after)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+def test_devices_without_tensor_cores_project_too(old_device, kind):
+    grads = 1 + randn(18, 4500)
+    matrix = old_device.host_projection(KEY, 4500, 130, kind)
+    expected, plain = grads.double() @ matrix / 130**0.5, grads @ matrix.float() / 130**0.5
+    assert_as_exact_as_torch(old_device.project(grads, 130, KEY, kind), plain, expected)
+    for dtype in DTYPES:
+        grads = integers(5, 77).to(dtype)
+        actual = old_device.project(grads, 256, KEY, "rademacher")
+        assert torch.equal(actual.double(), reference.project(grads, 256, KEY, "rademacher"))
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+@pytest.mark.parametrize(
+    ("batch", "grad_dim", "proj_dim"), [(3, 257, 127), (33, 100, 65), (2, 9001, 33), (2, 20_011, 1)]
+)
+def test_projection_is_as_exact_as_torch(kernels, batch, grad_dim, proj_dim, kind):
+    grads = 1 + randn(batch, grad_dim)
+    matrix = kernels.host_projection(KEY, grad_dim, proj_dim, kind)
+    expected, plain = grads.double() @ matrix / proj_dim**0.5, grads @ matrix.float() / proj_dim**0.5
+    assert_as_exact_as_torch(kernels.project(grads, proj_dim, KEY, kind), plain, expected)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "normal"])
+def test_projection_does_not_depend_on_the_batch(kernels, kind):
+    for grads, sizes in [(randn(66, 150), [1, 1, 64]), (randn(3, 4500), [1, 2])]:  # a block is 64 samples
+        whole = kernels.project(grads, 40, KEY, kind)
+        parts = [kernels.project(part, 40, KEY, kind) for part in grads.split(sizes)]
+        assert torch.equal(whole, torch.cat(parts))
+
+
+# ----------------------------------------------------------------------------------------- sketch_outer
+
+
+def layer_tensors(conv: Conv, rows: int, make=integers) -> tuple[Tensor, Tensor]:
+    """Input and output gradient of a convolution. [rows, c_in, *size], [rows, c_out, *size_out]."""
+    return make(rows, conv.c_in, *conv.size, seed=1), make(rows, conv.c_out, *conv.size_out, seed=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("positions", "d_in", "d_out"),
+    # A stage is 16 or 32 positions, a tile 128 x 64; channels that are multiples of 8 are read 16 bytes at a time.
+    [
+        (1, 1, 1),
+        (1, 31, 33),
+        (5, 32, 64),
+        (7, 33, 65),
+        (33, 13, 101),
+        (3, 257, 67),
+        (17, 64, 128),
+        (2, 72, 136),
+        (0, 4, 4),
+    ],
+)
+def test_linear_gradients_are_sketched_exactly_on_integers(kernels, positions, d_in, d_out, dtype):
+    for groups, rows_per_group, proj_dim, nnz in [(1, 1, 32, 1), (2, 3, 96, 4), (2, 1, 1024, 1), (0, 1, 32, 1)]:
+        rows = groups * rows_per_group
+        a = integers(rows, positions, d_in, seed=1).to(dtype)
+        g = integers(rows, positions, d_out, seed=2).to(dtype)
+        actual = kernels.sketch_outer(a, g, proj_dim, HIGH_KEY, groups, nnz=nnz)
+        expected = reference.sketch_outer(a, g, proj_dim, HIGH_KEY, rows_per_group=rows_per_group, nnz=nnz)
+        assert torch.equal(actual.double(), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, conv in CONVS.items() if len(conv.size) < 3])
+def test_convolution_gradients_are_sketched_exactly_on_integers(kernels, name):
+    conv = CONVS[name]
+    for groups, rows_per_group, proj_dim, nnz in [(1, 3, 32, 1), (2, 2, 96, 4)]:
+        a, g = layer_tensors(conv, groups * rows_per_group)
+        actual = kernels.sketch_outer(a, g, proj_dim, KEY, groups, conv=conv.geometry, nnz=nnz)
+        options = {"rows_per_group": rows_per_group, "nnz": nnz, "conv": conv.geometry}
+        assert torch.equal(actual.double(), reference.sketch_outer(a, g, proj_dim, KEY, **options))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows_per_group", [1, 3])
+def test_images_of_many_sizes_are_sketched_exactly_in_every_layout(kernels, rows_per_group, dtype):
+    pointwise, square = ConvGeometry((1, 1), (1, 1), (0, 0), (1, 1)), ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1))
+    strided = ConvGeometry((1, 1), (2, 2), (0, 0), (1, 1))
+    for height, width in [(1, 1), (2, 4), (4, 4), (4, 8), (3, 11), (5, 8)]:
+        for conv, c_in, c_out in [(pointwise, 72, 40), (square, 8, 24), (strided, 16, 8)]:
+            out = [(size - 1) // conv.stride[0] + 1 for size in (height, width)]
+            a = integers(2 * rows_per_group, c_in, height, width, seed=1).to(dtype)
+            g = integers(2 * rows_per_group, c_out, *out, seed=2).to(dtype)
+            expected = reference.sketch_outer(a, g, 96, KEY, rows_per_group=rows_per_group, conv=conv)
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                views = [x.contiguous(memory_format=memory_format) for x in (a, g)]
+                assert torch.equal(kernels.sketch_outer(*views, 96, KEY, 2, conv=conv).double(), expected)
+
+
+def test_devices_without_tensor_cores_sketch_layers_too(old_device):
+    for name in ("wide", "3x3, stride", "groups", "depthwise", "every axis different", "1x1"):
+        conv = CONVS[name]
+        for dtype, proj_dim in itertools.product(DTYPES, (96, 4096)):  # in shared memory and beyond it
+            a, g = (x.to(dtype) for x in layer_tensors(conv, 4))
+            expected = reference.sketch_outer(a, g, proj_dim, KEY, rows_per_group=2, conv=conv.geometry, nnz=4)
+            actual = old_device.sketch_outer(a, g, proj_dim, KEY, 2, conv=conv.geometry, nnz=4)
+            assert torch.equal(actual.double(), expected)
+
+
+def test_sums_in_memory_and_in_shared_memory_hold_the_same(kernels, old_device):
+    a, g = integers(4, 9, 75, seed=1), integers(4, 9, 300, seed=2)  # 3 x 2 tiles
+    expected = reference.sketch_outer(a, g, 4096, KEY, rows_per_group=2)
+    assert torch.equal(old_device.sketch_outer(a, g, 4096, KEY, 2).double(), expected)
+    kernels.set_device(max_shared_bytes=64 << 10)
+    assert torch.equal(kernels.sketch_outer(a, g, 4096, KEY, 2).double(), expected)
+
+
+def test_nan_and_infinity_stay_in_the_entries_that_hold_them(kernels):
+    for name, dtype in itertools.product(("3x3", "wide", "1x1"), DTYPES):
+        conv = CONVS[name]
+        a, g = (x.to(dtype) for x in layer_tensors(conv, 4))
+        clean = kernels.sketch_outer(a, g, 1024, KEY, 2, conv=conv.geometry)
+        a[3, 2, 0, 0], g[2, 1, 0, 1] = math.nan, math.inf
+        actual = kernels.sketch_outer(a, g, 1024, KEY, 2, conv=conv.geometry)
+        expected = reference.sketch_outer(a, g, 1024, KEY, rows_per_group=2, conv=conv.geometry)
+        assert torch.equal(actual[0], clean[0])
+        assert torch.equal(actual[1].isfinite(), expected[1].isfinite())
+
+
+def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
+    a, g = randn(2, 50, 40, seed=1), randn(2, 50, 33, seed=2)
+    one_bucket_each = 32 * 33 * 2  # no two entries of one tile collide, and there are two tiles of columns
+    actual = kernels.sketch_outer(a, g, one_bucket_each, KEY, 1, precision="tf32").double()
+    expected = reference.sketch_outer(a, g, one_bucket_each, KEY, rows_per_group=2)
+    magnitude = torch.einsum("npo,npi->oi", g.abs(), a.abs()).double().max()
+    error = (actual - expected).abs().max()
+    # Each operand is off by at most 2^-11 of itself, a bucket holds at most two entries; and it is not the other path.
+    assert 2**-16 * magnitude < error <= 2 * 2.001 * 2**-11 * magnitude
+    (a, _), (g, _) = kernels.split_tf32(a), kernels.split_tf32(g)
+    rounded = reference.sketch_outer(a, g, one_bucket_each, KEY, rows_per_group=2)
+    assert (actual - rounded).abs().max() <= 100 * 2**-23 * magnitude
+
+
+def test_sums_that_do_not_fit_in_shared_memory_are_exact_too(kernels):
+    a, g = integers(4, 9, 75, seed=1), integers(4, 9, 130, seed=2)
+    for proj_dim in (22_880, 22_912, 32_768):  # two copies and the stages fill 227 KiB
+        expected = reference.sketch_outer(a, g, proj_dim, KEY, rows_per_group=2, nnz=4)
+        assert torch.equal(kernels.sketch_outer(a, g, proj_dim, KEY, 2, nnz=4).double(), expected)
+
+
+def test_layers_are_read_through_any_strides(kernels):
+    conv = CONVS["3x3, stride"]
+    a, g = layer_tensors(conv, 4)
+    expected = kernels.sketch_outer(a, g, 96, KEY, 2, conv=conv.geometry)
+    views = {
+        "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "inside a larger tensor": lambda x: torch.nn.functional.pad(x, (2, 3, 1, 1), value=9.0)[..., 1:-1, 2:-3],
+        "every other row": lambda x: x.repeat_interleave(2, dim=0)[::2],
+        "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        "backwards channels of a larger tensor": lambda x: torch.stack([x, x + 1], dim=2)[:, :, 0],
+    }
+    for what, view in views.items():
+        assert torch.equal(kernels.sketch_outer(view(a), view(g), 96, KEY, 2, conv=conv.geometry), expected), what
+
+
+def test_contracted_positions_stay_as_exact_as_torch(kernels):
+    a, g = 1 + randn(6, 700, 40, seed=1), 1 + randn(6, 700, 33, seed=2)  # 2,100 terms per entry, 64 tiles in slices
+    actual = kernels.sketch_outer(a, g, 96, KEY, 2)
+    grads = [(g_.flatten(0, 1).T @ a_.flatten(0, 1)) for a_, g_ in zip(a.split(3), g.split(3), strict=True)]
+    buckets, signs = reference.sketch_map(KEY, 33, 40, 96)
+    plain = torch.zeros(2, 96).index_add_(1, buckets.flatten(), (torch.stack(grads) * signs.float()).flatten(1))
+    assert_as_exact_as_torch(actual, plain, reference.sketch_outer(a, g, 96, KEY, rows_per_group=3))
+
+
+def test_fused_sketch_does_not_depend_on_the_batch(kernels):
+    conv = CONVS["wide"]
+    a, g = layer_tensors(conv, 6, randn)
+    whole = kernels.sketch_outer(a, g, 96, KEY, 3, conv=conv.geometry)
+    alone = [kernels.sketch_outer(a[i : i + 2], g[i : i + 2], 96, KEY, 1, conv=conv.geometry) for i in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(alone))
+
+
+# ------------------------------------------------------------------------------------------------- gram
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_samples", "proj_dim"),
+    [(0, 5), (1, 1), (15, 63), (16, 64), (17, 65), (32, 127), (33, 128), (100, 129), (5, 264)],
+)
+def test_gram_is_exact_on_integers_and_leaves_the_lower_triangle_alone(kernels, num_samples, proj_dim, dtype):
+    aligned = integers(num_samples, proj_dim // 8 * 8 + 16).to(dtype)[:, :proj_dim]  # 16 bytes at a time if 8 divide
+    assert_gram_is_exact(kernels, aligned)
+    assert_gram_is_exact(kernels, integers(num_samples, proj_dim + 3).to(dtype)[:, 1:-2])
+
+
+def test_devices_without_tensor_cores_sum_grams_too(old_device):
+    for dtype in DTYPES:
+        assert_gram_is_exact(old_device, integers(35, 136).to(dtype))
+
+
+def assert_gram_is_exact(kernels, features: Tensor) -> None:
+    """Check the Gram matrix of integers, added to a matrix inside a larger one."""
+    proj_dim = features.shape[1]
+    upper = torch.ones(proj_dim, proj_dim).triu().bool()
+    before = integers(proj_dim, proj_dim, seed=3).double().masked_fill(~upper, torch.nan)
+    buffer = torch.full((proj_dim + 2, proj_dim + 5), 7.0, dtype=torch.float64)
+    gram = buffer[1:-1, 2:-3]
+    gram.copy_(before)
+    kernels.accumulate_gram_(gram, features)
+    assert torch.equal(gram[upper], (before + reference.gram(features))[upper])
+    assert gram[~upper].isnan().all()
+    gram.fill_(7.0)
+    assert (buffer == 7.0).all(), "it wrote outside the matrix"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_of_many_samples_errs_like_a_sum_of_512(kernels, dtype):
+    features = (1 + randn(1500, 65)).to(dtype)
+    gram = torch.zeros(65, 65, dtype=torch.float64)
+    kernels.accumulate_gram_(gram, features)
+    magnitudes = features.double().abs().T @ features.double().abs()
+    # csrc/cuda/gram.cu promises 48 units of 2^-23 of the sum of magnitudes.
+    error = ((gram - reference.gram(features)).abs() / magnitudes).triu().max()
+    assert error <= 48 * 2**-23
+    if dtype == torch.float32:
+        gram.zero_()
+        kernels.accumulate_gram_(gram, features, precision="tf32")
+        error = ((gram - reference.gram(features)).abs() / magnitudes).triu().max()
+        assert 2**-16 < error <= 2.001 * 2**-11 + 48 * 2**-23
+
+
+def test_no_split_over_samples_shows_in_the_bits_of_a_gram(kernels):
+    features, gram = randn(1040, 200).bfloat16(), torch.zeros(200, 200, dtype=torch.float64)
+    kernels.accumulate_gram_(gram, features)  # three runs at once
+    run_floats = 6 * 128 * 64  # six tiles, of which one is half empty
+    for workspace_floats in (2 * run_floats - 1, 2 * run_floats):  # without passes, and in two
+        other = torch.zeros_like(gram)
+        kernels.accumulate_gram_(other, features, workspace_floats=workspace_floats)
+        assert torch.equal(other, gram)
+    pieces = torch.zeros_like(gram)
+    for piece in features.split(512):
+        kernels.accumulate_gram_(pieces, piece)
+    assert torch.equal(pieces, gram)
+
+
+# ------------------------------------------------------------------------------------------ from Python
+
+
+@pytest.fixture
+def device_ops(kernels, monkeypatch):
+    """What torch dispatches CUDA tensors to, over the emulated kernels: for CPU tensors here."""
+    kernels.library.set_order(emulated.SHUFFLED)
+    monkeypatch.setattr(_cuda_kernels, "_kernels", lambda: kernels.ops.bindings)
+    monkeypatch.setattr(_cuda_kernels, "_stream", lambda tensor: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return CudaKernels()
+
+
+def test_python_hands_random_numbers_what_they_ask_for(device_ops):
+    keys, minors = int64s(KEY, HIGH_KEY, 7), int64s(2**32 - 1, 3, 0)
+    indices = torch.arange(6)[::2]
+    assert torch.equal(device_ops.philox_words(keys, indices, minors, 5), reference.philox(keys, indices, minors, 5))
+    noise = device_ops.philox_normal(keys, minors, 70)
+    for row, key, minor in zip(noise, (KEY, HIGH_KEY, 7), minors.tolist(), strict=True):
+        assert torch.all((row - reference.noise(key, minor, 70)).abs() < 4e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_python_hands_sketches_and_projections_what_they_ask_for(device_ops, dtype):
+    grads = integers(3, 70, 45).to(dtype)[:, 2:-1].transpose(1, 2)  # [3, 45, 67], to be made contiguous
+    for proj_dim in (64, 8224):  # the second is more than one launch takes for many parameters
+        features = torch.zeros(3, proj_dim + 8)[:, :proj_dim]
+        device_ops.sketch_(features, grads, to_signed(HIGH_KEY), 5, 4)
+        expected = reference.sketch(torch.nn.functional.pad(grads, (0, 0, 5, 0)), proj_dim, HIGH_KEY, 4)
+        assert torch.equal(features.double(), expected)
+        device_ops.sketch_many_(features, [grads, grads[:, :9]], [KEY, to_signed(HIGH_KEY)], [0, 0], 4)
+        expected += reference.sketch(grads, proj_dim, KEY, 4) + reference.sketch(grads[:, :9], proj_dim, HIGH_KEY, 4)
+        assert torch.equal(features.double(), expected)
+    flat, features = grads.flatten(1), torch.zeros(3, 16)
+    device_ops.project_(features, flat, to_signed(HIGH_KEY), 0, 0)
+    assert torch.equal(features.double(), reference.project(flat, 16, HIGH_KEY, "rademacher"))
+
+
+@pytest.mark.parametrize("name", [name for name, conv in CONVS.items() if len(conv.size) < 3])
+def test_python_hands_layers_what_they_ask_for(device_ops, name):
+    conv = CONVS[name]
+    a, g = layer_tensors(conv, 4)
+    features = torch.zeros(2, 96)
+    device_ops.sketch_outer_(features, a, g, to_signed(HIGH_KEY), 4, *walk(conv.geometry))
+    expected = reference.sketch_outer(a, g, 96, HIGH_KEY, rows_per_group=2, nnz=4, conv=conv.geometry)
+    assert torch.equal(features.double(), expected)
+
+
+def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
+    a, g, features = integers(4, 9, 33, seed=1), integers(4, 9, 40, seed=2), torch.zeros(2, 96)
+    device_ops.sketch_outer_(features, a, g, KEY, 1, [], [], [], [], 1)
+    assert torch.equal(features.double(), reference.sketch_outer(a, g, 96, KEY, rows_per_group=2))
+    rows, gram = integers(1100, 131)[::2, :-2], torch.zeros(129, 140, dtype=torch.float64)[:, :129]
+    device_ops.accumulate_gram_(gram, rows, block_size=7)
+    assert torch.equal(gram, reference.gram(rows).triu())
+
+
+# ----------------------------------------------------------------------------------------------- errors
+
+
+class Told(CudaKernels):
+    """Keeps what a kernel would be told: null pointers, which would crash if anything were read."""
+
+    def run(self, op, memory, args):
+        self.op, self.args = op, args | {name: 0 for name in ("grads", "a", "g", "features", "gram") if name in args}
+
+
+def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
+    def refuses(error: str, floats: int = 0, **changes: object) -> None:
+        with pytest.raises(RuntimeError, match=f"{told.op} failed .* cudaError{error},"):
+            getattr(kernels.ops.bindings, told.op)(told.args | changes, 0, floats, 0)
+
+    told, features = Told(), torch.zeros(1, 32)
+    told.sketch_(features, torch.zeros(1, 1000, 1000), KEY, 0, 1)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", rows=0, proj_dim=33)
+    refuses("InvalidValue", rows=0, nnz=0)
+    matrix, told.op, told.args = told.args, "sketch_many", {}
+    refuses("InvalidValue", parameters=[matrix])  # needs a workspace
+    nothing = matrix | {"rows": 0}
+    for changes in ({"proj_dim": 33}, {"dtype": 3}, {"nnz": 0}, {"cols": 2**31}):
+        refuses("InvalidValue", parameters=[nothing | changes])
+    for name in ("features", "batch", "features_stride", "proj_dim", "nnz"):  # must be alike
+        refuses("InvalidValue", parameters=[nothing, nothing | {name: 64}])
+    told.project_(features, torch.zeros(1, 10_000), KEY, 0, 0)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", grad_dim=10, kind=2)
+    told.sketch_outer_(features, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), KEY, 1, *[[1, 1]] * 4, 1)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", rows_per_group=0, conv_groups=0)
+    for name in ("kernel", "in_size", "out_size"):  # in three dimensions
+        refuses("InvalidValue", rows_per_group=0, **{name: [2, 1, 1]})
+    told.accumulate_gram_(torch.zeros(1, 1).double(), torch.zeros(600, 1), 1)
+    refuses("InvalidValue", dtype=3)
+    refuses("InvalidValue", precision=2)
+    refuses("InvalidValue", floats=2**20)  # says more than null holds
+    refuses("InvalidConfiguration", num_samples=1, proj_dim=128 * 65_536)  # more tiles of rows than a grid has

@@ -1,0 +1,379 @@
+"""Scores are the explicit formula, in the right order and with the right sign, and say what training would do."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import randn
+from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images
+from safetensors.torch import save_file
+from score_runs import (
+    NUM_DRAWS,
+    NUM_QUERIES,
+    NUM_STEPS,
+    NUM_TRAIN,
+    SCHEDULER,
+    STEPS,
+    assert_near,
+    featurize,
+    make_explicit,
+    make_noise,
+    make_trajectory,
+    mean_gradient,
+    score,
+)
+from torch import Tensor, nn
+
+import journey
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
+from journey.generation.trajectory import Trajectory
+from journey.measure.draws import ExplicitDraws, StratifiedDraws
+from journey.measure.measurements import Prediction
+from journey.projectors.random import CountSketch
+from journey.scores.scores import Scores
+from journey.scores.spectrum import decompose
+from journey.store.store import FeatureStore
+
+
+def explicit_scores(network: nn.Module, damping: float, steps: list[int] = STEPS) -> np.ndarray:
+    """``query (Phi^T Phi + damping * mean eigenvalue * I)^-1 Phi^T`` from the first principles. As the scores."""
+    timesteps, noise = make_explicit()
+    trajectory, query_noise = make_trajectory(), make_noise(len(steps))
+    train = zip(make_images(NUM_TRAIN), timesteps, noise, strict=True)
+    phi = torch.stack([mean_gradient(network, *sample) for sample in train]).numpy()
+    gram = phi.T @ phi
+    inverse = np.linalg.inv(gram + damping * np.trace(gram) / NUM_TRAIN * np.eye(len(gram)))
+    scores = np.empty((NUM_QUERIES, len(steps), NUM_TRAIN))
+    for q in range(NUM_QUERIES):
+        for s, t in enumerate(steps):
+            image = trajectory.x0_hat[q, STEPS.index(t)]
+            query = mean_gradient(network, image, torch.full((NUM_DRAWS,), t), query_noise[q, s])
+            scores[q, s] = query.numpy() @ inverse @ phi.T
+    return scores
+
+
+# With 5 samples and 193 parameters, the smallest damping is as good as none.
+@pytest.mark.parametrize("damping", [1e-7, 0.1, 10.0])
+def test_scores_are_the_explicit_formula(tmp_path: Path, damping: float) -> None:
+    found = score(featurize(tmp_path / "f"), damping=damping)
+    assert_near(found.values, explicit_scores(SmallDenoiser(), damping))
+    assert (found.timesteps.tolist(), found.train_ids, found.damping) == (STEPS, list(range(NUM_TRAIN)), damping)
+
+
+class Tripled(journey.TrainingLoss):
+    """Three times the loss, as a checkpoint with larger gradients would have it."""
+
+    def __call__(self, p: Prediction) -> Tensor:
+        return 3 * super().__call__(p)
+
+
+def test_larger_gradients_do_not_make_a_checkpoint_count_more(tmp_path: Path) -> None:
+    found = score(featurize(tmp_path / "f", measurement=Tripled()))
+    assert_near(found.values, explicit_scores(SmallDenoiser(), 0.1))
+
+
+def test_scores_are_the_explicit_formula_when_samples_outnumber_parameters(tmp_path: Path) -> None:
+    network = LinearDenoiser()  # 3 parameters: the primal form
+    features = featurize(tmp_path / "f", network)
+    phi = features.matrix().double().numpy()
+    query = np.stack([np.stack([row.numpy() for row in rows]) for rows in queries(network)])
+    gram = phi.T @ phi
+    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / 3 * np.eye(3))
+    assert_near(score(features).values, query @ inverse @ phi.T)
+
+
+def queries(network: nn.Module) -> list[list[Tensor]]:
+    """Gradients of every query at every step."""
+    trajectory, noise = make_trajectory(), make_noise()
+    return [
+        [
+            mean_gradient(network, trajectory.x0_hat[q, s], torch.full((NUM_DRAWS,), t), noise[q, s])
+            for s, t in enumerate(STEPS)
+        ]
+        for q in range(NUM_QUERIES)
+    ]
+
+
+@pytest.mark.parametrize("steps", [[40], [10, 80]])
+def test_chosen_steps_are_scored_in_the_order_that_is_asked_for(tmp_path: Path, steps: list[int]) -> None:
+    found = score(featurize(tmp_path / "f"), steps=steps, noise=make_noise(len(steps)))
+    assert found.timesteps.tolist() == steps
+    assert_near(found.values, explicit_scores(SmallDenoiser(), 0.1, steps))
+
+
+def query_loss(network: nn.Module, image: Tensor, t: int, noise: Tensor) -> float:
+    """Mean training loss of an image at one timestep, in float64."""
+    times = torch.full((len(noise),), t)
+    x_t = SCHEDULER.add_noise(image.double().expand(len(noise), *IMAGE), noise.double(), times)
+    with torch.no_grad():
+        return torch.nn.functional.mse_loss(network(x_t, times), noise.double()).item()
+
+
+def fit_(network: nn.Module) -> None:
+    """Bring a network near the minimum of its training loss, so that images pull it in different directions."""
+    timesteps, noise = make_explicit()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        for image, times, e in zip(make_images(NUM_TRAIN), timesteps, noise, strict=True):
+            x_t = SCHEDULER.add_noise(image.expand(NUM_DRAWS, *IMAGE), e, times)
+            (torch.nn.functional.mse_loss(network(x_t, times), e) / NUM_TRAIN).backward()
+        optimizer.step()
+
+
+def test_a_positive_score_means_that_training_on_the_image_lowers_the_loss_of_the_query(tmp_path: Path) -> None:
+    """The loss is quadratic in the parameters, so a central difference along a gradient step is exact."""
+    network, rate, damping = LinearDenoiser(), 0.1, 1e6
+    fit_(network)
+    features = featurize(tmp_path / "f", network)
+    with pytest.warns(UserWarning, match="effective rank"):
+        found = score(features, damping=damping)
+    trajectory, noise, (timesteps, train_noise) = make_trajectory(), make_noise(), make_explicit()
+    lowered = torch.empty(NUM_QUERIES, NUM_STEPS, NUM_TRAIN, dtype=torch.float64)
+    for i, image in enumerate(make_images(NUM_TRAIN)):
+        grad = mean_gradient(network, image, timesteps[i], train_noise[i])
+        before, after = (copy.deepcopy(network).double() for _ in range(2))
+        here = nn.utils.parameters_to_vector(before.parameters()).detach()
+        nn.utils.vector_to_parameters(here + rate * grad, before.parameters())
+        nn.utils.vector_to_parameters(here - rate * grad, after.parameters())
+        for q in range(NUM_QUERIES):
+            for s, t in enumerate(STEPS):
+                losses = [query_loss(net, trajectory.x0_hat[q, s], t, noise[q, s]) for net in (before, after)]
+                lowered[q, s, i] = (losses[0] - losses[1]) / (2 * rate)
+    gram = features.matrix().double().T @ features.matrix().double()
+    ridge = damping * gram.trace() / 3  # so large that the inverse is the identity over the ridge
+    torch.testing.assert_close(
+        found.values.double() * ridge, lowered, rtol=1e-4, atol=1e-4 * lowered.abs().max().item()
+    )
+    assert (lowered > 0).any()
+    assert (lowered < 0).any()
+    best, worst = (ranked.ids[..., 0] for ranked in found.top(1))
+    assert torch.equal(best, lowered.argmax(-1)), "the first proponent is not the image that lowers the loss most"
+    assert torch.equal(worst, lowered.argmin(-1)), "the first opponent is not the image that raises the loss most"
+
+
+def test_an_image_is_its_own_strongest_proponent(tmp_path: Path) -> None:
+    timesteps, noise = make_explicit()
+    draws = ExplicitDraws(torch.full_like(timesteps, 40), noise)
+    features = featurize(tmp_path / "f", draws=draws)
+    images = make_images(NUM_TRAIN)
+    trajectory = Trajectory(torch.tensor([40]), images[:, None], images[:, None], images)
+    found = score(features, trajectory, noise=noise[:, None])
+    assert found.top(1).proponents.ids.flatten().tolist() == list(range(NUM_TRAIN))
+    leverages = decompose(lambda: iter([features.matrix()]), *features.matrix().shape).leverages(0.1)
+    torch.testing.assert_close(found.values[:, 0].diag().double(), leverages, rtol=1e-4, atol=0)
+
+
+def test_permuting_the_training_set_permutes_the_scores(tmp_path: Path) -> None:
+    order = [3, 0, 4, 2, 1]
+    timesteps, noise = make_explicit()
+    expected = score(featurize(tmp_path / "f")).values[..., order]
+    draws = ExplicitDraws(timesteps[order], noise[order])
+    found = score(featurize(tmp_path / "g", dataset=Images(make_images(NUM_TRAIN)[order]), draws=draws))
+    assert_near(found.values, expected.numpy(), 1e-5)
+
+
+def test_permuting_the_queries_permutes_the_scores(tmp_path: Path) -> None:
+    features, trajectory = featurize(tmp_path / "f"), make_trajectory()
+    flipped = replace(trajectory, **{name: getattr(trajectory, name).flip(0) for name in ("x_t", "x0_hat", "images")})
+    expected = score(features, trajectory).values.flip(0)
+    assert_near(score(features, flipped, noise=make_noise().flip(0)).values, expected.numpy(), 1e-5)
+
+
+def test_scores_under_several_checkpoints_are_averaged(tmp_path: Path) -> None:
+    network = SmallDenoiser(0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    weights = [SmallDenoiser(seed) for seed in (1, 2)]
+    found = score(featurize(tmp_path / "both", network, checkpoints=weights))
+    alone = [explicit_scores(SmallDenoiser(seed), 0.1) for seed in (1, 2)]
+    assert_near(found.values, (alone[0] + alone[1]) / 2)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_bins_enter_the_sum_and_the_gram_matrix_with_their_weights(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f", draws=StratifiedDraws(num_draws=2, bins=3))
+    bins = features.store.features("0").double()
+    weights = torch.tensor([0.33, 0.33, 0.34], dtype=torch.float64)
+    phi = torch.einsum("nbk,b->nk", bins, weights).numpy()
+    gram = torch.einsum("nbk,b,nbl->kl", bins, weights, bins).numpy()
+    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / (3 * NUM_TRAIN) * np.eye(len(gram)))
+    query = np.stack([np.stack([row.numpy() for row in rows]) for rows in queries(SmallDenoiser())])
+    assert_near(score(features).values, query @ inverse @ phi.T)
+
+
+def test_automatic_damping_is_chosen_from_the_measured_values(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    found = score(features, damping="auto")
+    shard = features.store.load("0")
+    spectrum = decompose(lambda: iter([shard.features[:, 0]]), NUM_TRAIN, shard.features.shape[-1])
+    assert found.damping == spectrum.choose_damping(shard.values[:, 0])
+    assert_near(found.values, score(features, damping=found.damping).values.numpy(), 1e-6)
+
+
+def test_keyed_noise_gives_the_same_scores_for_any_other_queries_and_steps(tmp_path: Path) -> None:
+    features, trajectory = featurize(tmp_path / "f", projector=CountSketch(64)), make_trajectory()
+    whole = score(features, noise=None, num_draws=4, seed=3)
+    first = Trajectory(trajectory.timesteps, trajectory.x_t[:1], trajectory.x0_hat[:1], trajectory.images[:1])
+    part = score(features, first, noise=None, num_draws=4, seed=3, steps=[10])
+    assert_near(part.values, whole.values[:1, 2:].numpy(), 1e-5)
+    other = score(features, noise=None, num_draws=4, seed=4)
+    assert (other.values - whole.values).abs().max() > 1e-3 * whole.values.abs().max()
+
+
+def test_more_rows_than_a_batch_holds_give_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = featurize(tmp_path / "f")
+    expected = score(features)
+    monkeypatch.setattr("journey.scores.queries._ROWS_PER_BATCH", NUM_DRAWS)  # one query at a time
+    assert_near(score(features).values, expected.values.numpy(), 1e-5)
+
+
+def test_a_store_is_decomposed_once_for_each_damping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, calls = featurize(tmp_path / "f"), []
+    decompose = journey.scores.score.decompose_bins
+    monkeypatch.setattr(
+        "journey.scores.score.decompose_bins", lambda *args: (calls.append(args[3]), decompose(*args))[1]
+    )
+    first = {damping: score(features, damping=damping).values for damping in (0.1, 1.0)}
+    assert all(torch.equal(score(features, damping=damping).values, first[damping]) for damping in (1.0, 0.1))
+    assert calls == [0.1, 1.0]
+    assert not torch.equal(first[0.1], first[1.0])
+
+
+# The object that is returned.
+
+
+def make_scores(values: Any, ids: list[int] | None = None) -> Scores:
+    """Scores of one query at one step."""
+    row = torch.tensor(values, dtype=torch.float32)
+    return Scores(row[None, None], torch.tensor([40]), list(range(len(row))) if ids is None else ids, 0.1)
+
+
+def test_top_gives_the_strongest_of_either_sign_with_their_dataset_ids() -> None:
+    top = make_scores([0.5, -2.0, 3.0, 0.0, -1.0], ids=[10, 11, 12, 13, 14]).top(2)
+    assert (top.proponents.ids.flatten().tolist(), top.proponents.values.flatten().tolist()) == ([12, 10], [3.0, 0.5])
+    assert (top.opponents.ids.flatten().tolist(), top.opponents.values.flatten().tolist()) == ([11, 14], [-2.0, -1.0])
+    assert (top.proponents.ids.dtype, top.proponents.values.dtype) == (torch.int64, torch.float32)
+    assert top.proponents.ids.shape == (1, 1, 2)
+
+
+def test_equal_scores_are_ranked_by_position() -> None:
+    values = [1.0, 2.0] * 40  # more than the sixteen entries up to which sorting happens to be stable
+    top = make_scores(values).top(40)
+    assert top.proponents.ids.flatten().tolist() == list(range(1, 80, 2))
+    assert top.opponents.ids.flatten().tolist() == list(range(0, 80, 2))
+
+
+def test_every_query_and_step_is_ranked_by_itself() -> None:
+    values = randn(2, 3, 7)
+    scores = Scores(values, torch.tensor(STEPS), list(range(7)), 0.1)
+    top = scores.top(7)
+    for q in range(2):
+        for s in range(3):
+            order = sorted(range(7), key=lambda i: -values[q, s, i].item())
+            assert top.proponents.ids[q, s].tolist() == order
+            assert top.opponents.ids[q, s].tolist() == order[::-1]
+
+
+@pytest.mark.parametrize("k", [0, -1, 6])
+def test_more_images_than_there_are_cannot_be_ranked(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k must be between 1 and the 5 training images, got {k}"):
+        make_scores([0.5, -2.0, 3.0, 0.0, -1.0]).top(k)
+
+
+def test_save_and_load_give_the_same_scores(tmp_path: Path) -> None:
+    saved = Scores(randn(2, 3, 5), torch.tensor(STEPS), [4, 0, 9, 1, 2], 1 / 3)
+    parts = replace(saved, interval=(10, 60), train_interval=(0, 50), region=randn(2, 8, 8, seed=1))
+    for scores in (saved, parts):
+        scores.save(tmp_path / "scores.safetensors")
+        found = Scores.load(tmp_path / "scores.safetensors")
+        assert torch.equal(found.values, scores.values)
+        assert torch.equal(found.timesteps, scores.timesteps)
+        assert (found.train_ids, found.damping) == (scores.train_ids, scores.damping)
+        assert (found.interval, found.train_interval) == (scores.interval, scores.train_interval)
+        assert found.region is scores.region or torch.equal(found.region, scores.region)
+
+
+def test_a_file_that_holds_no_scores_is_refused(tmp_path: Path) -> None:
+    save_file({"values": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds no saved scores"):
+        Scores.load(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 5), (2, 3, 6)])
+def test_scores_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"values must be \[num_queries, num_steps, num_train\] = \[\.\.\., 3, 5\], got"
+    ):
+        Scores(torch.zeros(shape), torch.tensor(STEPS), list(range(5)), 0.1)
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [80, 41]}, r"steps must be among the recorded timesteps \[80, 40, 10\], got \[41\]"),
+        ({"steps": []}, r"steps must be among the recorded timesteps .* got none"),
+        ({"damping": -1.0}, r'damping must be "auto" or a number >= 0, got -1\.0'),
+        ({"damping": float("nan")}, 'damping must be "auto" or a number >= 0, got nan'),
+        ({"damping": "gcv"}, "damping must be \"auto\" or a number >= 0, got 'gcv'"),
+        ({"noise": None, "num_draws": 0}, "num_draws must be positive, got 0"),
+        ({"noise": make_noise(2)}, r"noise must be .* = \[2, 3, 4, 1, 8, 8\], got \[2, 2, 4, 1, 8, 8\]"),
+        ({"noise": make_noise()[:, :, :0]}, r"noise must be \[num_queries, num_steps, num_draws, C, H, W\]"),
+        ({"noise": randn(2)}, r"noise must be .* got \[2\]"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    features = featurize(tmp_path / "f", projector=CountSketch(32))
+    with pytest.raises(ValueError, match=message):
+        score(features, **options)
+
+
+def test_a_model_that_changed_since_featurizing_is_refused(tmp_path: Path) -> None:
+    network = SmallDenoiser()
+    features = featurize(tmp_path / "f", network)
+    network.outward.bias.data += 1e-6
+    with pytest.raises(
+        StoreMismatchError, match=r"fingerprints\.weights\[0\]: .* Give the model, .* or featurize again"
+    ):
+        score(features)
+
+
+def test_a_checkpoint_that_changed_since_featurizing_is_refused(tmp_path: Path) -> None:
+    checkpoint = SmallDenoiser(1)
+    features = featurize(tmp_path / "f", checkpoints=[checkpoint])
+    checkpoint.time.weight.data[0, 0] += 1
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.weights\[0\]"):
+        score(features)
+
+
+def test_draws_that_are_not_those_of_the_features_are_refused(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    with pytest.raises(StoreMismatchError, match=r"fingerprints\.draws\.class"):
+        score(replace(features, draws=StratifiedDraws()))
+
+
+def test_a_damaged_shard_is_never_scored_with(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    path = features.store.shard_path("0", 1)
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-100] + bytes([intact[-100] ^ 1]) + intact[-99:])
+    with pytest.raises(CorruptShardError, match=rf"{path.name} is damaged: expected the SHA-256"):
+        score(features)
+    path.write_bytes(intact[:-1])
+    with pytest.raises(CorruptShardError, match=f"{path.name} is damaged: expected {len(intact)} bytes"):
+        score(features)
+
+
+def test_features_that_are_not_complete_are_refused(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f", rank=1, world_size=2)
+    with pytest.raises(IncompleteStoreError, match="misses 2 of 3 shards"):
+        score(features)
+    assert FeatureStore.open(tmp_path / "f").missing("0") == [0, 2]

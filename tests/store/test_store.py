@@ -1,0 +1,314 @@
+"""What is written is read; what was not written is noticed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from cases import randn
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+from store_runs import contents, make_manifest, make_tensors, run
+
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreError, StoreMismatchError
+from journey.store.store import FeatureStore
+
+SECOND = "runs/second é"
+
+
+@given(st.integers(1, 9), st.integers(1, 10), st.integers(1, 3), st.integers(1, 5), st.randoms())
+def test_store_returns_what_was_written(num_samples: int, shard_size: int, bins: int, proj_dim: int, random) -> None:
+    manifest = make_manifest(num_samples=num_samples, shard_size=shard_size, bins=bins, proj_dim=proj_dim)
+    expected = {name: randn(num_samples, bins, proj_dim, seed=seed) for seed, name in enumerate(manifest.checkpoints)}
+    ids = torch.arange(num_samples) - 2**62
+    with tempfile.TemporaryDirectory() as folder:
+        store = FeatureStore.create_or_resume(folder, manifest)
+        work = [(name, index) for name in manifest.checkpoints for index in range(store.num_shards(name))]
+        random.shuffle(work)
+        for name, index in work:
+            assert not store.is_complete
+            assert index in store.missing(name)
+            begin, end = store.shard_range(index)
+            features = expected[name][begin:end]
+            store.write_shard(name, index, features=features, values=features[..., 0], ids=ids[begin:end])
+        store = FeatureStore.open(folder)
+        assert store.is_complete
+        for name in manifest.checkpoints:
+            assert store.missing(name) == []
+            assert torch.equal(store.features(name), expected[name])
+            whole, shards = store.load(name), list(store.iter_shards(name))
+            assert (whole.begin, whole.end, whole.checkpoint) == (0, num_samples, name)
+            assert torch.equal(whole.values, expected[name][..., 0])
+            assert torch.equal(whole.ids, ids)
+            assert [shard.begin for shard in shards] + [num_samples] == [0] + [shard.end for shard in shards]
+            for field in ("features", "values", "ids"):
+                parts = [getattr(shard, field) for shard in shards]
+                assert torch.equal(torch.cat(parts), getattr(whole, field)), field
+                assert all(len(part) == shard.end - shard.begin for part, shard in zip(parts, shards, strict=True))
+
+
+def test_store_is_readable_without_this_package(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["checkpoints"] == ["first", SECOND]
+    path = tmp_path / "checkpoint-001-shard-000002.safetensors"
+    tensors = load_file(path)
+    expected = make_tensors(store, SECOND, 2)
+    assert tensors.keys() == expected.keys()
+    assert all(
+        torch.equal(tensors[name], expected[name]) and tensors[name].dtype == expected[name].dtype for name in tensors
+    )
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    data = path.read_bytes()
+    begin_of_data = 8 + int.from_bytes(data[:8], "little")
+    assert begin_of_data % 8 == 0, "tensors are not aligned"
+    assert metadata == {
+        "begin": "4",
+        "end": "5",
+        "checkpoint": SECOND,
+        "manifest": manifest["checksum"],
+        "sha256": hashlib.sha256(data[begin_of_data:]).hexdigest(),
+    }
+
+
+def test_store_bytes_are_pinned(tmp_path: Path) -> None:
+    """Another value here means a new FORMAT_VERSION: stores on disk have these bytes."""
+    run(tmp_path)
+    digest = hashlib.sha256(b"".join(data for _, data in sorted(contents(tmp_path).items()))).hexdigest()
+    assert digest == "7594e31702f617d88997aa636285ab8889caabdc10dc3b88dbb230932ff0a48f"
+
+
+def test_writing_again_gives_the_same_bytes_whatever_the_strides(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    before = contents(tmp_path)
+    for index in range(3):
+        tensors = make_tensors(store, "first", index)
+        strided = {name: torch.stack([tensor, tensor], dim=-1)[..., 1] for name, tensor in tensors.items()}
+        store.write_shard("first", index, **{**strided, "features": strided["features"].requires_grad_()})
+    assert contents(tmp_path) == before
+
+
+def test_a_flipped_bit_in_any_byte_of_a_shard_is_detected(tmp_path: Path) -> None:
+    store = run(tmp_path, make_manifest(num_samples=1, bins=1, proj_dim=2, checkpoints=["c"], fingerprints={}))
+    path = store.shard_path("c", 0)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CorruptShardError):
+            store.read_shard("c", 0)
+
+
+def test_a_shard_of_any_other_length_is_detected_without_reading_it(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    path = store.shard_path("first", 2)
+    data = path.read_bytes()
+    for damaged in [*(data[:length] for length in range(len(data))), data + b"\0"]:
+        path.write_bytes(damaged)
+        message = f"{path.name} is damaged: expected {len(data)} bytes, found {len(damaged)}. Delete this file and run"
+        for check in (store.missing, lambda name: store.is_done(name, 2), store.features):
+            with pytest.raises(CorruptShardError, match=message):
+                check("first")
+        with pytest.raises(CorruptShardError, match="Delete this file and run featurize again"):
+            store.read_shard("first", 2, verify=False)
+        with pytest.raises(CorruptShardError, match=message):
+            run(tmp_path)
+
+
+def test_the_error_of_a_damaged_shard_gives_both_checksums_and_a_cure_that_works(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    before = contents(tmp_path)
+    path = store.shard_path("first", 1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    begin_of_data = 8 + int.from_bytes(data[:8], "little")
+    written, found = (hashlib.sha256(x[begin_of_data:]).hexdigest() for x in (before[path.name], data))
+    for read in (store.features, store.load, lambda name: list(store.iter_shards(name))):
+        with pytest.raises(CorruptShardError) as caught:
+            read("first")
+        assert str(caught.value) == (
+            f"{path} is damaged: expected the SHA-256 {written}, found {found}. "
+            "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
+        )
+    assert store.load("first", verify=False).end == 5, "verify=False must not hash"
+    path.unlink()
+    assert store.missing("first") == [1]
+    run(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "source", "found"),
+    [
+        ({}, ("first", 0), "found checkpoint 'first', samples 0 to 2"),
+        ({}, (SECOND, 1), "found checkpoint 'runs/second é', samples 2 to 4"),
+        ({"proj_dim": 4}, ("first", 1), "found checkpoint 'first', samples 2 to 4"),
+        ({"num_samples": 4}, ("first", 1), "found checkpoint 'first', samples 2 to 4"),
+        ({"fingerprints": {"seed": 1}}, ("first", 1), "found checkpoint 'first', samples 2 to 4"),
+    ],
+    ids=["range", "checkpoint", "shape", "dataset", "run"],
+)
+def test_a_whole_shard_from_elsewhere_is_detected(tmp_path: Path, changes: dict, source: tuple, found: str) -> None:
+    store, other = run(tmp_path / "store"), run(tmp_path / "other", make_manifest(**changes))
+    shutil.copy(other.shard_path(*source), store.shard_path("first", 1))
+    expected = f"expected checkpoint 'first', samples 2 to 4.*manifest {store.manifest.checksum}.*"
+    with pytest.raises(CorruptShardError, match=expected + found):
+        store.read_shard("first", 1, verify=False)
+
+
+def test_a_shard_that_is_no_safetensors_file_is_detected(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    path = store.shard_path("first", 1)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(CorruptShardError, match="found no readable header"):
+        store.read_shard("first", 1)
+
+
+def test_an_incomplete_store_says_how_much_is_missing(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    for index in (1, 2):
+        store.shard_path(SECOND, index).unlink()
+    assert not store.is_complete
+    assert store.features("first").shape == (5, 2, 3)
+    for read in (store.features, store.load, store.iter_shards):
+        with pytest.raises(
+            IncompleteStoreError, match=r"misses 2 of 3 shards of checkpoint 'runs/second é' \(the first is number 1\)"
+        ):
+            read(SECOND)
+    with pytest.raises(IncompleteStoreError, match=r"shard-000001\.safetensors is missing; run featurize again"):
+        store.read_shard(SECOND, 1)
+
+
+def test_another_run_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(StoreMismatchError) as caught:
+        FeatureStore.create_or_resume(tmp_path, make_manifest(shard_size=4, fingerprints={"seed": 1}))
+    assert str(caught.value) == (
+        f"{tmp_path} holds the features of a different run:\n"
+        "  fingerprints.draws[0]: 1 in the store, (absent) now\n"
+        "  fingerprints.draws[1]: 2.5 in the store, (absent) now\n"
+        "  fingerprints.draws[2]: null in the store, (absent) now\n"
+        "  fingerprints.seed: 0 in the store, 1 now\n"
+        '  fingerprints.weights.first: "ab" in the store, (absent) now\n'
+        "  and 2 more\n"
+        "Give another folder, repeat the run with the store's values, or delete the folder to start over."
+    )
+    with pytest.raises(StoreMismatchError, match=r':\n  library_version: "1.2.3" in the store, "2" now\nGive'):
+        FeatureStore.create_or_resume(tmp_path, make_manifest(library_version="2"))
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_with_other_files_is_refused_and_nothing_is_touched(tmp_path: Path) -> None:
+    for name in ("thesis.tex", "a", "b", "c"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(
+        FileExistsError, match=r"no manifest.json but holds other files \(a, b, c, \.\.\.\); give an empty"
+    ):
+        FeatureStore.create_or_resume(tmp_path, make_manifest())
+    assert contents(tmp_path) == dict.fromkeys(("thesis.tex", "a", "b", "c"), b"precious")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex is a file; the feature store needs a folder"):
+        FeatureStore.create_or_resume(tmp_path / "thesis.tex", make_manifest())
+
+
+def test_files_beside_an_existing_store_do_no_harm(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "arguments.json").write_text("{}")
+    assert run(tmp_path).is_complete
+    assert "arguments.json" in contents(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="cannot write to this folder") as caught:
+        FeatureStore.create_or_resume(tmp_path / "file" / "store", make_manifest())
+    assert caught.value.filename == str(tmp_path / "file" / "store")
+
+    complete, incomplete = run(tmp_path / "complete"), FeatureStore.create_or_resume(tmp_path / "part", make_manifest())
+
+    real = Path.open
+
+    def open_to_read(path: Path, mode: str = "r") -> object:
+        return real(path, mode) if mode in ("r", "rb") else denied(path)
+
+    def denied(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    # Tests may run as root, whom permissions do not stop: refuse the two ways in which files are created.
+    monkeypatch.setattr(Path, "open", open_to_read)
+    monkeypatch.setattr(Path, "touch", denied)
+    assert FeatureStore.create_or_resume(complete.path, make_manifest()).is_complete
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path in (empty, incomplete.path):
+        with pytest.raises(PermissionError, match=r"cannot write to this folder \(Permission denied\)") as caught:
+            FeatureStore.create_or_resume(path, make_manifest())
+        assert caught.value.filename == str(path)
+    assert not list(empty.iterdir())
+
+
+def test_opening_what_is_no_store_says_so(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match=r"is not a feature store: it has no manifest\.json"):
+            FeatureStore.open(path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"manifest.json is damaged or not the manifest of a feature store"):
+        FeatureStore.open(tmp_path)
+
+
+def test_names_and_indices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    for call in (store.num_shards, store.missing, store.features, lambda name: store.read_shard(name, 0)):
+        with pytest.raises(ValueError, match=r"checkpoint must be one of .*'first'.*, got 'last'"):
+            call("last")
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=rf"shard index must be in \[0, 3\), got {index}"):
+            store.is_done("first", index)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": torch.zeros(2, 3, 2)}, ValueError, r"features must be \[2, 2, 3\], got \[2, 3, 2\]"),
+        ({"features": torch.zeros(1, 2, 3)}, ValueError, r"features must be \[2, 2, 3\], got \[1, 2, 3\]"),
+        ({"values": torch.zeros(2)}, ValueError, r"values must be \[2, 2\], got \[2\]"),
+        ({"ids": torch.zeros(3, dtype=torch.int64)}, ValueError, r"ids must be \[2\], got \[3\]"),
+        ({"ids": torch.zeros(2)}, TypeError, "ids must be a torch.int64 tensor, got torch.float32"),
+        ({"ids": [0, 1]}, TypeError, "ids must be a torch.int64 tensor, got list"),
+        (
+            {"features": torch.zeros(2, 2, 3).double()},
+            TypeError,
+            "features must be a torch.float32 tensor, got torch.float64",
+        ),
+        ({"values": torch.zeros(2, 2, device="meta")}, ValueError, "values must be on the CPU, got meta"),
+        (
+            {"features": torch.full((2, 2, 3), torch.inf)},
+            ValueError,
+            "features must be finite.* in 2 of 2 samples, the first with id 14",
+        ),
+        (
+            {"values": torch.tensor([[0, 0], [0, torch.nan]])},
+            ValueError,
+            "values must be finite.* in 1 of 2 samples, the first with id 21",
+        ),
+    ],
+)
+def test_a_shard_that_should_not_be_stored_is_refused(tmp_path: Path, change: dict, error: type, message: str) -> None:
+    store = FeatureStore.create_or_resume(tmp_path, make_manifest())
+    with pytest.raises(error, match=message):
+        store.write_shard("first", 1, **{**make_tensors(store, "first", 1), **change})
+    assert list(contents(tmp_path)) == ["manifest.json"]
