@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import assert_same_but_for_rounding
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
@@ -186,8 +187,9 @@ def test_score_samples_completions_in_as_many_steps_as_it_is_told(
         told = [] if steps == "default" else ["--completion-steps", steps]
         assert main(["score", *common, *numbers, *told, "--out", str(tmp_path / steps)]) == 0
         found[steps] = Scores.load(tmp_path / steps / "scores.safetensors").values
-    assert torch.equal(found["default"], found["4"])
-    assert not torch.equal(found["default"], found["2"])
+    # The inverse of the Gram matrix multiplies the rounding of gradients.
+    assert_same_but_for_rounding(found["default"], found["4"], 1e-4)
+    assert (found["default"] - found["2"]).abs().max() > 1e-3 * found["2"].abs().max()
 
 
 def test_a_rank_that_is_no_number_is_explained(

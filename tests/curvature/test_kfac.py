@@ -285,15 +285,21 @@ def store(path: Path, **options: Any) -> journey.Features:
     return journey.featurize(MODEL, Images(IMAGES), path, **{"progress": False, **options})
 
 
-def test_batches_change_the_curvature_only_by_rounding() -> None:
-    _, whole = fit(SmallDenoiser())
-    _, parts = fit(SmallDenoiser(), rows_per_batch=3)
-    for name, block in whole.blocks.items():
-        other = parts.blocks[name]
+def assert_same_curvature(found: Curvature, expected: Curvature) -> None:
+    """But for rounding, which may turn eigenvectors: as matrices."""
+    assert found.blocks.keys() == expected.blocks.keys()
+    for name, block in expected.blocks.items():
+        other = found.blocks[name]
         assert isinstance(block, KroneckerBlock)
         assert isinstance(other, KroneckerBlock)
         rows, channels = (max(1, n) for n in block.shape)
         assert_close(dense(other, rows, channels, DAMPING), dense(block, rows, channels, DAMPING))
+
+
+def test_batches_change_the_curvature_only_by_rounding() -> None:
+    _, whole = fit(SmallDenoiser())
+    _, parts = fit(SmallDenoiser(), rows_per_batch=3)
+    assert_same_curvature(parts, whole)
     with pytest.raises(ValueError, match="rows_per_batch must be positive, got 0"):
         fit(SmallDenoiser(), rows_per_batch=0)
 
@@ -301,8 +307,7 @@ def test_batches_change_the_curvature_only_by_rounding() -> None:
 def test_featurize_whitens_by_what_it_fits_to_its_images(tmp_path: Path) -> None:
     features = store(tmp_path / "f", measurement=TrainingLoss(), draws=DRAWS)
     curvature = fit_kfac(MODEL, IMAGES, progress=False)
-    kept = Curvature.load(tmp_path / "f" / "curvature.safetensors")
-    assert kept.fingerprint() == curvature.fingerprint()
+    assert_same_curvature(Curvature.load(tmp_path / "f" / "curvature.safetensors"), curvature)
     featurizer = Featurizer(
         Denoiser(*MODEL), measurement=TrainingLoss(), projector=Whitened(CountSketch(4096), curvature, 0.1)
     )
@@ -340,7 +345,7 @@ def test_an_unfitted_projector_is_for_featurize_alone() -> None:
 def test_with_checkpoints_the_last_is_fitted(tmp_path: Path) -> None:
     store(tmp_path / "f", checkpoints=[SmallDenoiser(1), SmallDenoiser(2)])
     kept = Curvature.load(tmp_path / "f" / "curvature.safetensors")
-    assert kept.fingerprint() == fit_kfac((SmallDenoiser(2), make_scheduler()), IMAGES, progress=False).fingerprint()
+    assert_same_curvature(kept, fit_kfac((SmallDenoiser(2), make_scheduler()), IMAGES, progress=False))
 
 
 @given(st.integers(1, 100_000))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import assert_same_but_for_rounding
 from models import NUM_TRAIN_TIMESTEPS, SmallDenoiser, make_scheduler, make_unet
 from score_runs import featurize, make_trajectory, score
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ def test_copied_features_give_the_scores_of_the_originals(
 ) -> None:
     expected = score(features).values
     assert expected.abs().min() > 0
-    assert torch.equal(score(copied(features)).values, expected)
+    # The inverse of the Gram matrix multiplies the rounding of gradients.
+    assert_same_but_for_rounding(score(copied(features)).values, expected, 1e-4)
 
 
 def test_a_copied_featurizer_measures_the_copied_model(features: journey.Features) -> None:
@@ -57,7 +59,8 @@ def test_two_threads_that_share_a_model_get_the_scores_of_one(features: journey.
     expected = score(features).values
     with ThreadPoolExecutor(2) as pool:
         found = [job.result(SECONDS) for job in [pool.submit(score, features) for _ in range(4)]]
-    assert all(torch.equal(scores.values, expected) for scores in found)
+    for scores in found:
+        assert_same_but_for_rounding(scores.values, expected, 1e-4)
     assert all(p.requires_grad for p in features.featurizer.denoiser.network.parameters())
 
 
@@ -81,7 +84,7 @@ def test_a_wrapped_network_is_the_network_inside(
     wrap: Callable[[nn.Module], nn.Module], features: journey.Features, tmp_path: Path
 ) -> None:
     found = featurize(tmp_path, wrap(SmallDenoiser()).eval())
-    assert torch.equal(found.matrix(), features.matrix())
+    assert_same_but_for_rounding(found.matrix(), features.matrix())
     assert found.store.manifest.fingerprints == features.store.manifest.fingerprints
 
 
@@ -121,7 +124,7 @@ def test_a_mode_without_gradients_or_with_other_dtypes_is_refused(
 def test_no_grad_around_a_measurement_changes_nothing(features: journey.Features) -> None:
     expected = score(features).values
     with torch.no_grad():
-        assert torch.equal(score(features).values, expected)
+        assert_same_but_for_rounding(score(features).values, expected, 1e-4)
 
 
 class Answering(SmallDenoiser):

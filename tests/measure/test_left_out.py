@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import randn
+from cases import assert_same_but_for_rounding, randn
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
@@ -169,7 +169,8 @@ def test_a_store_is_opened_with_the_prior_that_it_keeps(tmp_path: Path) -> None:
     opened = journey.open_features(tmp_path / "f", small_model())
     queries = noised_trajectory(small_model(), IMAGES[:2], [600])
     expected = journey.score(features, queries, progress=False).values
-    torch.testing.assert_close(journey.score(opened, queries, progress=False).values, expected, rtol=0, atol=0)
+    # The inverse of the Gram matrix multiplies the rounding of gradients.
+    assert_same_but_for_rounding(journey.score(opened, queries, progress=False).values, expected, 1e-4)
 
 
 def test_a_store_that_lost_its_prior_says_so_and_gets_the_same_again(tmp_path: Path) -> None:

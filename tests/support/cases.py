@@ -51,6 +51,20 @@ def largest_error(result: Tensor, expected: Tensor) -> float:
     return (result.double().cpu() - expected).abs().max().item() if expected.numel() else 0.0
 
 
+def assert_same_but_for_rounding(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Hold what a network gave twice to one another: every entry within a fraction of the largest.
+
+    Torch's matrix products sum in an order that depends on the processor, on where weights and inputs lie in memory, on
+    the size of the batch and on the number of threads. So weights that were loaded, copied or built again give a layer
+    whose float32 outputs are off by about 1e-7 of their scale, and a network of layers some times that. Equal bits are
+    asked of our own kernels, of tensors that are only moved, of keyed noise, and of what the library promises: equal
+    runs, and stores that shards, processes and deaths do not change, whose rows go through equal passes.
+    """
+    assert found.shape == expected.shape, f"shape {list(found.shape)}, expected {list(expected.shape)}"
+    error, largest = (found - expected).abs().max().item(), expected.abs().max().item()
+    assert error <= tolerance * largest, f"off by {error:.1e}, the largest entry is {largest:.1e}"
+
+
 def assert_exact_to(actual: Tensor, expected: Tensor, plain_error: float) -> None:
     """Hold a float32 result to twice the largest error of plain torch float32 plus four ulps of the largest entry.
 
