@@ -94,7 +94,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         required=True,
-        help='folder of training images; captions ("text") and labels ("label") in its metadata.jsonl',
+        help='folder of training images; captions ("text") and labels ("label") in its metadata.jsonl or metadata.csv, '
+        "else captions in .txt beside the images, labels by the names of folders",
     )
 
 

@@ -1,36 +1,55 @@
-"""A folder of images as a dataset, with what its ``metadata.jsonl`` tells."""
+"""A folder of images as a dataset, with what files and folders in it tell about them."""
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from journey.data.items import CAPTION_KEYS, LABEL_KEYS, captions_of, eight_bits, label_of
+from journey.data.captions import add_captions, caption_files
+from journey.data.items import CAPTION_KEYS, LABEL_KEYS, captions_of, label_of
+from journey.data.listing import describe_passed_over, first_names, list_folder
+from journey.data.metadata import METADATA_NAMES, read_metadata
+from journey.data.picture import cover, read_picture
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Folders of these names are parts of a data set, not classes.
+_PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 
 
 class ImageFolder:
     """The images of a folder and its subfolders, in the order of their paths.
 
-    A file ``metadata.jsonl`` in the folder tells more about them, one JSON object a line as the Hugging Face library
-    ``datasets`` has it: ``{"file_name": "a.png", "text": "a red apple"}``. Items are then dicts with what it says and
-    ``image``; otherwise they are images. Photographs are turned as their EXIF orientation says; of 16 bits the upper 8
-    are kept; transparency is dropped, as ``convert("RGB")`` does.
+    Images are all that Pillow decodes, told by suffix; hidden files and folders (``.a.png``, ``__MACOSX``) are not
+    looked at, links are followed, and what is passed over is counted in a warning. Items are images, or dicts with
+    ``image`` and what else is told:
+
+    * ``metadata.jsonl``, one object a line as the Hugging Face library ``datasets`` has it: ``{"file_name": "a.png",
+      "text": "a red apple"}``; or ``metadata.csv`` with a column ``file_name``. Either may also stand in subfolders.
+    * ``a.txt`` or ``a.caption`` beside ``a.png`` is its caption ``text``; then every image must have one.
+    * If all images are one folder deep, in two folders or more, and there is no metadata, these are classes:
+      ``label`` counts their sorted names. Parts of a data set, such as ``train`` and ``test``, are no classes.
+
+    Photographs are turned as their EXIF orientation says; of an animation the first frame is taken, of 16 bits the
+    upper 8; transparency is dropped, as ``convert("RGB")`` does.
 
     Args:
         folder: Where the images are.
         size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them.
         channels: 1 (grey) or 3 (RGB).
 
+    Attributes:
+        paths: The files, by position.
+        classes: Names of the class folders, by label; None if folders are no classes.
+
     Raises:
         NotADirectoryError: If there is no such folder.
-        ValueError: If it holds no image, ``metadata.jsonl`` is damaged or names a file that is not there, or
-            ``channels`` is neither 1 nor 3; when an image is asked for, if its file cannot be read.
+        ValueError: If it holds no image, what is told is damaged, contradicts itself or names a file that is not
+            there, only some images have a caption file, or ``channels`` is neither 1 nor 3; when an image is asked
+            for, if its file cannot be read.
     """
 
     def __init__(
@@ -41,16 +60,36 @@ class ImageFolder:
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
+        listing = list_folder(root)
+        metadata = [path for path in listing.others if path.name in METADATA_NAMES]
+        captions = caption_files(listing.images, listing.others)
+        read = {*metadata, *(path for several in captions.values() for path in several)}
+        left_out = describe_passed_over(
+            root, listing._replace(others=[path for path in listing.others if path not in read])
+        )
+        if not listing.images:
+            raise ValueError(
+                f"dataset folder {root} holds no image (.png, .jpg, .webp and all else that Pillow decodes)"
+                + (f"; {left_out}" if left_out else "")
+            )
         self.root = root
-        self.paths = sorted(path for path in root.rglob("*") if _is_image(path))
-        if not self.paths:
-            raise ValueError(f"dataset folder {root} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        self.paths = listing.images
         self.size = size
         self.channels = channels
-        self._told = _read_metadata(root / "metadata.jsonl") if (root / "metadata.jsonl").exists() else None
-        missing = sorted(str(path) for path in set(self._told or ()) - set(self.paths))
-        if missing:
-            raise ValueError(f"metadata.jsonl of {root} names {len(missing)} images that are not there: {missing[:3]}")
+        self.classes = None if metadata else _classes(root, listing.images)
+        self._told: dict[Path, dict[str, Any]] | None = None
+        if self.classes is not None:
+            labels = {name: label for label, name in enumerate(self.classes)}
+            self._told = {path: {"label": labels[path.parent.name]} for path in self.paths}
+            _warn_of_doubtful_labels(root, self.classes, listing.folders)
+        if metadata:
+            self._told = read_metadata(root, metadata, self.paths)
+        if captions:
+            self._told = add_captions(root, self._told or {}, captions, self.paths)
+        if metadata:
+            _warn_of_gaps(root, self._told or {}, self.paths)
+        if left_out:
+            warnings.warn(f"dataset folder {root}: {left_out}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -68,41 +107,50 @@ class ImageFolder:
         told, name = (self._told or {}).get(path, {}), path.relative_to(self.root).as_posix()
         if any(key in told for key in CAPTION_KEYS):
             return captions_of(told, name)[0]
-        if any(key in told for key in LABEL_KEYS):
+        if self.classes is None and any(key in told for key in LABEL_KEYS):  # the path begins with the class
             return f"class {label_of(told, name)}, {name}"
         return name
 
     def _image(self, path: Path) -> Image.Image:
-        try:
-            with Image.open(path) as opened:
-                turned = ImageOps.exif_transpose(opened)
-                turned.load()
-        # What Pillow raises for files that are cut off or no images.
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as an image: {error}; repair or remove it") from error
-        image = eight_bits(turned, str(path)).convert("L" if self.channels == 1 else "RGB")
-        if self.size is None:
-            return image
-        height, width = self.size
-        scale = max(height / image.height, width / image.width)
-        scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
+        image = read_picture(path, "L" if self.channels == 1 else "RGB")
+        return image if self.size is None else cover(image, self.size, str(path))
 
 
-def _is_image(path: Path) -> bool:
-    """Whether a path names an image; ``._photo.png`` and the like hold what other systems note about one."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and not path.is_dir()
+def _classes(root: Path, images: Sequence[Path]) -> list[str] | None:
+    """Return the sorted names of class folders, where all images are in such; by the rules of ``datasets``."""
+    folders = {path.parent for path in images}
+    names = sorted(folder.name for folder in folders)
+    if any(folder == root or folder.parent != root for folder in folders) or len(names) < 2:
+        return None
+    return None if _PARTS.intersection(name.lower() for name in names) else names
 
 
-def _read_metadata(path: Path) -> dict[Path, dict[str, Any]]:
-    """What a ``metadata.jsonl`` says about each image."""
-    told = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            told[path.parent / record.pop("file_name")] = record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"line {number} of {path} must be a JSON object with file_name: {error!r}") from error
-    return told
+def _warn_of_doubtful_labels(root: Path, classes: Sequence[str], folders: Sequence[str]) -> None:
+    """Warn if folders are numbered otherwise than their sorted names count, or one without images has no label."""
+    cure = "tell labels in metadata.jsonl if the model learned others"
+    if empty := sorted(set(folders) - set(classes)):
+        named = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        text = f"dataset folder {root}: {len(empty)} folders hold no image and count as no class ({named}); {cure}"
+        warnings.warn(text, stacklevel=3)
+    wrong = [(name, label) for label, name in enumerate(classes) if not name.isdecimal() or int(name) != label]
+    if wrong and all(name.isdecimal() for name in classes):
+        name, label = wrong[0]
+        text = f"dataset folder {root}: labels count the sorted names of folders, so {name!r} is class {label}; {cure}"
+        warnings.warn(text, stacklevel=3)
+
+
+def _warn_of_gaps(root: Path, told: dict[Path, dict[str, Any]], images: Sequence[Path]) -> None:
+    """Warn of images that metadata tells no caption or label of while it does so of others, or nothing at all."""
+    gaps = {}
+    for kind, keys in (("caption", CAPTION_KEYS), ("class label", LABEL_KEYS)):
+        without = [path for path in images if not any(key in told.get(path, {}) for key in keys)]
+        if 0 < len(without) < len(images):
+            gaps[kind] = without
+    if not gaps and len(told) < len(images):
+        gaps["line"] = [path for path in images if path not in told]
+    for kind, without in gaps.items():
+        warnings.warn(
+            f"dataset folder {root}: {len(without)} of {len(images)} images have no {kind} in its metadata "
+            f"({first_names(root, without)}); a model that is told what stands there refuses them",
+            stacklevel=3,
+        )

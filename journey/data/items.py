@@ -34,11 +34,22 @@ def eight_bits(image: Image.Image, what: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError(f"{what} must have pixels of 8 or 16 bits, got {values.min()} to {values.max()}")
-    if image.mode == "I" and 0 < values.max() <= 0xFF:
+    if 0 < values.max() <= 0xFF:
         raise ValueError(
             f"{what} has pixels up to {values.max()}, which may be 8 or 16 bits; save it with 8, as mode L"
         )
     return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def convert(image: Image.Image, mode: str, what: str) -> Image.Image:
+    """The same picture in mode L or RGB, transparency dropped; ``what`` names it in errors."""
+    image = eight_bits(image, what)
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} has pixels of mode {image.mode}, which Pillow does not convert: {error}; save it in RGB"
+        ) from error
 
 
 def check_dataset(dataset: Any) -> None:
@@ -114,7 +125,7 @@ def image_of(item: Any, what: str) -> Tensor:
         item = item[0]
     if isinstance(item, Image.Image):
         item = eight_bits(item, what)
-        array = np.asarray(item.convert("RGB") if item.mode not in ("L", "RGB") else item)
+        array = np.asarray(item if item.mode in ("L", "RGB") else convert(item, "RGB", what))
         item = torch.from_numpy(array.copy())
         item = item.unsqueeze(0) if item.dim() == 2 else item.permute(2, 0, 1)
     elif isinstance(item, np.ndarray):
