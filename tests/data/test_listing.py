@@ -120,3 +120,8 @@ def test_ids_are_positions_in_the_order_of_paths_folder_by_folder(tmp_path: Path
     for name in ("a-b.png", "a/z.png", "a.png", "B.png", "é.png"):
         save(tmp_path / name)
     assert names(tmp_path) == ["B.png", "a/z.png", "a-b.png", "a.png", "é.png"]
+
+
+def test_a_name_that_is_not_utf8_can_be_written_on_a_page(tmp_path: Path) -> None:
+    save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")))
+    assert ImageFolder(tmp_path).labels == ["gr\ufffdn.png"]
