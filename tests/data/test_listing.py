@@ -54,6 +54,7 @@ def test_every_format_that_pillow_decodes_is_an_image(suffix: str, tmp_path: Pat
 def test_suffixes_are_those_that_pillow_decodes_itself() -> None:
     suffixes = image_suffixes()
     assert {".png", ".jpg", ".jpeg", ".webp", ".mpo", ".ico", ".psd"} <= suffixes
+    assert (".avif" in suffixes) == ("AVIF" in Image.OPEN), "Pillow reads AVIF since 11.3"
     assert not suffixes & {".pdf", ".mpg", ".h5", ".grib", ".wmf", ".eps", ".ps"}, (
         "Pillow cannot decode these by itself"
     )

@@ -49,7 +49,7 @@ def test_every_mode_becomes_grey_or_rgb_as_pillow_converts_it(mode: str, channel
     path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
     PICTURE.convert(mode).save(path)
     with Image.open(path) as opened:
-        assert opened.mode == mode
+        assert opened.mode in (mode, "RGB")  # Pillow before 11 opens YCbCr as RGB
         expected = opened.convert("L" if channels == 1 else "RGB")
     assert same(read(path, channels=channels), expected)
 
