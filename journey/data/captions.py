@@ -48,7 +48,7 @@ def add_captions(
         captions = {str(file): [read_text(file).strip()] for file in several}
         record = told.get(image, {})
         if in_metadata := any(key in record for key in CAPTION_KEYS):
-            captions["the metadata"] = captions_of(record, str(image))
+            captions["the metadata"] = [caption.strip() for caption in captions_of(record, str(image))]
         (first, caption), *others = captions.items()
         for other, words in others:
             if words != caption:

@@ -104,7 +104,8 @@ class ImageFolder:
         return [self._label(path) for path in self.paths]
 
     def _label(self, path: Path) -> str:
-        told, name = (self._told or {}).get(path, {}), path.relative_to(self.root).as_posix()
+        told = (self._told or {}).get(path, {})
+        name = os.fsencode(path.relative_to(self.root)).decode("utf-8", "replace")  # pages cannot hold other names
         if any(key in told for key in CAPTION_KEYS):
             return captions_of(told, name)[0]
         if self.classes is None and any(key in told for key in LABEL_KEYS):  # the path begins with the class

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,50 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class _Naming:
+    """Puts the file that a thread reads before the warnings of Pillow, which do not say whose they are.
+
+    Not by ``catch_warnings``, which makes the whole process forget what it has warned of, here for each image.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+        self._readers = 0
+        self._show = warnings.showwarning
+
+    @contextlib.contextmanager
+    def __call__(self, path: Path) -> Iterator[None]:
+        with self._lock:
+            if self._readers == 0:
+                self._show, warnings.showwarning = warnings.showwarning, self._show_named
+            self._readers += 1
+        self._thread.path = path
+        try:
+            yield
+        finally:
+            del self._thread.path
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0:
+                    warnings.showwarning = self._show
+
+    def _show_named(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        path: Path | None = getattr(self._thread, "path", None)
+        self._show(message if path is None else category(f"{path}: {message}"), category, filename, lineno, file, line)
+
+
+_naming_warnings = _Naming()
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -59,31 +104,6 @@ def read_picture(path: Path, mode: str) -> Image.Image:
     # Pillow warns that a palette's transparency will be lost, which is what we say we do.
     picture.info.pop("transparency", None)
     return convert(picture, mode, str(path))
-
-
-@contextlib.contextmanager
-def _naming_warnings(path: Path) -> Iterator[None]:
-    """Put a file's name before the warnings of Pillow, which do not say whose they are.
-
-    Not by ``catch_warnings``, which makes the whole process forget what it has warned of, here for each image.
-    """
-    show = warnings.showwarning
-
-    def show_named(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        show(category(f"{path}: {message}"), category, filename, lineno, file, line)
-
-    warnings.showwarning = show_named
-    try:
-        yield
-    finally:
-        warnings.showwarning = show
 
 
 def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, Exception | None]:

@@ -68,8 +68,8 @@ def test_two_text_files_of_one_image_must_agree(tmp_path: Path) -> None:
 def test_text_files_and_metadata_must_agree_and_add_to_each_other(tmp_path: Path) -> None:
     make(tmp_path, a="x", b="y")
     metadata = tmp_path / "metadata.jsonl"
-    metadata.write_text('{"file_name": "a.png", "caption": "x", "label": 1}\n{"file_name": "b.png", "label": 2}')
-    assert captions(tmp_path) == [["x"], ["y"]]
+    metadata.write_text('{"file_name": "a.png", "caption": "x ", "label": 1}\n{"file_name": "b.png", "label": 2}')
+    assert captions(tmp_path) == [["x "], ["y"]]
     assert [item["label"] for item in ImageFolder(tmp_path)] == [1, 2]
     for caption in ("z", ["x", "z"]):
         metadata.write_text(json.dumps({"file_name": "a.png", "text": caption}))

@@ -54,6 +54,7 @@ def test_every_format_that_pillow_decodes_is_an_image(suffix: str, tmp_path: Pat
 def test_suffixes_are_those_that_pillow_decodes_itself() -> None:
     suffixes = image_suffixes()
     assert {".png", ".jpg", ".jpeg", ".webp", ".mpo", ".ico", ".psd"} <= suffixes
+    assert (".avif" in suffixes) == ("AVIF" in Image.OPEN), "Pillow reads AVIF since 11.3"
     assert not suffixes & {".pdf", ".mpg", ".h5", ".grib", ".wmf", ".eps", ".ps"}, (
         "Pillow cannot decode these by itself"
     )
@@ -120,3 +121,8 @@ def test_ids_are_positions_in_the_order_of_paths_folder_by_folder(tmp_path: Path
     for name in ("a-b.png", "a/z.png", "a.png", "B.png", "é.png"):
         save(tmp_path / name)
     assert names(tmp_path) == ["B.png", "a/z.png", "a-b.png", "a.png", "é.png"]
+
+
+def test_a_name_that_is_not_utf8_can_be_written_on_a_page(tmp_path: Path) -> None:
+    save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")))
+    assert ImageFolder(tmp_path).labels == ["gr\ufffdn.png"]
