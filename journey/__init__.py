@@ -1,10 +1,10 @@
-"""Which training images steered a diffusion model, at each step of the generation, towards this image.
+"""Find the training images that steered a diffusion model towards an image, at each step of its generation.
 
 Three verbs: ``featurize`` measures a dataset once, ``record`` keeps the steps of a generation, ``score`` ranks the
-training images for each step. The rest lives in its package: the folders, in the order in which data flows, are
-``data``, ``models``, ``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``, ``generation``,
-``scores``, ``methods``, ``health``, ``report``, ``evaluate``, ``integrations``, ``demo`` and ``cli``, on ``ops``,
-``files`` and ``store``.
+training images for each step. The rest is imported from its package. In the order in which data flows these are
+``data``, ``models``, ``generation``, ``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``,
+``scores`` and ``report``; beside the road stand ``methods``, ``evaluate``, ``health``, ``integrations``, ``demo`` and
+``cli``; below it ``ops``, ``files``, ``store``, ``locks`` and ``errors``.
 """
 
 from journey import errors, evaluate, methods, ops

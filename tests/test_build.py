@@ -56,7 +56,7 @@ def build(monkeypatch, tmp_path):
             return None
 
         monkeypatch.setattr(subprocess, "run", run_or_note)
-        command.build_extension(setuptools.Extension("journey._native", sources=[]))
+        command.build_extension(setuptools.Extension("journey.ops._native", sources=[]))
         return attempts
 
     return build

@@ -4,7 +4,7 @@ Two trainings. *Duplicates*: eight training images appear twice, and each is ask
 images carry a bright patch in a corner; asked about are held-out images with the patch, the same without it, and
 generated images that show it. A patch can be asked about by itself, through ``region=``.
 
-Models and features are kept in ``--work``; results are ``detection-NAME.json`` and ``.md``.
+Models and features are kept in ``--work``; results are ``planted-NAME.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         "num_train": tier.num_train,
         "rows": {**duplicates(tier, train, options.work), **marks(tier, train, held_out, options.work)},
     }
-    write_results(options, f"detection-{tier.name}", document, table(document))
-    write_into(options, table(document), "detection")
+    write_results(options, f"planted-{tier.name}", document, table(document))
+    write_into(options, table(document), "planted")
     return 0
 
 

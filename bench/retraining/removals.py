@@ -4,7 +4,7 @@ For every generated query the strongest proponents of each method are removed an
 the attributed model's own seed. Two questions. *Whole*: how far does the generation move, and how much does the query's
 loss rise? *At a step*: attributions of one step against those of the whole trajectory, with the retrained model used at
 that step and the next two alone. Models are kept in ``--work`` and continued after an interruption; results are
-``counterfactual-NAME.json``, ``.md`` and ``.png``.
+``removals-NAME.json``, ``.md`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     setting = open_setting(TIERS[options.tier], options.data, options.work)
     sizes = (options.queries, options.queries if options.step_queries is None else options.step_queries)
     document = compare(setting, sizes, options.removed, options.steps, options.processes)
-    write_results(options, f"counterfactual-{setting.tier.name}", document, tables(document))
-    plot(document, options.pages / f"counterfactual-{setting.tier.name}.png")
-    write_into(options, tables(document, short=True), "counterfactual")
+    write_results(options, f"removals-{setting.tier.name}", document, tables(document))
+    plot(document, options.pages / f"removals-{setting.tier.name}.png")
+    write_into(options, tables(document, short=True), "removals")
     return 0
 
 

@@ -10,7 +10,7 @@
 // (PTX ISA, "Matrix Fragments for mma.m16n8k16 / mma.m16n8k8".) In words the half types and TF32 have one layout, so
 // what loads fragments need not know the type. Below sm_80 there are no such products of bf16 and TF32:
 // has_tensor_cores() is false and callers multiply with FMAs; copies are synchronous there.
-// With JOURNEY_CUDA_EMULATION tests/cuda_emulation/warp.h stands in for the instructions.
+// With JOURNEY_CUDA_EMULATION tests/ops/cuda_emulation/warp.h stands in for the instructions.
 #pragma once
 
 #include "launch.h"

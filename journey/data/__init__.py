@@ -1,4 +1,4 @@
-"""Training images in the forms people have them.
+"""Training images in common formats.
 
 In reading order: ``items`` (the image, the captions and the label of what a dataset gives), ``folder`` (a folder of
 images as a dataset), and what it is put together from: ``listing`` (which files are images, and which are passed over),

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what tells them apart.
+"""Atomic writing of files, and fingerprints of their contents.
 
 In reading order: ``publish`` (write under another name, sync, rename), ``tensors`` (one safetensors file of a kind,
 with the SHA-256 of its tensors), ``fingerprint`` (hashes of tensors and JSON values), ``named`` (choices that a

@@ -1,7 +1,7 @@
 """Per-sample gradients of a whole model in one backward pass, handed to a projector layer by layer.
 
 Hooks keep each layer's input and receive the gradient of its output; the layer's rule
-(``journey.gradients.engine.rules``) turns the pair into parameter gradients per group of rows, and the projector adds
+(``journey.gradients.rules``) turns the pair into parameter gradients per group of rows, and the projector adds
 them to the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so autograd computes no weight
 gradient a second time, and no vmap is involved, so fused attention stays in use.
 """
@@ -142,7 +142,7 @@ class GradientEngine:
             values: As for ``add_gradients_``.
             num_rows: Rows of the batch.
             num_groups: Groups of consecutive rows; the gradient of each is that of its mean value.
-            receive: Takes a parameter and its contributions (``journey.gradients.engine.rows`` knows what to do with
+            receive: Takes a parameter and its contributions (``journey.gradients.rows`` knows what to do with
                 them).
 
         Raises:

@@ -1,4 +1,4 @@
-"""Which number is differentiated, at which noise levels, of which images.
+"""The number that is differentiated, and the timesteps, noise and images at which it is taken.
 
 In reading order: ``measurements`` (what is differentiated), ``left_out`` (the default: the loss of an image that was
 left out), ``draws`` (at which timesteps and noise), ``importance_draws`` and ``shared_draws`` (other choices of those),

@@ -6,10 +6,10 @@ replaces a part. Damping is a fraction of the mean eigenvalue. Where a paper tun
 preset takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/guides/retraining.md``).
 
 In reading order: ``method`` (the engine), ``in_memory`` (features of images that are held in memory), ``trak_family``,
-``tracin_family``, ``compressed``, ``influence`` (published methods, and ``recommended``, which agrees best with
-retraining of whole images), ``selective_mask`` (a mask that is fitted), ``baselines`` (scores without gradients).
+``tracin_family``, ``compressed``, ``influence`` (published methods, and our ``recommended`` for whole images),
+``selective_mask`` (a mask that is fitted), ``baselines`` (scores without gradients).
 
-All are read from the papers and, where there is any, the published code; what is known to differ is said at each.
+All follow the papers and, where available, the published code; each docstring states known differences.
 """
 
 from __future__ import annotations

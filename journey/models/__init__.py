@@ -5,6 +5,6 @@ In reading order: ``denoiser`` (the view: noise in, prediction out), ``load`` (t
 timestep; intervals of timesteps), ``condition`` (what a network is told), ``encoding`` (the frozen parts, run once for
 each image), ``checkpoints`` (sets of weights).
 
-Families: ``latent`` (behind an autoencoder), ``conditional`` (a network that is told one thing), ``text``, ``dit``,
-``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``.
+Bases: ``latent`` (behind an autoencoder), ``text`` (captions). Bare networks with one condition: ``conditional``.
+Families: ``dit``, ``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``.
 """

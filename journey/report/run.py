@@ -111,7 +111,7 @@ class Run:
     def write_png(
         self, path: str | Path, *, query: int = 0, timesteps: Sequence[int] | None = None, top: int = 6
     ) -> Path:
-        """Write the picture of one generated image, see ``journey.report.page.write_png``."""
+        """Write the picture of one generated image, see ``journey.report.png.write_png``."""
         return write_png(
             path,
             self.trajectory,
@@ -127,7 +127,7 @@ class Run:
         )
 
     def write_gif(self, path: str | Path, *, query: int = 0, top: int = 5) -> Path:
-        """Write the animation of one generated image, see ``journey.report.page.write_gif``."""
+        """Write the animation of one generated image, see ``journey.report.gif.write_gif``."""
         return write_gif(
             path,
             self.trajectory,
@@ -141,7 +141,7 @@ class Run:
         )
 
     def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
-        """Write the table, see ``journey.report.page.write_csv``."""
+        """Write the table, see ``journey.report.csv.write_csv``."""
         top = self._check(top)
         return write_csv(path, self.trajectory, self.scores, top=top, labels=self.labels, regions=self.regions)
 

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def checked_in() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((RESULTS / f"counterfactual-{TIER.name}.json").read_text())
+    document: dict[str, Any] = json.loads((RESULTS / f"removals-{TIER.name}.json").read_text())
     return document
 
 
@@ -79,7 +79,7 @@ def test_detection_is_told_by_method_with_its_interval() -> None:
 
 
 def test_asking_about_the_mark_finds_more_of_it_than_asking_about_the_image() -> None:
-    rows = json.loads((RESULTS / f"detection-{TIER.name}.json").read_text())["rows"]
+    rows = json.loads((RESULTS / f"planted-{TIER.name}.json").read_text())["rows"]
     for what in ("held-out images with the mark", "generated images with the mark"):
         methods = rows[what]["methods"]
         assert methods["library default, region"]["auc"][1] > methods["library default"]["auc"][2]

@@ -33,8 +33,8 @@ def numbers(name: str) -> dict[str, Any]:
     [
         ("retraining", "lds", "lds-digits8-table", table),
         ("steps", "lds-steps", "lds-digits8-steps-table", lambda document: step_table(document, SHOWN)),
-        ("removals", "counterfactual", "counterfactual-digits8", lambda document: tables(document, short=True)),
-        ("planted", "detection", "detection-digits8", planted_table),
+        ("removals", "removals", "removals-digits8", lambda document: tables(document, short=True)),
+        ("planted", "planted", "planted-digits8", planted_table),
         ("speed", "bench", "cpu-2core", lambda document: speed_table(document, goals_only=True)),
     ],
 )
@@ -50,8 +50,8 @@ def test_the_table_of_a_page_is_that_of_its_numbers(page: str, marker: str, name
         ("lds-digits8-steps-table", "lds-digits8-steps-table", step_table),
         ("lds-digits16-steps-table", "lds-digits16-steps-table", step_table),
         ("lds-fashion-steps-table", "lds-fashion-steps-table", step_table),
-        ("counterfactual-digits8", "counterfactual-digits8", tables),
-        ("detection-digits8", "detection-digits8", planted_table),
+        ("removals-digits8", "removals-digits8", tables),
+        ("planted-digits8", "planted-digits8", planted_table),
         ("speed-all", "cpu-2core", speed_table),
     ],
 )

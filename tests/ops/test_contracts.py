@@ -320,7 +320,7 @@ def test_normal_projections_of_all_instruction_sets_agree_to_rounding(grad_dim, 
     expected = reference.project(grads, proj_dim, KEY, "normal")
     matrix = reference.normal_matrix(grad_dim, proj_dim, KEY)
     plain_error = ((grads @ matrix.float()) / proj_dim**0.5 - expected).abs().max()
-    # Entries of the matrix err by 4e-6 at their very worst, see tests/test_philox.py.
+    # Entries of the matrix err by 4e-6 at their very worst, see tests/ops/test_philox.py.
     entry_error = 4e-6 * grads.abs().sum(1).max() / proj_dim**0.5
     for isa in available_isas():
         use_isa(isa)

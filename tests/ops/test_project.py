@@ -30,7 +30,7 @@ from journey.ops import reference
 
 KINDS = ["rademacher", "normal"]
 MATRIX = {"rademacher": reference.rademacher_matrix, "normal": reference.normal_matrix}
-NORMAL_ATOL = 4e-6  # of one compiled normal against float64, see tests/test_philox.py
+NORMAL_ATOL = 4e-6  # of one compiled normal against float64, see tests/ops/test_philox.py
 
 # Around the columns of a draw (64 normals, 128 signs) and of a vector; none of them has to be a multiple of anything.
 PROJ_DIMS = [1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257]
