@@ -101,7 +101,7 @@ class Sampler:
         Returns:
             float32, in the network's scale, on the model's device. [num_rows, C, H, W]
         """
-        signed = torch.tensor([to_signed(key) for key in keys], dtype=torch.int64)
+        signed = torch.tensor([to_signed(key) for key in keys], dtype=torch.int64, device="cpu")
         noise = keyed_noise(signed, 1, self.shape, self.denoiser.device, antithetic=False, per=1)[:, 0, 0]
         return self.start_from(noise)
 
@@ -149,7 +149,8 @@ class Sampler:
             x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             prediction = self._predict(x_t, t, condition, negative)
             level = self.denoiser.schedule.level(scheduler, index)
-            step = scheduler.step(prediction, t, x, **own_noise)
+            with torch.device("cpu"):
+                step = scheduler.step(prediction, t, x, **own_noise)
             x0_hat = getattr(step, "pred_original_sample", None)
             if x0_hat is None:
                 x0_hat = self.denoiser.schedule.invert(prediction, x_t, *level)
@@ -174,16 +175,19 @@ class Sampler:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:
                 raise ValueError("stochastic flow matching needs a newer diffusers, with stochastic_sampling")
             changes = {"stochastic_sampling": True}
-        scheduler = type(given).from_config(given.config, **changes)
-        self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
+        # Schedulers make their tables, and numbers in their steps, on torch's default device.
+        with torch.device("cpu"):
+            scheduler = type(given).from_config(given.config, **changes)
+            self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
         if not ancestral or isinstance(given, DDPMScheduler):
             return scheduler
         # Through the same timesteps, so that what the scheduler recorded can be continued. A scheduler that never clips
         # would otherwise get DDPM's clipping to [-1, 1], wrong for latents.
         visited = dict.fromkeys(self.denoiser.schedule.nearest(scheduler.timesteps))
         changes = {} if "clip_sample" in given.config else {"clip_sample": False}
-        ddpm = DDPMScheduler.from_config(given.config, **changes)
-        ddpm.set_timesteps(timesteps=list(visited))
+        with torch.device("cpu"):
+            ddpm = DDPMScheduler.from_config(given.config, **changes)
+            ddpm.set_timesteps(timesteps=list(visited))
         return ddpm
 
 
@@ -191,7 +195,7 @@ def _input_scale(scheduler: Any, time: Tensor) -> float:
     """The factor that takes the scheduler's latents to the network's at one time."""
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
-    return float(scheduler.scale_model_input(torch.ones(1), time))
+    return float(scheduler.scale_model_input(torch.ones(1, dtype=torch.float32, device="cpu"), time))
 
 
 def _begin_at_(scheduler: Any, first: int) -> None:

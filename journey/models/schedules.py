@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
@@ -173,7 +174,8 @@ class FlowMatching(Schedule):
         if scheduler.config.get("invert_sigmas", False):
             raise ValueError("scheduler must have sigma = 1 for pure noise, got one with invert_sigmas")
         # A scheduler that was used to sample no longer has the training table; a fresh one does, in descending order.
-        self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float().cpu()
+        with torch.device("cpu"):
+            self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float()
         self.num_train_timesteps = len(self._sigmas)
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

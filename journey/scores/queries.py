@@ -101,7 +101,7 @@ class Queries:
                 masks = resample_masks(self.masks[queries], images.shape[2:]).unsqueeze(1)
             measured, _ = features.featurizer.features(
                 images,
-                torch.full((len(some), 1, noise.shape[1]), self.steps[step]),
+                torch.full((len(some), 1, noise.shape[1]), self.steps[step], dtype=torch.int64, device="cpu"),
                 noise.unsqueeze(1),
                 condition=None if self.condition is None else self.condition.select(queries),
                 mask=masks,

@@ -130,7 +130,7 @@ def score(
     assert total is not None
     return Scores(
         (total / len(dampings)).float().cpu(),
-        torch.tensor(queries.timesteps),
+        torch.tensor(queries.timesteps, dtype=torch.int64, device="cpu"),
         train_ids(features),
         sum(dampings) / len(dampings),
         interval,
