@@ -47,4 +47,13 @@ def noised_trajectory(
         x0_hat.append(denoiser.schedule.x0_from(denoiser.predict(x_t[-1], times, condition), x_t[-1], times))
     latents, predicted = torch.stack(x_t, 1).cpu(), torch.stack(x0_hat, 1).cpu()
     told = None if condition is None else condition.to(torch.device("cpu"))
-    return Trajectory(torch.tensor(chosen, dtype=torch.int64, device="cpu"), latents, predicted, images.cpu(), told)
+    timesteps = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+    return Trajectory(
+        timesteps,
+        latents,
+        predicted,
+        images.cpu(),
+        told,
+        schedule=denoiser.schedule.fingerprint(),
+        levels=denoiser.schedule.levels(timesteps),
+    )

@@ -113,8 +113,9 @@ def record(
         x = step.prev
     ordered = [t for t in dict.fromkeys(visited) if t in kept]
     predicted = torch.stack([x0_hat[t] for t in ordered], 1)
+    timesteps = torch.tensor(ordered, dtype=torch.int64, device="cpu")
     return Trajectory(
-        timesteps=torch.tensor(ordered, dtype=torch.int64, device="cpu"),
+        timesteps=timesteps,
         x_t=torch.stack([x_t[t] for t in ordered], 1),
         x0_hat=predicted,
         images=x.cpu() if denoiser.is_latent else x.cpu().clamp(-1, 1),
@@ -124,6 +125,8 @@ def record(
         num_inference_steps=num_inference_steps,
         prompts=tuple(word for word in words for _ in range(num_images)),
         pixels=_decode(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
+        schedule=denoiser.schedule.fingerprint(),
+        levels=denoiser.schedule.levels(timesteps),
     )
 
 

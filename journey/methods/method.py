@@ -269,6 +269,7 @@ def _along_steps(
         ids = range(first_id, first_id + len(queries))
         told = queries.conditions(choose_captions(0, ids, queries.counts, 1))
         queries = noised_trajectory(denoiser, queries.x0, steps, condition=told)
+    queries.check_schedule(denoiser.schedule)
     recorded = queries.timesteps.tolist()
     chosen = recorded if steps is None else [int(t) for t in steps]
     unknown = [t for t in chosen if t not in recorded]

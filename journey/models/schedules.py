@@ -32,6 +32,10 @@ class Schedule(ABC):
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of image and noise, float32, on the timesteps' device. Each [num_rows, 1, 1, 1]"""
 
+    def levels(self, timesteps: Tensor) -> Tensor:
+        """Return the factors of image and noise at some timesteps, float32, on the CPU. [num_rows, 2]"""
+        return torch.cat([x.view(-1, 1) for x in self.signal_and_sigma(timesteps.cpu())], 1)
+
     @abstractmethod
     def network_time(self, timesteps: Tensor) -> Tensor:
         """Return the numbers that the network is given for some timesteps. [num_rows]"""
