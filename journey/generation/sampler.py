@@ -89,8 +89,8 @@ class Sampler:
         self._guidance_scale = guidance_scale
         self._negative = (denoiser.null_condition() if negative is None else negative) if guided else None
         self._stochastic = stochastic
-        scheduler = self._scheduler()
-        self.timesteps = denoiser.schedule.nearest(scheduler.timesteps)
+        times = self._scheduler().timesteps
+        self.timesteps: list[int] = times.tolist() if self._is_ancestral else denoiser.schedule.nearest(times)
 
     def start(self, keys: Sequence[int]) -> Tensor:
         """Return the latents that sampling begins with, one image per key (``journey.ops.keys``).
@@ -147,7 +147,9 @@ class Sampler:
         for index in range(first, len(times)):
             t = times[index]
             x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            prediction = self._predict(x_t, t, condition, negative)
+            # DDPM's steps in place of another scheduler's count in timesteps, whatever the network is told.
+            told = self.denoiser.schedule.network_time(t) if self._is_ancestral else t
+            prediction = self._predict(x_t, told, condition, negative)
             level = self.denoiser.schedule.level(scheduler, index)
             with torch.device("cpu"):
                 step = scheduler.step(prediction, t, x, **own_noise)
@@ -166,10 +168,14 @@ class Sampler:
         without, given = prediction.chunk(2)
         return without + self._guidance_scale * (given - without)
 
+    @property
+    def _is_ancestral(self) -> bool:
+        """Whether steps are DDPM's, whatever the scheduler."""
+        return self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving)
+
     def _scheduler(self) -> Any:
         """A scheduler of our own, ready to sample; sampling changes its state."""
-        given = self.denoiser.scheduler
-        ancestral = self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving)
+        given, ancestral = self.denoiser.scheduler, self._is_ancestral
         changes = {}
         if self._stochastic and not ancestral:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:

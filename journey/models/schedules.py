@@ -106,6 +106,8 @@ class VariancePreserving(Schedule):
                 f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
                 f"got {self.prediction_type!r}"
             )
+        # Euler's scheduler tells networks that predict v 0.25 log(sigma / signal) where it is asked to.
+        self._continuous = told == "v_prediction" and getattr(scheduler.config, "timestep_type", "") == "continuous"
         self._table = scheduler.alphas_cumprod.detach().clone().cpu()
         self._alphas_cumprod = self._table.double()
         self.num_train_timesteps = len(self._table)
@@ -116,11 +118,21 @@ class VariancePreserving(Schedule):
         return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
 
     def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return the timesteps themselves."""
-        return timesteps
+        """Return the timesteps themselves, or in continuous time ``log(sigma_t / signal_t) / 4``. [num_rows]"""
+        if not self._continuous:
+            return timesteps
+        return self._continuous_times()[timesteps.cpu()].float().to(timesteps.device)
+
+    def _continuous_times(self) -> Tensor:
+        """The continuous time of every timestep, float64. [num_train_timesteps]"""
+        times: Tensor = ((1 - self._alphas_cumprod) / self._alphas_cumprod).log() / 8
+        return times
 
     def nearest(self, times: Tensor) -> list[int]:
-        """Round, see ``Schedule.nearest``."""
+        """Round, or look continuous times up, see ``Schedule.nearest``."""
+        if self._continuous:
+            apart = times.detach().double().cpu()[:, None] - self._continuous_times()[None]
+            return [int(i) for i in apart.abs().argmin(1)]
         return [round(float(t)) for t in times]
 
     def level(self, sampler: Any, index: int) -> tuple[float, float]:
@@ -151,8 +163,9 @@ class VariancePreserving(Schedule):
         return signal * x_t - sigma * prediction
 
     def fingerprint(self) -> str:
-        """Hash ``alphas_cumprod``."""
-        return fingerprint_tensors({"alphas_cumprod": self._table})
+        """Hash ``alphas_cumprod``, and continuous times where the network is told those."""
+        times = {"times": self._continuous_times()} if self._continuous else {}
+        return fingerprint_tensors({"alphas_cumprod": self._table, **times})
 
 
 class FlowMatching(Schedule):
