@@ -47,7 +47,7 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device, dtype=torch.float32)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         raise ValueError(f"device must be one that torch can use, such as cpu or cuda, got {name}: {error}") from None
     return device

@@ -81,7 +81,7 @@ class PseudoGradients:
                 rows, each of which is a group of its own; with ``exact`` every row again for each entry of the output.
             bar: Is told of every gradient.
         """
-        for rows in torch.arange(self.num_rows).split(rows_per_batch):
+        for rows in torch.arange(self.num_rows, dtype=torch.int64, device="cpu").split(rows_per_batch):
             for values in self.pseudo_losses(rows):
                 _for_each_parameter(engine, values, len(rows), receive)
                 bar.update(len(rows))
@@ -93,7 +93,7 @@ class PseudoGradients:
 
     def first_row(self) -> RowValues:
         """The pseudo-loss of one row: what it costs to go through the network."""
-        return next(self.pseudo_losses(torch.arange(1)))
+        return next(self.pseudo_losses(torch.arange(1, dtype=torch.int64, device="cpu")))
 
     def pseudo_losses(self, rows: Tensor) -> Iterator[RowValues]:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
@@ -109,7 +109,7 @@ class PseudoGradients:
         x_t = denoiser.add_noise(x0, noise, times)
         told = None if self.condition is None else self.condition.select(rows // per_image).to(device)
         size = prod(shape)
-        scale = torch.full((len(rows),), 2 / size, device=device)
+        scale = torch.full((len(rows),), 2 / size, device=device, dtype=torch.float32)
         if counts is not None:
             scale *= counts.flatten().to(device)[here]
 
@@ -121,10 +121,12 @@ class PseudoGradients:
             return values
 
         if self.exact:
-            for unit in torch.eye(size, device=device):
+            for unit in torch.eye(size, device=device, dtype=torch.float32):
                 yield along(unit.expand(len(rows), size))
         else:
-            keys = torch.tensor([to_signed(derive_key(self.seed, "pseudo-gradient", i)) for i in ids])
+            keys = torch.tensor(
+                [to_signed(derive_key(self.seed, "pseudo-gradient", i)) for i in ids], dtype=torch.int64, device="cpu"
+            )
             drawn = keyed_noise(keys, per_image, shape, device, antithetic=False, per=per_image)
             yield along(drawn.flatten(0, 2).flatten(1)[here])
 

@@ -64,9 +64,9 @@ def load_digits_dataset(size: int = 16) -> DigitsDataset:
         message = 'the digits are part of scikit-learn, which is not installed: pip install "journey-attribution[demo]"'
         raise ModuleNotFoundError(message, name="sklearn") from error
     bunch = load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1  # ink 0..16 -> [-1, 1]
+    images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1  # ink 0..16 -> [-1, 1]
     images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    return DigitsDataset(images.contiguous(), torch.tensor(bunch.target, dtype=torch.int64))
+    return DigitsDataset(images.contiguous(), torch.tensor(bunch.target, dtype=torch.int64, device="cpu"))
 
 
 def build_unet(size: int = 16, *, seed: int = 0) -> nn.Module:
@@ -165,7 +165,7 @@ def knn_labels(images: Tensor, dataset: DigitsDataset, k: int = 5) -> Tensor:
     nearest = dataset.labels[distances.topk(k, largest=False, sorted=True).indices]  # [num_images, k]
     # A neighbour's vote is 1 plus 2^-(rank+1): those extras add up to less than one vote, and a nearer neighbour's
     # outweighs all farther ones together, so they break ties and nothing else.
-    votes = 1 + 0.5 ** torch.arange(1, k + 1, dtype=torch.float64)
-    counts = torch.zeros(len(images), int(dataset.labels.max()) + 1, dtype=torch.float64)
+    votes = 1 + 0.5 ** torch.arange(1, k + 1, dtype=torch.float64, device="cpu")
+    counts = torch.zeros(len(images), int(dataset.labels.max()) + 1, dtype=torch.float64, device="cpu")
     counts.scatter_add_(1, nearest, votes.expand(len(images), k).contiguous())
     return counts.argmax(dim=1)

@@ -214,7 +214,7 @@ def _decide(found: Transition, scores: Scores, query: int, digit: int, dataset: 
     counts = []
     for chosen in ((first <= scores.timesteps) & (scores.timesteps < end), scores.timesteps >= end):
         average = scores.values[query, chosen].mean(0)  # the score of an interval is the mean over its steps
-        top = torch.tensor(scores.train_ids)[average.topk(TOP).indices]
+        top = torch.tensor(scores.train_ids, dtype=torch.int64, device="cpu")[average.topk(TOP).indices]
         counts.append(int((dataset.labels[top] == digit).sum()))
     return Decision(digit, (first, end), *curve, *counts)
 

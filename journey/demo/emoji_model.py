@@ -89,7 +89,7 @@ def train_or_load(
     states, empty = encoder(dataset.captions), encoder([""])
 
     def tell(chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        dropped = torch.rand(len(chosen), generator=generator) < _DROPPED
+        dropped = torch.rand(len(chosen), generator=generator, dtype=torch.float32, device="cpu") < _DROPPED
         return {"encoder_hidden_states": torch.where(dropped[:, None, None], empty, states[chosen])}
 
     fit(

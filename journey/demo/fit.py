@@ -67,10 +67,10 @@ def fit(
     num_timesteps = noise_scheduler.config["num_train_timesteps"]
 
     def loss(generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(images), (batch_size,), generator=generator)
+        chosen = torch.randint(len(images), (batch_size,), generator=generator, dtype=torch.int64, device="cpu")
         x0 = images[chosen]  # [batch_size, C, size, size]
         timesteps = stratified_timesteps(batch_size, num_timesteps, generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
         told = {} if tell is None else tell(chosen, generator)
         velocity = noise_scheduler.get_velocity(x0, noise, timesteps)
         predicted = model(noise_scheduler.add_noise(x0, noise, timesteps), timesteps, **told).sample

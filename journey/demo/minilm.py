@@ -79,7 +79,7 @@ class TextEncoder:
                     f"text must have at most {MAX_TOKENS} tokens, about {MAX_TOKENS - 4} words, "
                     f"got {lengths[longest]} in {some[longest]!r}"
                 )
-            inputs = {name: torch.tensor(rows) for name, rows in tokens.items()}
+            inputs = {name: torch.tensor(rows, dtype=torch.int64, device="cpu") for name, rows in tokens.items()}
             mask = inputs["attention_mask"].unsqueeze(-1)
             with torch.no_grad():
                 batches.append((self._model(**inputs).last_hidden_state * mask, mask))

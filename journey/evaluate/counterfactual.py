@@ -59,10 +59,12 @@ class Counterfactual:
         """The mean over queries in every resample; equal seeds resample the same queries. [num_bootstrap]"""
         runs = self.runs[name].double()
         num_runs, num_queries = runs.shape
-        generator = torch.Generator().manual_seed(derive_key(seed, "counterfactual") >> 1)
-        queries = torch.randint(num_queries, (num_bootstrap, num_queries), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(derive_key(seed, "counterfactual") >> 1)
+        queries = torch.randint(
+            num_queries, (num_bootstrap, num_queries), generator=generator, dtype=torch.int64, device="cpu"
+        )
         generator.manual_seed(derive_key(seed, "counterfactual", name) >> 1)
-        drawn = torch.randint(num_runs, (num_bootstrap, num_runs), generator=generator)
+        drawn = torch.randint(num_runs, (num_bootstrap, num_runs), generator=generator, dtype=torch.int64, device="cpu")
         return runs[drawn].mean(1).gather(1, queries).mean(1)
 
 
@@ -81,7 +83,7 @@ def measure_effect(removals: Removals, effect: Effect) -> Counterfactual:
     """
     runs = {}
     for name, trainings in removals.weights.items():
-        rows = torch.empty(len(trainings), len(trainings[0]))
+        rows = torch.empty(len(trainings), len(trainings[0]), dtype=torch.float32, device="cpu")
         for row, files in zip(rows, trainings, strict=True):
             for weights in dict.fromkeys(files):
                 queries = [q for q, file in enumerate(files) if file == weights]

@@ -32,8 +32,10 @@ class Detection:
 
     def auc_interval(self, *, num_bootstrap: int = 1000, seed: int = 0) -> Interval:
         """Return the AUC with its 95 % bootstrap interval over queries; what was planted is taken as given."""
-        generator = torch.Generator().manual_seed(derive_key(seed, "detection") >> 1)
-        drawn = torch.randint(len(self.aucs), (num_bootstrap, len(self.aucs)), generator=generator)
+        generator = torch.Generator("cpu").manual_seed(derive_key(seed, "detection") >> 1)
+        drawn = torch.randint(
+            len(self.aucs), (num_bootstrap, len(self.aucs)), generator=generator, dtype=torch.int64, device="cpu"
+        )
         means = self.aucs[drawn].mean(1)
         return Interval(self.auc, *(torch.quantile(means, q).item() for q in (0.025, 0.975)))
 

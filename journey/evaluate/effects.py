@@ -187,7 +187,7 @@ def step_loss_change(
     def losses(weights: Path | None, queries: list[int]) -> Tensor:
         noise = query_noise(noise_seed, queries, step, num_draws, shape, denoiser.device).flatten(0, 1)
         x0 = trajectory.x0_hat[queries, column].to(denoiser.device).repeat_interleave(num_draws, 0)
-        times = torch.full((len(x0),), step, device=x0.device)
+        times = torch.full((len(x0),), step, device=x0.device, dtype=torch.int64)
         condition = trajectory.condition
         told = None if condition is None else condition.select(queries).repeat(num_draws)
         with loaded(denoiser.network, weights):
@@ -232,7 +232,9 @@ def generate(
     scheduler = type(denoiser.scheduler).from_config(denoiser.scheduler.config)
     scheduler.set_timesteps(num_inference_steps)
     high, low = (denoiser.num_train_timesteps, 0) if interval is None else interval
-    keys = torch.tensor([to_signed(derive_key(seed, "trajectory", int(q))) for q in queries])
+    keys = torch.tensor(
+        [to_signed(derive_key(seed, "trajectory", int(q))) for q in queries], dtype=torch.int64, device="cpu"
+    )
     assert denoiser.in_channels is not None
     assert denoiser.sample_size is not None
     shape = (denoiser.in_channels, *denoiser.sample_size)
@@ -240,7 +242,7 @@ def generate(
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps.tolist():
         with loaded(denoiser.network, swapped if low <= t <= high else None):
-            times = torch.full((len(x),), t, device=x.device)
+            times = torch.full((len(x),), t, device=x.device, dtype=torch.int64)
             prediction = denoiser.predict(scheduler.scale_model_input(x, t), times)
         x = scheduler.step(prediction, t, x).prev_sample
     return x.cpu().clamp(-1, 1)

@@ -126,11 +126,11 @@ def lds(
     if reserved:
         raise ValueError(f"methods must not be named {sorted(reserved)}, which are rows of the table")
     # A name of its own: a caller's scores may well come from the generator of the same small seed.
-    generator = torch.Generator().manual_seed(derive_key(seed, "lds") >> 1)
+    generator = torch.Generator("cpu").manual_seed(derive_key(seed, "lds") >> 1)
     shape = (num_queries, subsets.num_train)
     scores = dict(methods)
-    scores[RANDOM] = torch.randn(shape, generator=generator)
-    scores[CONSTANT] = torch.ones(shape)
+    scores[RANDOM] = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    scores[CONSTANT] = torch.ones(shape, dtype=torch.float32, device="cpu")
     for name, values in scores.items():
         if tuple(values.shape) != shape:
             raise ValueError(f"scores of {name!r} must be [num_queries, num_train] = {list(shape)}, got {values.shape}")
@@ -204,13 +204,16 @@ def _bootstrap(
     found, ceilings = [], []
     for _ in range(num_bootstrap):
         queries, chosen, seeds = (
-            torch.randint(count, (count,), generator=generator) for count in (num_queries, num_subsets, num_seeds)
+            torch.randint(count, (count,), generator=generator, dtype=torch.int64, device="cpu")
+            for count in (num_queries, num_subsets, num_seeds)
         )
         some = losses[chosen][:, :, queries]
         found.append(spearman(stacked[:, queries][:, :, chosen], some[:, seeds].mean(1).T).mean(1))
         if num_seeds > 1:
             ceilings.append(seed_agreement(some))  # a seed drawn twice would agree with itself
-    return torch.stack(found, 1), torch.stack(ceilings) if ceilings else torch.zeros(0)
+    return torch.stack(found, 1), torch.stack(ceilings) if ceilings else torch.zeros(
+        0, dtype=torch.float32, device="cpu"
+    )
 
 
 def _interval(value: float, resampled: Tensor) -> Interval:

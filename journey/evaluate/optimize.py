@@ -38,7 +38,7 @@ def optimize(
     Yields:
         After each step its loss, and the exponential moving average of the parameters, which the next step changes.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     parameters = list(network.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
@@ -68,5 +68,7 @@ def set_parameters(network: nn.Module, values: list[Tensor]) -> None:
 
 def stratified_timesteps(num_rows: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
     """Draw a timestep from each of equal parts of the range: uniform as a whole, with a calmer gradient. [num_rows]"""
-    parts = torch.arange(num_rows) + torch.rand(num_rows, generator=generator)
+    parts = torch.arange(num_rows, dtype=torch.int64, device="cpu") + torch.rand(
+        num_rows, generator=generator, dtype=torch.float32, device="cpu"
+    )
     return (parts * num_timesteps / num_rows).long().clamp(max=num_timesteps - 1)

@@ -83,8 +83,11 @@ def remove(
     for name, scores in methods.items():
         strongest = scores.sort(dim=1, descending=True, stable=True).indices[:, :num_removed].tolist()
         runs[name] = [[_without(ids, num_train, seed) for ids in strongest] for seed in seeds]
-    generator = torch.Generator().manual_seed(derive_key(control_seed, "random removal") >> 1)
-    sets = [torch.randperm(num_train, generator=generator)[:num_removed].tolist() for _ in range(num_controls)]
+    generator = torch.Generator("cpu").manual_seed(derive_key(control_seed, "random removal") >> 1)
+    sets = [
+        torch.randperm(num_train, generator=generator, dtype=torch.int64, device="cpu")[:num_removed].tolist()
+        for _ in range(num_controls)
+    ]
     runs[RANDOM] = [[_without(ids, num_train, seed)] * num_queries for seed in seeds for ids in sets]
     others = [seed for seed in range(num_controls + 1) if seed != model_seed][:num_controls]
     runs[RESEED] = [[_without([], num_train, seed)] * num_queries for seed in others]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from journey import ops
+from journey.data.numbers import as_tensor
 from journey.files.fingerprint import JSONValue
 from journey.ops.keys import derive_key, to_signed
 
@@ -82,7 +83,8 @@ class Subsets:
             raise ValueError(f"manifest must hold num_train and members, got {sorted(manifest)}")
         width = (num_train + 3) // 4
         bits = [f"{int(row, 16):0{4 * width}b}"[:num_train] for row in rows]
-        return Subsets(torch.tensor([[bit == "1" for bit in row] for row in bits]).view(len(rows), num_train))
+        chosen = torch.tensor([[bit == "1" for bit in row] for row in bits], dtype=torch.bool, device="cpu")
+        return Subsets(chosen.view(len(rows), num_train))
 
 
 def random_subsets(
@@ -110,7 +112,7 @@ def random_subsets(
     """
     if groups is not None and len(groups) != num_train:
         raise ValueError(f"groups must name a group for each of the {num_train} images, got {len(groups)}")
-    labels = torch.arange(num_train) if groups is None else torch.as_tensor(groups).unique(return_inverse=True)[1]
+    labels = as_tensor(range(num_train) if groups is None else groups).unique(return_inverse=True)[1]
     num_units = int(labels.max()) + 1 if num_train else 0
     size = int(num_units * fraction)
     if num_subsets < 1 or not 0 < size < num_units:
@@ -120,12 +122,12 @@ def random_subsets(
         )
     keys = [to_signed(derive_key(seed, "subset", j)) for j in range(num_subsets)]
     words = ops.philox_words(
-        torch.tensor(keys).repeat_interleave(num_units),
-        torch.arange(num_units).repeat(num_subsets),
-        torch.zeros(num_subsets * num_units, dtype=torch.int64),
+        torch.tensor(keys, dtype=torch.int64, device="cpu").repeat_interleave(num_units),
+        torch.arange(num_units, dtype=torch.int64, device="cpu").repeat(num_subsets),
+        torch.zeros(num_subsets * num_units, dtype=torch.int64, device="cpu"),
         stream=_STREAM_SUBSET,
     )
     order = words[:, 0].view(num_subsets, num_units).argsort(dim=1, stable=True)
-    chosen = torch.zeros(num_subsets, num_units, dtype=torch.bool)
+    chosen = torch.zeros(num_subsets, num_units, dtype=torch.bool, device="cpu")
     chosen.scatter_(1, order[:, :size], True)
     return Subsets(chosen[:, labels])

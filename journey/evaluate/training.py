@@ -90,7 +90,7 @@ class UNetTraining:
     def fingerprint(self) -> JSONValue:
         """Return what determines the models, as JSON values."""
         told = {} if self.samples.condition is None else self.samples.condition.tensors
-        counts = torch.tensor(self.samples.counts)
+        counts = torch.tensor(self.samples.counts, dtype=torch.int64, device="cpu")
         return {
             "kind": type(self).__name__,
             "architecture": self._network_class.__name__,
@@ -162,17 +162,21 @@ class UNetTraining:
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
         """Return a function that draws the images of one step, as positions in the dataset."""
-        kept = torch.as_tensor(indices)
-        return lambda generator: kept[torch.randint(len(kept), (self.batch_size,), generator=generator)]
+        kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        return lambda generator: kept[
+            torch.randint(len(kept), (self.batch_size,), generator=generator, dtype=torch.int64, device="cpu")
+        ]
 
     def _loss(self, denoiser: Denoiser, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The training loss of one batch."""
         x0, told = self.samples.x0[chosen], None
         timesteps = stratified_timesteps(len(x0), denoiser.num_train_timesteps, generator)
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator, dtype=torch.float32, device="cpu")
         if self.samples.condition is not None:
-            counts = torch.tensor(self.samples.counts)
-            captions = (torch.rand(len(chosen), generator=generator) * counts[chosen]).long()
+            counts = torch.tensor(self.samples.counts, dtype=torch.int64, device="cpu")
+            captions = (
+                torch.rand(len(chosen), generator=generator, dtype=torch.float32, device="cpu") * counts[chosen]
+            ).long()
             told = self.samples.condition.select((counts.cumsum(0) - counts)[chosen] + captions)
         prediction = denoiser.predict(denoiser.add_noise(x0, noise, timesteps), timesteps, told)
         return F.mse_loss(prediction, denoiser.target(x0, noise, timesteps))
@@ -187,15 +191,19 @@ class RemovalTraining(UNetTraining):
     """
 
     def _batches(self, indices: Sequence[int], seed: int) -> Callable[[torch.Generator], Tensor]:
-        kept = torch.as_tensor(indices)
-        present = torch.zeros(len(self.samples), dtype=torch.bool)
+        kept = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        present = torch.zeros(len(self.samples), dtype=torch.bool, device="cpu")
         present[kept] = True
         # A stream of their own: the one that all subsets share must not depend on how many are replaced.
-        substitutes = torch.Generator().manual_seed(derive_key(seed, "substitutes") >> 1)
+        substitutes = torch.Generator("cpu").manual_seed(derive_key(seed, "substitutes") >> 1)
 
         def draw(generator: torch.Generator) -> Tensor:
-            drawn = torch.randint(len(self.samples), (self.batch_size,), generator=generator)
-            others = kept[torch.randint(len(kept), (self.batch_size,), generator=substitutes)]
+            drawn = torch.randint(
+                len(self.samples), (self.batch_size,), generator=generator, dtype=torch.int64, device="cpu"
+            )
+            others = kept[
+                torch.randint(len(kept), (self.batch_size,), generator=substitutes, dtype=torch.int64, device="cpu")
+            ]
             return torch.where(present[drawn], drawn, others)
 
         return draw

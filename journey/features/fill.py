@@ -68,7 +68,11 @@ def fill_store(
                         bar.update(len(ids))
                     write_sizes(store, name, index, sizes)
                     store.write_shard(
-                        name, index, features=torch.cat(rows), values=torch.cat(values), ids=torch.arange(begin, end)
+                        name,
+                        index,
+                        features=torch.cat(rows),
+                        values=torch.cat(values),
+                        ids=torch.arange(begin, end, dtype=torch.int64, device="cpu"),
                     )
     if zeros:
         shown = ", ".join(map(str, zeros[:16]))

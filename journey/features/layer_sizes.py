@@ -49,7 +49,7 @@ def write_sizes(store: FeatureStore, checkpoint: str, index: int, sizes: dict[in
         return
     ids = sorted(sizes)
     tensors = {
-        "ids": torch.tensor(ids),
+        "ids": torch.tensor(ids, dtype=torch.int64, device="cpu"),
         "norms": torch.stack([sizes[i].norms for i in ids]).cpu(),
         "largest": torch.stack([sizes[i].largest for i in ids]).cpu(),
     }

@@ -92,7 +92,7 @@ class Completer:
         for begin in range(0, len(numbers), self._batch_size):
             chosen = numbers[begin : begin + self._batch_size]
             keys = [derive_key(self._seed, "completion", query, timestep, j) for j in chosen]
-            generators = [torch.Generator().manual_seed(key) for key in keys]
+            generators = [torch.Generator("cpu").manual_seed(key) for key in keys]
             x = latent.expand(len(chosen), *latent.shape)
             for step in sampler.steps(x, first=self._visited.index(timestep), generators=generators):
                 x = step.prev

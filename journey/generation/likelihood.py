@@ -60,7 +60,7 @@ def isotonic(values: Tensor, weights: Tensor) -> Tensor:
         while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
             (a, wa, na), (b, wb, nb) = pools[-2:]
             pools[-2:] = [((a * wa + b * wb) / (wa + wb), wa + wb, na + nb)]
-    return torch.tensor([mean for mean, _, length in pools for _ in range(length)], dtype=torch.float64)
+    return torch.tensor([mean for mean, _, length in pools for _ in range(length)], dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)

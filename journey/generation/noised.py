@@ -42,9 +42,18 @@ def noised_trajectory(
     noise = query_noise(seed, range(len(images)), -1, 1, tuple(images.shape[1:]), denoiser.device)[:, 0]
     x_t, x0_hat = [], []
     for t in chosen:
-        times = torch.full((len(images),), t, device=denoiser.device)
+        times = torch.full((len(images),), t, device=denoiser.device, dtype=torch.int64)
         x_t.append(denoiser.add_noise(x0, noise, times))
         x0_hat.append(denoiser.schedule.x0_from(denoiser.predict(x_t[-1], times, condition), x_t[-1], times))
     latents, predicted = torch.stack(x_t, 1).cpu(), torch.stack(x0_hat, 1).cpu()
     told = None if condition is None else condition.to(torch.device("cpu"))
-    return Trajectory(torch.tensor(chosen), latents, predicted, images.cpu(), told)
+    timesteps = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+    return Trajectory(
+        timesteps,
+        latents,
+        predicted,
+        images.cpu(),
+        told,
+        schedule=denoiser.schedule.fingerprint(),
+        levels=denoiser.schedule.levels(timesteps),
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from journey.data.numbers import as_tensor
 from journey.generation.sampler import Sampler
 from journey.generation.trajectory import Trajectory
 from journey.models.condition import Condition
@@ -93,7 +94,7 @@ def record(
 
     ids = list(range(num_images)) * (1 if told is None else len(told) // num_images)
     x = sampler.start([derive_key(seed, "trajectory", i) for i in ids])
-    generators = [torch.Generator().manual_seed(derive_key(seed, "sampler", i)) for i in ids]
+    generators = [torch.Generator("cpu").manual_seed(derive_key(seed, "sampler", i)) for i in ids]
     x_t, x0_hat = {}, {}
     for step in tqdm(
         sampler.steps(x, generators=generators),
@@ -112,8 +113,9 @@ def record(
         x = step.prev
     ordered = [t for t in dict.fromkeys(visited) if t in kept]
     predicted = torch.stack([x0_hat[t] for t in ordered], 1)
+    timesteps = torch.tensor(ordered, dtype=torch.int64, device="cpu")
     return Trajectory(
-        timesteps=torch.tensor(ordered),
+        timesteps=timesteps,
         x_t=torch.stack([x_t[t] for t in ordered], 1),
         x0_hat=predicted,
         images=x.cpu() if denoiser.is_latent else x.cpu().clamp(-1, 1),
@@ -123,6 +125,8 @@ def record(
         num_inference_steps=num_inference_steps,
         prompts=tuple(word for word in words for _ in range(num_images)),
         pixels=_decode(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
+        schedule=denoiser.schedule.fingerprint(),
+        levels=denoiser.schedule.levels(timesteps),
     )
 
 
@@ -143,7 +147,7 @@ def _condition_of(
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         return denoiser.encode_prompt(prompts), prompts
     if class_labels is not None:
-        labels = [as_int(label) for label in torch.as_tensor(class_labels).flatten().tolist()]
+        labels = [as_int(label) for label in as_tensor(class_labels).flatten().tolist()]
         return denoiser.encode_labels(labels), [f"class {label}" for label in labels]
     return condition, []
 

@@ -89,8 +89,8 @@ class Sampler:
         self._guidance_scale = guidance_scale
         self._negative = (denoiser.null_condition() if negative is None else negative) if guided else None
         self._stochastic = stochastic
-        scheduler = self._scheduler()
-        self.timesteps = denoiser.schedule.nearest(scheduler.timesteps)
+        times = self._scheduler().timesteps
+        self.timesteps: list[int] = times.tolist() if self._is_ancestral else denoiser.schedule.nearest(times)
 
     def start(self, keys: Sequence[int]) -> Tensor:
         """Return the latents that sampling begins with, one image per key (``journey.ops.keys``).
@@ -101,7 +101,7 @@ class Sampler:
         Returns:
             float32, in the network's scale, on the model's device. [num_rows, C, H, W]
         """
-        signed = torch.tensor([to_signed(key) for key in keys], dtype=torch.int64)
+        signed = torch.tensor([to_signed(key) for key in keys], dtype=torch.int64, device="cpu")
         noise = keyed_noise(signed, 1, self.shape, self.denoiser.device, antithetic=False, per=1)[:, 0, 0]
         return self.start_from(noise)
 
@@ -147,9 +147,12 @@ class Sampler:
         for index in range(first, len(times)):
             t = times[index]
             x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            prediction = self._predict(x_t, t, condition, negative)
+            # DDPM's steps in place of another scheduler's count in timesteps, whatever the network is told.
+            told = self.denoiser.schedule.network_time(t) if self._is_ancestral else t
+            prediction = self._predict(x_t, told, condition, negative)
             level = self.denoiser.schedule.level(scheduler, index)
-            step = scheduler.step(prediction, t, x, **own_noise)
+            with torch.device("cpu"):
+                step = scheduler.step(prediction, t, x, **own_noise)
             x0_hat = getattr(step, "pred_original_sample", None)
             if x0_hat is None:
                 x0_hat = self.denoiser.schedule.invert(prediction, x_t, *level)
@@ -165,25 +168,32 @@ class Sampler:
         without, given = prediction.chunk(2)
         return without + self._guidance_scale * (given - without)
 
+    @property
+    def _is_ancestral(self) -> bool:
+        """Whether steps are DDPM's, whatever the scheduler."""
+        return self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving)
+
     def _scheduler(self) -> Any:
         """A scheduler of our own, ready to sample; sampling changes its state."""
-        given = self.denoiser.scheduler
-        ancestral = self._stochastic and isinstance(self.denoiser.schedule, VariancePreserving)
+        given, ancestral = self.denoiser.scheduler, self._is_ancestral
         changes = {}
         if self._stochastic and not ancestral:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:
                 raise ValueError("stochastic flow matching needs a newer diffusers, with stochastic_sampling")
             changes = {"stochastic_sampling": True}
-        scheduler = type(given).from_config(given.config, **changes)
-        self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
+        # Schedulers make their tables, and numbers in their steps, on torch's default device.
+        with torch.device("cpu"):
+            scheduler = type(given).from_config(given.config, **changes)
+            self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
         if not ancestral or isinstance(given, DDPMScheduler):
             return scheduler
         # Through the same timesteps, so that what the scheduler recorded can be continued. A scheduler that never clips
         # would otherwise get DDPM's clipping to [-1, 1], wrong for latents.
         visited = dict.fromkeys(self.denoiser.schedule.nearest(scheduler.timesteps))
         changes = {} if "clip_sample" in given.config else {"clip_sample": False}
-        ddpm = DDPMScheduler.from_config(given.config, **changes)
-        ddpm.set_timesteps(timesteps=list(visited))
+        with torch.device("cpu"):
+            ddpm = DDPMScheduler.from_config(given.config, **changes)
+            ddpm.set_timesteps(timesteps=list(visited))
         return ddpm
 
 
@@ -191,7 +201,7 @@ def _input_scale(scheduler: Any, time: Tensor) -> float:
     """The factor that takes the scheduler's latents to the network's at one time."""
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
-    return float(scheduler.scale_model_input(torch.ones(1), time))
+    return float(scheduler.scale_model_input(torch.ones(1, dtype=torch.float32, device="cpu"), time))
 
 
 def _begin_at_(scheduler: Any, first: int) -> None:

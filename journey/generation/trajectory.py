@@ -14,9 +14,17 @@ from journey.files.tensors import Fields, check_fields, read_tensors, write_tens
 from journey.generation.sampler import Sampler
 from journey.models.condition import Condition, Encoded
 from journey.models.load import as_denoiser
+from journey.models.schedules import Schedule
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
-_SETTINGS: Fields = {"guidance_scale": (int, float), "num_inference_steps": (int, type(None)), "prompts": list}
+_SETTINGS: Fields = {
+    "guidance_scale": (int, float),
+    "num_inference_steps": (int, type(None)),
+    "prompts": list,
+    "schedule": (str, type(None)),
+}
+# Signal and noise of one timestep that two schedules may differ by and still mean the same.
+_SAME_LEVEL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,9 @@ class Trajectory:
         prompts: What was asked for, in words, one per image; empty for an unconditional model.
         pixels: Of latent models, every ``x0_hat`` and then the image, decoded, uint8.
             [num_queries, num_steps + 1, 3, height, width]
+        schedule: Fingerprint of the noise schedule whose timesteps these are; None for a trajectory of the caller's
+            own, whose timesteps are taken to be those of the model that they are used with.
+        levels: Factors of image and noise that each timestep means there, float32; None likewise. [num_steps, 2]
     """
 
     timesteps: Tensor
@@ -50,6 +61,8 @@ class Trajectory:
     num_inference_steps: int | None = None
     prompts: tuple[str, ...] = ()
     pixels: Tensor | None = None
+    schedule: str | None = None
+    levels: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
@@ -67,6 +80,35 @@ class Trajectory:
             raise ValueError(
                 f"pixels must be [num_queries, num_steps + 1, ...] = [{expected[0]}, {expected[1] + 1}, ...], "
                 f"got {list(self.pixels.shape)}"
+            )
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Refuse a noise schedule under which the recorded timesteps mean other noise, or do not exist.
+
+        Args:
+            schedule: That of the model, or the features, that the trajectory is used with.
+
+        Raises:
+            ValueError: If the trajectory is of another schedule; names a timestep and what it means in both.
+        """
+        last, num = int(self.timesteps.max()), schedule.num_train_timesteps
+        cure = "record the images with the scheduler that the features were made with, or featurize with theirs"
+        if last >= num:
+            raise ValueError(
+                f"trajectory must be of the features' noise schedule, which has {num} timesteps, got timestep {last}; "
+                f"{cure}"
+            )
+        if self.levels is None or self.schedule == schedule.fingerprint():
+            return
+        here = schedule.levels(self.timesteps)
+        apart = (self.levels - here).abs().amax(1)
+        worst = int(apart.argmax())
+        if apart[worst] > _SAME_LEVEL:
+            pairs = (levels[worst].tolist() for levels in (self.levels, here))
+            then, now = (f"{signal:.3g} of the image and {sigma:.3g} of the noise" for signal, sigma in pairs)
+            raise ValueError(
+                "trajectory must be of the features' noise schedule, got one of another: timestep "
+                f"{int(self.timesteps[worst])} means {then} where it was recorded, and {now} here; {cure}"
             )
 
     @property
@@ -104,9 +146,14 @@ class Trajectory:
 
         Returns:
             The sampler; ``x_t[query, i]`` goes into its ``steps``.
+
+        Raises:
+            ValueError: If the model has another noise schedule than the trajectory.
         """
+        denoiser = as_denoiser(model)
+        self.check_schedule(denoiser.schedule)
         return Sampler(
-            as_denoiser(model),
+            denoiser,
             self.num_inference_steps or len(self.timesteps),
             condition=None if self.condition is None else self.condition.select([query]),
             guidance_scale=self.guidance_scale,
@@ -122,10 +169,13 @@ class Trajectory:
             tensors |= {} if told is None else {f"{name}.{key}": tensor for key, tensor in told.tensors.items()}
         if self.pixels is not None:
             tensors["pixels"] = self.pixels
+        if self.levels is not None:
+            tensors["levels"] = self.levels
         settings = {
             "guidance_scale": self.guidance_scale,
             "num_inference_steps": self.num_inference_steps,
             "prompts": self.prompts,
+            "schedule": self.schedule,
         }
         tensors["settings"] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
         write_tensors(path, "trajectory", tensors)
@@ -162,4 +212,6 @@ class Trajectory:
             num_inference_steps=settings["num_inference_steps"],
             prompts=tuple(settings["prompts"]),
             pixels=saved.get("pixels"),
+            schedule=settings["schedule"],
+            levels=saved.get("levels"),
         )

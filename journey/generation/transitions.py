@@ -49,13 +49,13 @@ class Transition:
     @property
     def band(self) -> tuple[Tensor, Tensor]:
         """Wilson's lower and upper confidence bounds of the likelihood at each step, float64. Each [num_steps]"""
-        trials = torch.full((len(self.outcomes),), self.outcomes.shape[1])
+        trials = torch.full((len(self.outcomes),), self.outcomes.shape[1], dtype=torch.int64, device="cpu")
         return wilson_band(self.outcomes.sum(1), trials, self.confidence)
 
     @property
     def fitted(self) -> Tensor:
         """The likelihood made non-decreasing along the generation by isotonic regression, float64. [num_steps]"""
-        return isotonic(self.likelihood, torch.ones(len(self.timesteps)))
+        return isotonic(self.likelihood, torch.ones(len(self.timesteps), dtype=torch.float32, device="cpu"))
 
     @property
     def found(self) -> bool:
@@ -95,12 +95,12 @@ class Transition:
     def uncertainty(self) -> Tensor:
         """Bootstrap confidence bounds of t0, t1 and the midpoint; rows are lower and upper, float64. [2, 3]"""
         tail = (1 - self.confidence) / 2
-        return self.bootstrap.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+        return self.bootstrap.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu"), dim=0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transition as one safetensors file; equal ones give equal bytes."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        tensors["confidence"] = torch.tensor(self.confidence, dtype=torch.float64)
+        tensors["confidence"] = torch.tensor(self.confidence, dtype=torch.float64, device="cpu")
         write_tensors(path, "transition", tensors)
 
     @staticmethod
@@ -174,7 +174,8 @@ def transitions(
         raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     if completions < 2 or refine < 0:
         raise ValueError(f"completions must be at least 2 and refine at least 0, got {completions} and {refine}")
-    wilson_band(torch.zeros(1), torch.ones(1), confidence)  # refuses a confidence out of range before the work
+    nothing = torch.zeros(1, dtype=torch.float32, device="cpu")
+    wilson_band(nothing, nothing + 1, confidence)  # refuses a confidence out of range before the work
     completer = Completer(
         as_denoiser(pipeline),
         trajectory,
@@ -199,7 +200,12 @@ def transitions(
             bar.update(completions)
     timesteps = sorted(found, reverse=True)
     outcomes = torch.stack([found[t] for t in timesteps])
-    return Transition(torch.tensor(timesteps), outcomes, confidence, _bootstrap(timesteps, outcomes, seed))
+    return Transition(
+        torch.tensor(timesteps, dtype=torch.int64, device="cpu"),
+        outcomes,
+        confidence,
+        _bootstrap(timesteps, outcomes, seed),
+    )
 
 
 def _spread(candidates: list[int]) -> list[int]:
@@ -211,7 +217,9 @@ def _spread(candidates: list[int]) -> list[int]:
 def _between(candidates: list[int], found: dict[int, Tensor]) -> int | None:
     """The step in the middle of the largest rise that has one, or None."""
     looked_at = sorted(found, reverse=True)
-    fitted = isotonic(torch.stack([found[t].mean() for t in looked_at]), torch.ones(len(looked_at))).tolist()
+    fitted = isotonic(
+        torch.stack([found[t].mean() for t in looked_at]), torch.ones(len(looked_at), dtype=torch.float32, device="cpu")
+    ).tolist()
     gaps = []
     for i in range(1, len(looked_at)):
         inside = [t for t in candidates if looked_at[i] < t < looked_at[i - 1]]
@@ -222,7 +230,7 @@ def _between(candidates: list[int], found: dict[int, Tensor]) -> int | None:
 
 def _classify(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """The classifier's answers as numbers in [0, 1], float64. [num_images]"""
-    answers = torch.as_tensor(classifier(images)).detach().double().cpu()
+    answers = torch.as_tensor(classifier(images), dtype=torch.float64, device="cpu").detach()
     if answers.shape != (len(images),) or not bool(((answers >= 0) & (answers <= 1)).all()):
         raise ValueError(
             f"classifier must return one bool or probability in [0, 1] for each of {len(images)} images, got "
@@ -233,12 +241,12 @@ def _classify(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 
 def _bootstrap(timesteps: list[int], outcomes: Tensor, seed: int) -> Tensor:
     """Interval and midpoint when every step's completions are drawn anew from those there are. [_RESAMPLES, 3]"""
-    generator = torch.Generator().manual_seed(derive_key(seed, "bootstrap"))
+    generator = torch.Generator("cpu").manual_seed(derive_key(seed, "bootstrap"))
     num_steps, count = outcomes.shape
-    picks = torch.randint(count, (_RESAMPLES, num_steps, count), generator=generator)
+    picks = torch.randint(count, (_RESAMPLES, num_steps, count), generator=generator, dtype=torch.int64, device="cpu")
     curves = outcomes.expand(_RESAMPLES, -1, -1).gather(2, picks).mean(2)
     rows = []
     for curve in curves:
-        rise = find_rise(timesteps, isotonic(curve, torch.ones(num_steps)))
+        rise = find_rise(timesteps, isotonic(curve, torch.ones(num_steps, dtype=torch.float32, device="cpu")))
         rows.append([float("nan")] * 3 if rise is None else [rise.after + 1, rise.before + 1, rise.midpoint])
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")

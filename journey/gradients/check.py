@@ -38,7 +38,7 @@ def check_gradients(
     expected = features.new_zeros(1, features.shape[1])
     # With equal weights a gradient that is ascribed to the wrong sample would still be in the sum. All are
     # positive, so that they do not cancel gradients that are alike.
-    weights = torch.linspace(0.5, 1.5, num_groups, device=features.device)
+    weights = torch.linspace(0.5, 1.5, num_groups, device=features.device, dtype=torch.float32)
     row_weights = weights.repeat_interleave(num_rows // num_groups)
 
     def weighted(rows: slice) -> Tensor:
@@ -77,7 +77,9 @@ class _ParameterSums(Projector):
 
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add the gradients, weighted by ``features`` [num_groups, 1], to the parameter's sum."""
-        total = self.of.setdefault(slot.name, torch.zeros(1, slot.rows, slot.cols, device=grads.device))
+        total = self.of.setdefault(
+            slot.name, torch.zeros(1, slot.rows, slot.cols, device=grads.device, dtype=torch.float32)
+        )
         total[:, row_begin : row_begin + grads.shape[1]] += torch.einsum("g,grc->rc", features[:, 0], grads.float())
 
 

@@ -32,7 +32,7 @@ def row_gradients(slot: ParameterSlot, contributions: list[Contribution], num_ro
     """
     first = contributions[0]
     device = (first.g if isinstance(first, Outer) else first.grads).device
-    total = torch.zeros(num_rows, slot.rows, slot.cols, device=device)
+    total = torch.zeros(num_rows, slot.rows, slot.cols, device=device, dtype=torch.float32)
     for contribution in contributions:
         for tile, row, begin in _tiles(contribution, num_rows):
             total[row : row + tile.shape[0], begin : begin + tile.shape[1]] += tile
@@ -82,7 +82,7 @@ def squared_norms(slot: ParameterSlot, contributions: list[Contribution], num_ro
     if pair is not None:
         inputs, outputs = (x.float() for x in pair)
         return ((inputs @ inputs.transpose(1, 2)) * (outputs @ outputs.transpose(1, 2))).sum((1, 2))
-    total = torch.zeros(num_rows, device=first.g.device)
+    total = torch.zeros(num_rows, device=first.g.device, dtype=torch.float32)
     for tile, row, _ in _tiles(first, num_rows):
         total[row : row + tile.shape[0]] += tile.square().sum((1, 2))
     return total

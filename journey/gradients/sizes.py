@@ -66,7 +66,7 @@ def gauge_layers(engine: GradientEngine, values: RowValues, *, num_rows: int, nu
     device = next(engine.model.parameters()).device
     # In float64, because the squares of small float32 numbers vanish.
     squares = torch.zeros(num_groups, len(layers), dtype=torch.float64, device=device)
-    largest = torch.zeros(num_groups, len(layers), device=device)
+    largest = torch.zeros(num_groups, len(layers), device=device, dtype=torch.float32)
 
     def gauge(slot: ParameterSlot, contributions: list[Contribution]) -> None:
         for tile, begin, _ in gradient_tiles(slot, contributions, num_groups):

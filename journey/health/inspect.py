@@ -177,7 +177,7 @@ def inspect(
             )
         store = FeatureStore.open(features)
         # The folder does not tell the number of timesteps; bins of equal width differ by at most one of them.
-        weights = torch.full((store.manifest.bins,), 1 / store.manifest.bins, dtype=torch.float64)
+        weights = torch.full((store.manifest.bins,), 1 / store.manifest.bins, dtype=torch.float64, device="cpu")
     checkpoints = [_inspect_checkpoint(store, name, weights, damping) for name in store.manifest.checkpoints]
     warnings = [text for checkpoint in checkpoints for text in _warnings(checkpoint, store.manifest.proj_dim)]
     noise = None
@@ -219,11 +219,11 @@ def _inspect_bins(norms: Tensor, faults: Tensor, weights: Tensor) -> list[BinHea
     sound = ~faults.any(-1)
     squares = (torch.where(sound, norms, 0.0) * weights).square().sum(0)
     shares = squares / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    edges = torch.cat([torch.zeros(1, dtype=torch.float64), weights.cumsum(0)]).tolist()
+    edges = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), weights.cumsum(0)]).tolist()
     bins = []
     for b in range(len(weights)):
         rows = norms[sound[:, b], b]
-        probabilities = torch.tensor(_QUANTILES, dtype=rows.dtype)
+        probabilities = torch.tensor(_QUANTILES, dtype=rows.dtype, device="cpu")
         quantiles = rows.quantile(probabilities).tolist() if len(rows) else None
         nan, inf, zero, subnormal = faults[:, b].sum(0).tolist()
         bins.append(BinHealth(edges[b], edges[b + 1], nan, inf, zero, subnormal, quantiles, shares[b].item()))

@@ -109,7 +109,9 @@ def measure_score_noise(
     plan = plan_queries(features, trajectory, steps=steps, interval=None, region=None, num_draws=num_draws, seed=seed)
     halves = [replace(plan, draws=half) for half in ((0, num_draws // 2), (num_draws // 2, None))]
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
-    alternating = weights * torch.tensor([1.0, -1.0]).repeat(len(weights))[: len(weights)]
+    alternating = (
+        weights * torch.tensor([1.0, -1.0], dtype=torch.float64, device="cpu").repeat(len(weights))[: len(weights)]
+    )
 
     by_query: list[Tensor] = []
     difference: Tensor | None = None

@@ -74,7 +74,7 @@ class TRAKProjector:
         if set(grads) != set(self._slots):
             raise ValueError(f"grads must be of {sorted(self._slots)[:3]} ..., got {sorted(grads)[:3]} ...")
         first = next(iter(grads.values()))
-        features = torch.zeros(len(first), self.proj_dim, device=first.device)
+        features = torch.zeros(len(first), self.proj_dim, device=first.device, dtype=torch.float32)
         for name, slot in self._slots.items():
             rows = grads[name].detach().float().reshape(len(first), slot.rows, slot.cols)
             self._projector.add_(features, slot, rows.contiguous())
@@ -158,7 +158,7 @@ class TRAKGradients:
             return output
 
         proj_dim = self._projector.features_dim(self._engine.num_parameters)
-        features = torch.zeros(num_rows, proj_dim, device=self._device)
+        features = torch.zeros(num_rows, proj_dim, device=self._device, dtype=torch.float32)
         self._engine.add_gradients_(features, values, num_rows=num_rows, projector=self._projector)
         return features
 

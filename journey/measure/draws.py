@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.named import Named
 from journey.models.schedules import Interval, check_interval
@@ -42,7 +43,7 @@ class Draws(Named):
 
     def edges(self, num_train_timesteps: int) -> Tensor:
         """Return the timesteps at which bins begin and end: bin b is [edges[b], edges[b + 1]), int64. [bins + 1]"""
-        return torch.arange(self.bins + 1) * num_train_timesteps // self.bins
+        return torch.arange(self.bins + 1, dtype=torch.int64, device="cpu") * num_train_timesteps // self.bins
 
     def weights(self, num_train_timesteps: int, interval: Interval | None = None) -> Tensor:
         """Return the weight with which each bin's feature enters a sum over timesteps, float64. [bins]
@@ -116,7 +117,7 @@ class _KeyedDraws(Draws):
         """Return keyed uniforms in [0, 1), float64. [num_samples, bins, independent]"""
         count = self.bins * independent
         keys = sample_keys(self.seed, "timestep", ids).repeat_interleave(count)
-        indices = torch.arange(count).repeat(len(ids))
+        indices = torch.arange(count, dtype=torch.int64, device="cpu").repeat(len(ids))
         words = philox_words(keys, indices, torch.zeros_like(keys), stream=STREAM_TIMESTEP)
         return (words[:, 0].double() / 2**32).view(len(ids), self.bins, independent)
 
@@ -146,7 +147,7 @@ class StratifiedDraws(_KeyedDraws, name="stratified"):
     """
 
     def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
-        strata = torch.arange(independent, dtype=torch.float64)
+        strata = torch.arange(independent, dtype=torch.float64, device="cpu")
         return (strata + self._uniforms(ids, independent)) / independent
 
 
@@ -188,7 +189,7 @@ class GridDraws(_KeyedDraws, name="grid"):
     """
 
     def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
-        grid = torch.arange(independent, dtype=torch.float64) / independent
+        grid = torch.arange(independent, dtype=torch.float64, device="cpu") / independent
         return grid.expand(len(ids), self.bins, independent)
 
 
@@ -208,7 +209,7 @@ class ExplicitDraws(Draws, name="explicit"):
     bins = 1
 
     def __init__(self, timesteps: Tensor, noise: Tensor) -> None:
-        timesteps, noise = torch.as_tensor(timesteps), torch.as_tensor(noise)
+        timesteps, noise = as_tensor(timesteps), as_tensor(noise)
         if timesteps.is_floating_point() or timesteps.dtype == torch.bool:
             raise TypeError(f"timesteps must be integers, got {timesteps.dtype}")
         if not noise.is_floating_point():
@@ -243,7 +244,7 @@ class ExplicitDraws(Draws, name="explicit"):
             raise ValueError(
                 f"timesteps and noise must have a row for every sample, got {len(values)} for sample {max(ids)}"
             )
-        return values[torch.as_tensor(ids, dtype=torch.int64)]
+        return values[torch.as_tensor(ids, dtype=torch.int64, device="cpu")]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the arrays."""

@@ -228,7 +228,7 @@ class Featurizer:
         columns = {name: i for i, name in enumerate(self.engine.slots)}
 
         def measure(rows: int) -> Tensor:
-            norms = torch.zeros(num_rows, len(columns), device=self.denoiser.device)
+            norms = torch.zeros(num_rows, len(columns), device=self.denoiser.device, dtype=torch.float32)
             for part in split_rows(num_rows, 1, rows):
                 found = norms[part]
 
@@ -246,7 +246,7 @@ class Featurizer:
         self, values: RowValues, num_groups: int, num_draws: int, rows: int, check: bool
     ) -> tuple[Tensor, Tensor]:
         """Projected gradients of groups of draws, [num_groups, features_dim], and values of all rows."""
-        features = torch.zeros(num_groups, self.features_dim, device=self.denoiser.device)
+        features = torch.zeros(num_groups, self.features_dim, device=self.denoiser.device, dtype=torch.float32)
         measured = []
         for part in split_rows(num_groups, num_draws, rows):
             here, count = shifted(values, part), part.stop - part.start

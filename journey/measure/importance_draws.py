@@ -57,7 +57,7 @@ class ImportanceDraws(StratifiedDraws, name="importance"):
 
     def row_weights(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor:
         """Return the mean density of the bin over that of each timestep, see ``Draws.row_weights``."""
-        density = torch.tensor(self.density, dtype=torch.float64)
+        density = torch.tensor(self.density, dtype=torch.float64, device="cpu")
         edges = self.edges(num_train_timesteps).tolist()
         means = torch.stack([density[a:b].mean() for a, b in pairwise(edges)])
         return (means[:, None] / density[timesteps.cpu()]).float()
@@ -67,7 +67,7 @@ class ImportanceDraws(StratifiedDraws, name="importance"):
         return {**super().fingerprint(), "density": list(self.density)}
 
     def _place(self, positions: Tensor, edges: Tensor) -> Tensor:
-        density, places = torch.tensor(self.density, dtype=torch.float64), []
+        density, places = torch.tensor(self.density, dtype=torch.float64, device="cpu"), []
         for b, (low, end) in enumerate(pairwise(edges.tolist())):
             upto = density[low:end].cumsum(0)
             # The first timestep whose cumulative probability exceeds the position.

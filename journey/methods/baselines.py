@@ -89,9 +89,11 @@ def optimal_denoiser(
     """
     num = denoiser.num_train_timesteps
     chosen = [num * tenth // 10 for tenth in range(1, 6)] if timesteps is None else list(timesteps)
-    total = torch.zeros(len(queries), len(images), dtype=torch.float64)
+    total = torch.zeros(len(queries), len(images), dtype=torch.float64, device="cpu")
     for t in chosen:
-        signal, sigma = (float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([t])))
+        signal, sigma = (
+            float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([t], dtype=torch.int64, device="cpu"))
+        )
         noise = query_noise(seed, range(len(queries)), t, num_draws, tuple(queries.shape[1:]), torch.device("cpu"))
         for draw in range(num_draws):
             x_t = signal * queries.cpu() + sigma * noise[:, draw]
@@ -119,7 +121,9 @@ def optimal_denoiser_at(
     """
     if patch is not None and (patch < 1 or patch % 2 == 0):
         raise ValueError(f"patch must be odd and positive, or None, got {patch}")
-    signal, sigma = (float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([timestep])))
+    signal, sigma = (
+        float(x) for x in denoiser.schedule.signal_and_sigma(torch.tensor([timestep], dtype=torch.int64, device="cpu"))
+    )
     scaled, rows = signal * images.cpu(), []
     for x_t in latents.cpu():
         distances = (x_t - scaled).square().sum(1)  # [num_train, H, W]

@@ -98,7 +98,12 @@ class DrawFeatures:
                 ids = list(range(first, min(first + size, len(images))))
                 drawn = noise[ids, step] if noise is not None else query_noise(0, ids, t, num_draws, shape, device)
                 told = None if trajectory.condition is None else trajectory.condition.select(ids)
-                at_step = Drawn(torch.full((len(ids), 1, num_draws), t), drawn.unsqueeze(1), told, None)
+                at_step = Drawn(
+                    torch.full((len(ids), 1, num_draws), t, dtype=torch.int64, device="cpu"),
+                    drawn.unsqueeze(1),
+                    told,
+                    None,
+                )
                 found.append(self._measure(images[ids], at_step, ids)[0].flatten(1))
             rows.append(torch.cat(found))
         return torch.stack(rows, 1)

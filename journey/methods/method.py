@@ -161,7 +161,7 @@ class Method:
             raise ValueError("checkpoints must name at least one set of weights, got none")
         samples = encode_all(denoiser, dataset)
         asked = _encode_queries(denoiser, samples, queries)
-        total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64)
+        total, dampings, timesteps = None, [], torch.zeros(1, dtype=torch.int64, device="cpu")
         method = self if len(weights) > 1 else self.change(preconditioner=self.preconditioner.alone())
         for checkpoint in weights:
             with loaded(denoiser.network, checkpoint):
@@ -226,7 +226,9 @@ class Method:
             chosen, finished = [0], asked.finished if isinstance(asked, Trajectory) else asked
             query = measuring.of_samples(finished, self.draws, len(samples))[0].unsqueeze(1)
         blocks = list(getattr(projector, "blocks", [])) or [train.shape[1]]
-        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), torch.tensor(chosen)
+        return Measured(train.cpu(), values.cpu(), query.cpu(), blocks), torch.tensor(
+            chosen, dtype=torch.int64, device="cpu"
+        )
 
     def compare(
         self, denoiser: Denoiser, dataset: Dataset | Tensor | Encoded, measured: Measured
@@ -267,6 +269,7 @@ def _along_steps(
         ids = range(first_id, first_id + len(queries))
         told = queries.conditions(choose_captions(0, ids, queries.counts, 1))
         queries = noised_trajectory(denoiser, queries.x0, steps, condition=told)
+    queries.check_schedule(denoiser.schedule)
     recorded = queries.timesteps.tolist()
     chosen = recorded if steps is None else [int(t) for t in steps]
     unknown = [t for t in chosen if t not in recorded]

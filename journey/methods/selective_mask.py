@@ -114,7 +114,7 @@ def fit_selective_mask(
         features, _ = measure_batch(featurizer, draws, sample, [i])
         grads.append(features.mean(1))
     whole = torch.cat(grads)
-    queries = torch.arange(count) % _QUERY_SHARE == 0
+    queries = torch.arange(count, dtype=torch.int64, device="cpu") % _QUERY_SHARE == 0
     chosen = select_entries(whole[~queries], whole[queries], max(1, round(keep * whole.shape[1])))
     return chosen.cpu()
 
@@ -157,7 +157,7 @@ def select_entries(
     logits = (importance - importance.mean()) / importance.std().clamp(min=1e-6)
     logits = logits.detach().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=_RATE)
-    best, chosen = -2.0, torch.zeros(0)
+    best, chosen = -2.0, torch.zeros(0, dtype=torch.float32, device="cpu")
     for step in range(num_steps + 1):
         largest = logits.detach().topk(num_kept)
         hard = torch.zeros_like(importance, dtype=torch.bool).index_fill(0, largest.indices, True)

@@ -40,7 +40,7 @@ class Condition:
 
     def select(self, rows: Sequence[int] | slice | Tensor) -> Condition:
         """Return some rows."""
-        index = torch.as_tensor(rows) if isinstance(rows, Sequence) else rows
+        index = torch.as_tensor(rows, dtype=torch.int64, device="cpu") if isinstance(rows, Sequence) else rows
         return Condition({name: tensor[index] for name, tensor in self.tensors.items()})
 
     def expand(self, num_rows: int) -> Condition:
@@ -107,7 +107,7 @@ class Encoded:
         """
         if self.condition is None:
             return None
-        counts = torch.tensor(self.counts)
+        counts = torch.tensor(self.counts, dtype=torch.int64, device="cpu")
         return self.condition.select((counts.cumsum(0) - counts)[:, None].add(choice).flatten())
 
     @staticmethod

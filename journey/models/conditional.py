@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from journey.data.items import captions_of, label_of
+from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
@@ -73,7 +74,7 @@ class ConditionalDenoiser(Denoiser):
         if self.name != "class_labels":
             return super().encode_labels(labels)
         self._check_labels(labels, "class_labels")
-        return Condition({self.name: torch.tensor(labels, dtype=torch.int64)})
+        return Condition({self.name: torch.tensor(labels, dtype=torch.int64, device="cpu")})
 
     def _check_labels(self, labels: list[int], what: str) -> None:
         """Refuse labels that the network has no row for; on a GPU looking one up would end the process's use of it."""
@@ -119,11 +120,11 @@ class ConditionalDenoiser(Denoiser):
         if self.name == "class_labels":
             label = label_of(item, name)
             self._check_labels([label], name)
-            return torch.tensor(label)
+            return torch.tensor(label, dtype=torch.int64, device="cpu")
         if not isinstance(item, dict) or self.name not in item:
             found = ", ".join(map(str, item)) if isinstance(item, dict) else type(item).__name__
             raise ValueError(f"{name} must be a dict with an image and {self.name!r}, got {found}")
-        return torch.as_tensor(item[self.name])
+        return as_tensor(item[self.name])
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
         told = self._told(condition)[self.name]

@@ -48,11 +48,11 @@ class DiT(LatentDenoiser):
         wrong = [label for label in labels if not 0 <= label < self.num_classes]
         if wrong:
             raise ValueError(f"class_labels must be in [0, {self.num_classes}), got {wrong[:3]}")
-        return Condition({"class_labels": torch.tensor(labels, dtype=torch.int64)})
+        return Condition({"class_labels": torch.tensor(labels, dtype=torch.int64, device="cpu")})
 
     def null_condition(self) -> Condition:
         """Return the label that stood for none in training, one row."""
-        return Condition({"class_labels": torch.tensor([self.num_classes])})
+        return Condition({"class_labels": torch.tensor([self.num_classes], dtype=torch.int64, device="cpu")})
 
     def encode_conditions(self, items: list[Any], names: list[str]) -> tuple[Condition, list[int]]:
         """Return the label of each item."""

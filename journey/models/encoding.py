@@ -128,10 +128,12 @@ def choose_captions(seed: int, ids: Sequence[int], counts: Sequence[int], num_dr
     Returns:
         int64. [num_samples, num_draws]
     """
-    keys = torch.tensor([to_signed(derive_key(seed, "caption", i)) for i in ids]).repeat_interleave(num_draws)
-    draws = torch.arange(num_draws).repeat(len(ids))
+    keys = torch.tensor(
+        [to_signed(derive_key(seed, "caption", i)) for i in ids], dtype=torch.int64, device="cpu"
+    ).repeat_interleave(num_draws)
+    draws = torch.arange(num_draws, dtype=torch.int64, device="cpu").repeat(len(ids))
     words = ops.philox_words(keys, draws, torch.zeros_like(keys), stream=STREAM_TIMESTEP)[:, 0]
-    return (words.view(len(ids), num_draws) * torch.tensor(counts)[:, None]) >> 32
+    return (words.view(len(ids), num_draws) * torch.tensor(counts, dtype=torch.int64, device="cpu")[:, None]) >> 32
 
 
 def _write(path: Path, encoded: Encoded, owner: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ def _write(path: Path, encoded: Encoded, owner: dict[str, Any]) -> None:
 def _tensors(encoded: Encoded) -> dict[str, Tensor]:
     told = {} if encoded.condition is None else encoded.condition.tensors
     named = {_PREFIX + name: tensor for name, tensor in told.items()}
-    return {"x0": encoded.x0, "counts": torch.tensor(encoded.counts), **named}
+    return {"x0": encoded.x0, "counts": torch.tensor(encoded.counts, dtype=torch.int64, device="cpu"), **named}
 
 
 def _check_finite(tensors: dict[str, Tensor], what: str) -> None:

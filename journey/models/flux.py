@@ -58,7 +58,7 @@ class Flux(TextDenoiser, LatentDenoiser):
         if not self.config.guidance_embeds:
             return condition, 1.0
         states = condition["encoder_hidden_states"]
-        guidance = torch.full((len(condition),), float(guidance_scale), device=states.device)
+        guidance = torch.full((len(condition),), float(guidance_scale), device=states.device, dtype=torch.float32)
         return Condition({**condition.tensors, "guidance": guidance}), 1.0
 
     def set_timesteps(self, scheduler: Any, num_inference_steps: int, shape: tuple[int, ...]) -> None:

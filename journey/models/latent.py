@@ -125,7 +125,9 @@ class LatentDenoiser(Denoiser):
         posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
         z = posterior.mean.float()
         if self.latents == "sample":
-            keys = torch.tensor([to_signed(derive_key(self.seed, "posterior", i)) for i in ids])
+            keys = torch.tensor(
+                [to_signed(derive_key(self.seed, "posterior", i)) for i in ids], dtype=torch.int64, device="cpu"
+            )
             noise = keyed_noise(keys, 1, tuple(z.shape[1:]), z.device, antithetic=False, per=1)[:, 0, 0]
             z = z + posterior.std.float() * noise
         latents: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
@@ -30,6 +31,10 @@ class Schedule(ABC):
     @abstractmethod
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of image and noise, float32, on the timesteps' device. Each [num_rows, 1, 1, 1]"""
+
+    def levels(self, timesteps: Tensor) -> Tensor:
+        """Return the factors of image and noise at some timesteps, float32, on the CPU. [num_rows, 2]"""
+        return torch.cat([x.view(-1, 1) for x in self.signal_and_sigma(timesteps.cpu())], 1)
 
     @abstractmethod
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -101,6 +106,8 @@ class VariancePreserving(Schedule):
                 f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
                 f"got {self.prediction_type!r}"
             )
+        # Euler's scheduler tells networks that predict v 0.25 log(sigma / signal) where it is asked to.
+        self._continuous = told == "v_prediction" and getattr(scheduler.config, "timestep_type", "") == "continuous"
         self._table = scheduler.alphas_cumprod.detach().clone().cpu()
         self._alphas_cumprod = self._table.double()
         self.num_train_timesteps = len(self._table)
@@ -111,11 +118,21 @@ class VariancePreserving(Schedule):
         return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
 
     def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return the timesteps themselves."""
-        return timesteps
+        """Return the timesteps themselves, or in continuous time ``log(sigma_t / signal_t) / 4``. [num_rows]"""
+        if not self._continuous:
+            return timesteps
+        return self._continuous_times()[timesteps.cpu()].float().to(timesteps.device)
+
+    def _continuous_times(self) -> Tensor:
+        """The continuous time of every timestep, float64. [num_train_timesteps]"""
+        times: Tensor = ((1 - self._alphas_cumprod) / self._alphas_cumprod).log() / 8
+        return times
 
     def nearest(self, times: Tensor) -> list[int]:
-        """Round, see ``Schedule.nearest``."""
+        """Round, or look continuous times up, see ``Schedule.nearest``."""
+        if self._continuous:
+            apart = times.detach().double().cpu()[:, None] - self._continuous_times()[None]
+            return [int(i) for i in apart.abs().argmin(1)]
         return [round(float(t)) for t in times]
 
     def level(self, sampler: Any, index: int) -> tuple[float, float]:
@@ -146,8 +163,9 @@ class VariancePreserving(Schedule):
         return signal * x_t - sigma * prediction
 
     def fingerprint(self) -> str:
-        """Hash ``alphas_cumprod``."""
-        return fingerprint_tensors({"alphas_cumprod": self._table})
+        """Hash ``alphas_cumprod``, and continuous times where the network is told those."""
+        times = {"times": self._continuous_times()} if self._continuous else {}
+        return fingerprint_tensors({"alphas_cumprod": self._table, **times})
 
 
 class FlowMatching(Schedule):
@@ -173,7 +191,8 @@ class FlowMatching(Schedule):
         if scheduler.config.get("invert_sigmas", False):
             raise ValueError("scheduler must have sigma = 1 for pure noise, got one with invert_sigmas")
         # A scheduler that was used to sample no longer has the training table; a fresh one does, in descending order.
-        self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float().cpu()
+        with torch.device("cpu"):
+            self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float()
         self.num_train_timesteps = len(self._sigmas)
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

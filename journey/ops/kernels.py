@@ -43,7 +43,7 @@ class Kernels(ABC):
     def philox_normal(self, keys: Tensor, minors: Tensor, numel: int) -> Tensor:
         """Rows of noise. [num_rows, numel]"""
         keys, minors = keys.contiguous(), minors.to(torch.int32)
-        noise = torch.empty(keys.shape[0], numel, device=keys.device)
+        noise = torch.empty(keys.shape[0], numel, device=keys.device, dtype=torch.float32)
         args = {"keys": keys.data_ptr(), "minors": minors.data_ptr(), "out": noise.data_ptr()}
         self.run("philox_normal", keys, {**args, "n": keys.shape[0], "numel": numel})
         return noise

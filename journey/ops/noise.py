@@ -95,7 +95,7 @@ def keyed_noise(
     Returns:
         Noise, float32. [num_samples, count / per, per, *shape]
     """
-    draws = torch.arange(count).view(-1, per)
+    draws = torch.arange(count, dtype=torch.int64, device="cpu").view(-1, per)
     minors = draws - draws % per % 2 if antithetic else draws  # the draw whose bits are used
     flat = philox_normal(
         keys.repeat_interleave(count).to(device), minors.flatten().repeat(len(keys)).to(device), prod(shape)
@@ -116,4 +116,4 @@ def query_noise(
 
 def sample_keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
     """Return the key of each sample's stream for one use, int64 with the bits of the unsigned key. [num_samples]"""
-    return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64)
+    return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64, device="cpu")

@@ -95,7 +95,7 @@ def slot(i: Tensor) -> tuple[Tensor, Tensor]:
 
 def noise(key: int, minor: int, numel: int) -> Tensor:
     """Standard normal noise of one sample: number ``i`` is at `slot` ``i`` of the noise stream, float64. [numel]."""
-    index, word = slot(torch.arange(numel))
+    index, word = slot(_range(numel))
     return _pick(normal(philox(key, index, minor, STREAM_NOISE)), word)
 
 
@@ -123,25 +123,26 @@ def sketch_map(
     """
     bucket_rows = proj_dim // LANES
     chunks = (cols + LANES - 1) // LANES  # of 32 columns, the last one perhaps partial
-    row = (row_begin + torch.arange(rows)).unsqueeze(1)  # [rows, 1]
-    chunk, lane = torch.arange(cols) // LANES, torch.arange(cols) % LANES  # [cols], [cols]
+    row = (row_begin + _range(rows)).unsqueeze(1)  # [rows, 1]
+    chunk, lane = _range(cols) // LANES, _range(cols) % LANES  # [cols], [cols]
 
     # A tile's shape is the sketch's shape, and inside it the map is a permutation: its entries never collide.
-    tile = (row // bucket_rows) * chunks + torch.arange(chunks)  # [rows, chunks]
+    tile = (row // bucket_rows) * chunks + _range(chunks)  # [rows, chunks]
     draw = philox(key, tile, repetition, STREAM_SKETCH_TILE)
     rotation = (draw[:, chunk, 0] * bucket_rows) >> 32  # [rows, cols]
     lane_mask = draw[:, chunk, 1] % LANES
     bucket = ((row % bucket_rows + rotation) % bucket_rows) * LANES + (lane ^ lane_mask)
 
     # One word signs 32 neighbours in a row; a set bit is a minus.
-    index, word = slot(row * chunks + torch.arange(chunks))  # [rows, chunks], [rows, chunks]
+    index, word = slot(row * chunks + _range(chunks))  # [rows, chunks], [rows, chunks]
     words = _pick(philox(key, index, repetition, STREAM_SKETCH_SIGN), word)
     return bucket, _sign(words[:, chunk] >> lane)
 
 
 def sketch_matrix(key: int, rows: int, cols: int, proj_dim: int, nnz: int = 1, *, row_begin: int = 0) -> Tensor:
     """Write the sketch as a matrix, float64, for small cases. [rows * cols, proj_dim]."""
-    return sketch(torch.eye(rows * cols).reshape(-1, rows, cols), proj_dim, key, nnz, row_begin=row_begin)
+    entries = torch.eye(rows * cols, dtype=torch.float64, device="cpu").reshape(-1, rows, cols)
+    return sketch(entries, proj_dim, key, nnz, row_begin=row_begin)
 
 
 def sketch(grads: Tensor, proj_dim: int, key: int, nnz: int = 1, *, row_begin: int = 0) -> Tensor:
@@ -160,7 +161,7 @@ def sketch(grads: Tensor, proj_dim: int, key: int, nnz: int = 1, *, row_begin: i
         Features, float64. [batch, proj_dim]
     """
     batch, rows, cols = grads.shape
-    features = torch.zeros(batch, proj_dim, dtype=torch.float64)
+    features = torch.zeros(batch, proj_dim, dtype=torch.float64, device="cpu")
     for repetition in range(nnz):
         bucket, sign = sketch_map(key, rows, cols, proj_dim, repetition, row_begin=row_begin)
         features.index_add_(1, bucket.flatten(), (grads.double() * sign).reshape(batch, rows * cols))
@@ -172,18 +173,18 @@ def sketch(grads: Tensor, proj_dim: int, key: int, nnz: int = 1, *, row_begin: i
 
 def rademacher_matrix(grad_dim: int, proj_dim: int, key: int, *, row_begin: int = 0) -> Tensor:
     """Signs: column k is bit ``k % 128`` of its row's draw ``k / 128``, set = minus, float64. [grad_dim, proj_dim]."""
-    d = (row_begin + torch.arange(grad_dim)).unsqueeze(1)
-    k = torch.arange(proj_dim)
-    words = philox(key, d, torch.arange((proj_dim + 127) // 128), STREAM_DENSE_SIGN)  # [grad_dim, draws, 4]
+    d = (row_begin + _range(grad_dim)).unsqueeze(1)
+    k = _range(proj_dim)
+    words = philox(key, d, _range((proj_dim + 127) // 128), STREAM_DENSE_SIGN)  # [grad_dim, draws, 4]
     return _sign(words[:, k // 128, (k % 128) // 32] >> (k % 32))
 
 
 def normal_matrix(grad_dim: int, proj_dim: int, key: int, *, row_begin: int = 0) -> Tensor:
     """Standard normals: column k of a row is at `slot` k of that row's draws, float64. [grad_dim, proj_dim]."""
-    d = (row_begin + torch.arange(grad_dim)).unsqueeze(1)
-    counter, word = slot(torch.arange(proj_dim))
+    d = (row_begin + _range(grad_dim)).unsqueeze(1)
+    counter, word = slot(_range(proj_dim))
     draws = (proj_dim + 63) // 64 * 16  # of four normals: 64 columns share 16
-    normals = normal(philox(key, d, torch.arange(draws), STREAM_DENSE_NORMAL))  # [grad_dim, draws, 4]
+    normals = normal(philox(key, d, _range(draws), STREAM_DENSE_NORMAL))  # [grad_dim, draws, 4]
     return normals[:, counter, word]
 
 
@@ -218,16 +219,16 @@ def per_sample_weight_grad(
         [rows / rows_per_group, c_out, c_in / conv.groups * kernel elements]
     """
     if conv is None:
-        weight = torch.zeros(g.shape[-1], a.shape[-1], dtype=torch.float64, requires_grad=True)
+        weight = torch.zeros(g.shape[-1], a.shape[-1], dtype=torch.float64, device="cpu", requires_grad=True)
     else:
         shape = (g.shape[1], a.shape[1] // conv.groups, *conv.kernel_size)
-        weight = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        weight = torch.zeros(shape, dtype=torch.float64, device="cpu", requires_grad=True)
     per_group = []
     for a_group, g_group in zip(a.double().split(rows_per_group), g.double().split(rows_per_group), strict=True):
         with torch.enable_grad():
             output = _layer(a_group, weight, conv)
             per_group.append(torch.autograd.grad(output, weight, grad_outputs=g_group)[0].flatten(1))
-    return torch.stack(per_group) if len(a) else torch.zeros(0, *weight.flatten(1).shape, dtype=torch.float64)
+    return torch.stack(per_group) if len(a) else weight.new_zeros(0, *weight.flatten(1).shape)
 
 
 def sketch_outer(
@@ -252,10 +253,15 @@ def gram(features: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------- helpers
 
 
+def _range(count: int) -> Tensor:
+    """The numbers from zero on, int64. [count]."""
+    return torch.arange(count, dtype=torch.int64, device="cpu")
+
+
 def _halves(x: int | Tensor) -> tuple[Tensor, Tensor]:
     """Low and high 32 bits of a 64-bit integer, each as int64. [...] -> [...], [...]."""
     if isinstance(x, int):
-        return torch.tensor(x & _WORD), torch.tensor((x >> 32) & _WORD)
+        x = torch.tensor(x - 2**64 if x >= 2**63 else x, dtype=torch.int64, device="cpu")
     return x & _WORD, (x >> 32) & _WORD
 
 

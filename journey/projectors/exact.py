@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
 from journey.projectors.base import ParameterSlot, Projector
 
@@ -45,7 +45,7 @@ class ExplicitMatrix(Projector, name="explicit_matrix"):
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        matrix = torch.as_tensor(matrix)
+        matrix = as_tensor(matrix)
         if not matrix.is_floating_point():
             raise TypeError(f"matrix must be floating point, got {matrix.dtype}")
         if matrix.dim() != 2 or matrix.numel() == 0:

@@ -69,8 +69,8 @@ class Masked(Projector, name="masked"):
 @lru_cache(maxsize=1024)
 def _mask(seed: int, name: str, rows: int, cols: int, keep: float) -> Tensor:
     """Entries that are kept, scaled so that inner products keep their expectation. [rows, cols]"""
-    generator = torch.Generator().manual_seed(derive_key(seed, "mask", name) >> 1)
-    kept: Tensor = torch.rand(rows, cols, generator=generator) < keep
+    generator = torch.Generator("cpu").manual_seed(derive_key(seed, "mask", name) >> 1)
+    kept: Tensor = torch.rand(rows, cols, generator=generator, dtype=torch.float32, device="cpu") < keep
     return kept.float() / math.sqrt(keep)
 
 
@@ -194,8 +194,14 @@ def _factor(seed: int, name: str, rows: int, cols: int, kind: str) -> Tensor:
     """A random matrix with ``E[M^T M] = I``. [rows, cols]"""
     key = derive_key(seed, kind, name)
     if kind == "normal":
-        noise = ops.philox_normal(torch.tensor([to_signed(key)]), torch.zeros(1, dtype=torch.int64), rows * cols)
+        noise = ops.philox_normal(
+            torch.tensor([to_signed(key)], dtype=torch.int64, device="cpu"),
+            torch.zeros(1, dtype=torch.int64, device="cpu"),
+            rows * cols,
+        )
         return noise.view(rows, cols) / math.sqrt(rows)
-    chosen = torch.randperm(cols, generator=torch.Generator().manual_seed(key >> 1))[:rows]
+    chosen = torch.randperm(
+        cols, generator=torch.Generator("cpu").manual_seed(key >> 1), dtype=torch.int64, device="cpu"
+    )[:rows]
     one_hot: Tensor = F.one_hot(chosen, cols)
     return one_hot.float() * math.sqrt(cols / rows)

@@ -282,7 +282,7 @@ def _save_images(path: Path, dataset: Dataset, ids: list[int]) -> None:
         groups.setdefault(tuple(image.shape), {})[i] = image
     tensors = {}
     for group, images in enumerate(groups.values()):
-        tensors[f"ids.{group}"] = torch.tensor(list(images))
+        tensors[f"ids.{group}"] = torch.tensor(list(images), dtype=torch.int64, device="cpu")
         tensors[f"images.{group}"] = torch.stack(list(images.values()))
     write_tensors(path, "training images", tensors)
 

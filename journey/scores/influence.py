@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from journey.data.numbers import as_tensor
 from journey.features.features import Features
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
@@ -107,7 +108,7 @@ def influence_matrix(
         CorruptShardError: If a file of the store was damaged.
     """
     check_arguments(features, trajectory)
-    chosen = torch.as_tensor(train_ids).flatten()
+    chosen = as_tensor(train_ids).flatten()
     if len(chosen) and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
         raise TypeError(f"train_ids must be integers, got {chosen.dtype}")
     chosen = chosen.long()
@@ -132,7 +133,12 @@ def influence_matrix(
         total = group @ rows.T if total is None else total + group @ rows.T
     assert total is not None
     values = (total / len(features.checkpoints)).float().cpu()
-    return InfluenceMatrix(values, features.draws.edges(num_train_timesteps), torch.tensor(queries.steps), chosen)
+    return InfluenceMatrix(
+        values,
+        features.draws.edges(num_train_timesteps),
+        torch.tensor(queries.steps, dtype=torch.int64, device="cpu"),
+        chosen,
+    )
 
 
 def _sum_of(features: Features, name: str, chosen: Tensor) -> Tensor:

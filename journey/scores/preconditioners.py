@@ -104,7 +104,7 @@ class BlockGram(Preconditioner):
         """Score training images, see ``Preconditioner.scores``."""
         if sum(blocks) != train.shape[1]:
             raise ValueError(f"blocks must add up to the {train.shape[1]} features, got {sum(blocks)}")
-        total = torch.zeros(len(query), len(train), dtype=torch.float64)
+        total = torch.zeros(len(query), len(train), dtype=torch.float64, device="cpu")
         pairs = zip(query.split(list(blocks), 1), train.split(list(blocks), 1), strict=True)
         for query_block, train_block in pairs:
             if train_block.any():  # a layer whose gradient is zero for every image says nothing

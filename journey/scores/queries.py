@@ -101,7 +101,7 @@ class Queries:
                 masks = resample_masks(self.masks[queries], images.shape[2:]).unsqueeze(1)
             measured, _ = features.featurizer.features(
                 images,
-                torch.full((len(some), 1, noise.shape[1]), self.steps[step]),
+                torch.full((len(some), 1, noise.shape[1]), self.steps[step], dtype=torch.int64, device="cpu"),
                 noise.unsqueeze(1),
                 condition=None if self.condition is None else self.condition.select(queries),
                 mask=masks,
@@ -131,10 +131,12 @@ def plan_queries(
         The plan.
 
     Raises:
-        ValueError: If a step was not recorded, or an argument is out of range.
+        ValueError: If a step was not recorded, an argument is out of range, or the trajectory is of another noise
+            schedule than the features.
         TypeError: If the measurement cannot be restricted to a region.
         StoreMismatchError: If the model's weights are no longer those of the features.
     """
+    trajectory.check_schedule(features.featurizer.denoiser.schedule)
     recorded = trajectory.timesteps.tolist()
     if steps is not None and not hasattr(steps, "__iter__"):
         raise TypeError(f"steps must be a list of timesteps, got {type(steps).__name__}")

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from journey.data.numbers import as_tensor
+
 Box: TypeAlias = tuple[int, int, int, int]
 Region: TypeAlias = Box | Tensor | np.ndarray | Image.Image | str | os.PathLike[str] | Callable[[Tensor], Any]
 
@@ -65,7 +67,8 @@ def resample_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 def _overlaps(old: int, new: int) -> Tensor:
     """The share of each new pixel of a line that each old pixel covers, float64, rows sum to one. [new, old]"""
     # In units of 1 / (old * new) of the line all edges are integers, so that shares are exact.
-    old_edges, new_edges = torch.arange(old + 1) * new, torch.arange(new + 1) * old
+    old_edges = torch.arange(old + 1, dtype=torch.int64, device="cpu") * new
+    new_edges = torch.arange(new + 1, dtype=torch.int64, device="cpu") * old
     begin = torch.maximum(old_edges[:-1], new_edges[:-1, None])
     end = torch.minimum(old_edges[1:], new_edges[1:, None])
     return (end - begin).clamp(min=0).double() / old
@@ -93,7 +96,7 @@ def _mask(region: Region, image: Tensor) -> Tensor:
             "region must be a box (top, left, bottom, right), a mask image or its path, or a function from an image to "
             f"a mask, got {type(region).__name__}"
         )
-    mask = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values).detach().cpu()
+    mask = as_tensor(values).detach().cpu()
     # uint8 is an image's 0...255, unless it only has the zeros and ones of a mask.
     mask = mask.float() / 255 if mask.dtype == torch.uint8 and bool((mask > 1).any()) else mask.float()
     if tuple(mask.shape) != size:
@@ -111,6 +114,6 @@ def _box(box: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
             f"region must be a box (top, left, bottom, right) that is not empty, within {size[0]} x {size[1]} pixels, "
             f"got {box!r}"
         )
-    mask = torch.zeros(size)
+    mask = torch.zeros(size, dtype=torch.float32, device="cpu")
     mask[box[0] : box[2], box[1] : box[3]] = 1
     return mask

@@ -79,8 +79,8 @@ def score(
         Scores, without a unit: the gradients' unit cancels. Positive is a proponent.
 
     Raises:
-        ValueError: If a step was not recorded, an argument is out of range, or ``train_interval`` is given with
-            features in one bin.
+        ValueError: If a step was not recorded, an argument is out of range, ``train_interval`` is given with features
+            in one bin, or the trajectory is of another noise schedule than the features.
         TypeError: If ``features`` or ``trajectory`` is a path, ``region`` is of an unknown form, or the features'
             measurement cannot be restricted to one.
         StoreMismatchError: If the model's weights are no longer those of the features.
@@ -130,7 +130,7 @@ def score(
     assert total is not None
     return Scores(
         (total / len(dampings)).float().cpu(),
-        torch.tensor(queries.timesteps),
+        torch.tensor(queries.timesteps, dtype=torch.int64, device="cpu"),
         train_ids(features),
         sum(dampings) / len(dampings),
         interval,

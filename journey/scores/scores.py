@@ -81,7 +81,7 @@ class Scores:
         """
         if not 1 <= k <= len(self.train_ids):
             raise ValueError(f"k must be between 1 and the {len(self.train_ids)} training images, got {k}")
-        ids = torch.tensor(self.train_ids)
+        ids = torch.tensor(self.train_ids, dtype=torch.int64, device="cpu")
         ranked = []
         for descending in (True, False):
             # A stable sort, so that equal scores are ranked by id on every machine.
@@ -109,12 +109,12 @@ class Scores:
         tensors = {
             "values": self.values,
             "timesteps": self.timesteps,
-            "train_ids": torch.tensor(self.train_ids),
-            "damping": torch.tensor(self.damping, dtype=torch.float64),
+            "train_ids": torch.tensor(self.train_ids, dtype=torch.int64, device="cpu"),
+            "damping": torch.tensor(self.damping, dtype=torch.float64, device="cpu"),
         }
         for name in ("interval", "train_interval"):
             if getattr(self, name) is not None:
-                tensors[name] = torch.tensor(getattr(self, name))
+                tensors[name] = torch.tensor(getattr(self, name), dtype=torch.int64, device="cpu")
         if self.region is not None:
             tensors["region"] = self.region
         write_tensors(path, "scores", tensors)

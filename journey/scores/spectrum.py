@@ -24,7 +24,7 @@ from journey import ops
 # eigenvalues differ little. For plain gradients it is 1; cross-validation chooses less for both.
 DEFAULT_DAMPING = 10.0
 # Grid of the automatic choice: from far below to far above the mean eigenvalue.
-_DAMPING_GRID = torch.logspace(-6, 1, 71, dtype=torch.float64)
+_DAMPING_GRID = torch.logspace(-6, 1, 71, dtype=torch.float64, device="cpu")
 
 Blocks = Callable[[], Iterator[Tensor]]
 

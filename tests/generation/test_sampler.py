@@ -34,6 +34,9 @@ SCHEDULERS: dict[str, Any] = {
     "PNDM": lambda: PNDMScheduler(**_FIELDS, skip_prk_steps=True),
     "Heun": lambda: HeunDiscreteScheduler(**_FIELDS),
     "Euler": lambda: EulerDiscreteScheduler(**_FIELDS),
+    "Euler continuous": lambda: EulerDiscreteScheduler(
+        **_FIELDS, prediction_type="v_prediction", timestep_type="continuous"
+    ),
     "Euler ancestral": lambda: EulerAncestralDiscreteScheduler(**_FIELDS),
     "DPM-Solver++": lambda: DPMSolverMultistepScheduler(**_FIELDS),
     "DPM-Solver++ Karras": lambda: DPMSolverMultistepScheduler(**_FIELDS, use_karras_sigmas=True),
@@ -41,7 +44,7 @@ SCHEDULERS: dict[str, Any] = {
     "flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=3.0),
 }
 # Those whose next latents depend on the present ones alone, without noise.
-MEMORYLESS = ["DDIM", "Euler", "flow"]
+MEMORYLESS = ["DDIM", "Euler", "Euler continuous", "flow"]
 
 
 def make_denoiser(name: str) -> Denoiser:
@@ -197,6 +200,15 @@ def test_stochastic_sampling_is_ddpms_whatever_the_scheduler() -> None:
         sampler = Sampler(make_denoiser(name), NUM_STEPS, stochastic=True)
         ends.append(list(sampler.steps(sampler.start([1, 2]), generators=make_generators(2)))[-1].prev)
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-5)
+
+
+def test_ddpms_steps_tell_a_network_of_continuous_time_its_own() -> None:
+    denoiser, told = make_denoiser("Euler continuous"), []
+    denoiser.network.register_forward_pre_hook(lambda _, args: told.append(args[1][:1]))
+    sampler = Sampler(denoiser, NUM_STEPS, stochastic=True)
+    for _ in sampler.steps(sampler.start([7]), generators=make_generators(1)):
+        pass
+    assert torch.equal(torch.cat(told), denoiser.schedule.network_time(torch.tensor(sampler.timesteps)))
 
 
 def test_stochastic_sampling_clips_only_where_the_scheduler_did() -> None:

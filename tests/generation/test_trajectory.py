@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.files.tensors import write_tensors
+from journey.generation.completions import Completer
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
+from journey.models.denoiser import Denoiser
+from journey.models.schedules import as_schedule
 from journey.ops.keys import derive_key
 
 SCHEDULERS = {
@@ -156,3 +159,66 @@ def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
     write_tensors(tmp_path / "old", "trajectory", {"timesteps": torch.arange(3)})
     with pytest.raises(ValueError, match="of another version: it lacks x_t, x0_hat, images, settings of trajectory"):
         Trajectory.load(tmp_path / "old")
+
+
+@pytest.mark.parametrize("scheduler", [make_scheduler(), FlowMatchEulerDiscreteScheduler(num_train_timesteps=100)])
+def test_a_trajectory_keeps_its_schedule_and_the_noise_of_its_steps(scheduler: Any, tmp_path: Path) -> None:
+    saved = quietly((SmallDenoiser(), scheduler))
+    saved.save(tmp_path / "trajectory.safetensors")
+    found = Trajectory.load(tmp_path / "trajectory.safetensors")
+    schedule = as_schedule(scheduler)
+    assert found.schedule == schedule.fingerprint()
+    signal, sigma = schedule.signal_and_sigma(found.timesteps)
+    assert found.levels is not None
+    assert torch.equal(found.levels, torch.stack([signal.flatten(), sigma.flatten()], 1))
+
+
+def test_a_file_of_before_schedules_were_kept_is_refused(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(1, 1, 1, 8, 8) for name in ("x_t", "x0_hat")}
+    settings = b'{"guidance_scale": 1.0, "num_inference_steps": 1, "prompts": []}'
+    tensors |= {"timesteps": torch.zeros(1, dtype=torch.int64), "images": torch.zeros(1, 1, 8, 8)}
+    tensors["settings"] = torch.frombuffer(bytearray(settings), dtype=torch.uint8)
+    write_tensors(tmp_path / "old.safetensors", "trajectory", tensors)
+    with pytest.raises(ValueError, match="it lacks schedule; record it again"):
+        Trajectory.load(tmp_path / "old.safetensors")
+
+
+def flow(shift: float = 1.0, num: int = 100) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num, shift=shift)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "used", "message"),
+    [
+        (flow(3.0), flow(1.0), r"timestep \d+ means .* of the noise where it was recorded, and .* here; record"),
+        (make_scheduler(), make_scheduler(beta_end=0.02), "timestep 80 means 0.0.* of the image and .* of the noise"),
+        (flow(1.0), make_scheduler(), "got one of another: timestep"),
+        (flow(), flow(num=1000), "got one of another: timestep"),
+        (flow(num=1000), flow(), "which has 100 timesteps, got timestep 999; record"),
+    ],
+)
+def test_a_model_of_another_schedule_cannot_go_on_with_a_trajectory(recorded: Any, used: Any, message: str) -> None:
+    network = SmallDenoiser()
+    trajectory = quietly((network, recorded))
+    with pytest.raises(ValueError, match=message):
+        trajectory.sampler((network, used))
+    with pytest.raises(ValueError, match=message):
+        Completer(Denoiser(network, used), trajectory, seed=0)
+
+
+def test_schedules_whose_steps_mean_the_same_noise_are_one() -> None:
+    network, trained = SmallDenoiser(), make_scheduler()
+    trajectory = quietly((network, DDIMScheduler.from_config(trained.config)))
+    trajectory.sampler((network, trained))
+    rounded = make_scheduler()
+    rounded.alphas_cumprod = rounded.alphas_cumprod.double() * (1 + 1e-7)
+    assert as_schedule(rounded).fingerprint() != trajectory.schedule
+    trajectory.sampler((network, rounded))
+
+
+def test_a_trajectory_of_the_callers_own_is_taken_at_its_word() -> None:
+    zeros = torch.zeros(1, 2, 1, 8, 8)
+    trajectory = Trajectory(torch.tensor([90, 10]), zeros, zeros, zeros[:, 0])
+    trajectory.check_schedule(as_schedule(flow(3.0)))
+    with pytest.raises(ValueError, match="which has 50 timesteps, got timestep 90"):
+        trajectory.check_schedule(as_schedule(flow(num=50)))

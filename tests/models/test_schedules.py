@@ -17,6 +17,9 @@ SCHEDULERS: dict[str, Any] = {
     **{kind: lambda kind=kind: make_scheduler(kind) for kind in PREDICTION_TYPES},
     "flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100),
     "shifted flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=3.0),
+    "continuous": lambda: EulerDiscreteScheduler(
+        num_train_timesteps=100, beta_end=0.2, prediction_type="v_prediction", timestep_type="continuous"
+    ),
     "dynamic flow": lambda: FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=100, shift=3.0, use_dynamic_shifting=True
     ),
@@ -74,3 +77,18 @@ def test_times_between_timesteps_belong_to_the_nearest() -> None:
 def test_inverted_sigmas_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sigma = 1 for pure noise, got one with invert_sigmas"):
         FlowMatching(FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+
+
+def test_a_network_of_continuous_time_is_told_what_its_scheduler_tells() -> None:
+    scheduler = SCHEDULERS["continuous"]()
+    schedule = as_schedule(scheduler)
+    scheduler.set_timesteps(100)  # with as many steps as timesteps, its table is that of training
+    torch.testing.assert_close(schedule.network_time(torch.arange(100)), scheduler.timesteps.flip(0))
+    assert schedule.nearest(scheduler.timesteps) == list(range(99, -1, -1))
+    discrete = as_schedule(EulerDiscreteScheduler.from_config(scheduler.config, timestep_type="discrete"))
+    assert schedule.fingerprint() != discrete.fingerprint()
+    assert torch.equal(discrete.network_time(TIMESTEPS), TIMESTEPS)
+    other = EulerDiscreteScheduler.from_config(scheduler.config, prediction_type="epsilon")
+    assert torch.equal(as_schedule(other).network_time(TIMESTEPS), TIMESTEPS), (
+        "diffusers tells only v its continuous time"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import randn
-from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images
+from models import IMAGE, Images, LinearDenoiser, SmallDenoiser, make_images, make_scheduler
 from safetensors.torch import save_file
 from score_runs import (
     NUM_DRAWS,
@@ -377,3 +377,18 @@ def test_features_that_are_not_complete_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompleteStoreError, match="misses 2 of 3 shards"):
         score(features)
     assert FeatureStore.open(tmp_path / "f").missing("0") == [0, 2]
+
+
+@pytest.mark.parametrize("changes", [{"beta_end": 0.02}, {"num_train_timesteps": 1000}], ids=str)
+def test_a_trajectory_of_another_schedule_is_refused_whatever_is_asked(tmp_path: Path, changes: Any) -> None:
+    network = SmallDenoiser()
+    features = featurize(tmp_path, network)
+    trajectory = journey.record((network, make_scheduler(**changes)), num_inference_steps=4, progress=False)
+    for asked in (
+        lambda: journey.score(features, trajectory, progress=False),
+        lambda: journey.score(features, trajectory, completions=1, progress=False),
+        lambda: journey.influence_matrix(features, trajectory, 0, progress=False),
+        lambda: journey.inspect(features, trajectory, progress=False),
+    ):
+        with pytest.raises(ValueError, match="trajectory must be of the features' noise schedule"):
+            asked()
