@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import add_adapter, save_adapter
+from adapters import add_adapter, save, save_adapter, weights_of
 from families import PROMPTS, SIZE, Captioned, make_family
 from PIL import Image
 from report_cases import make_transition
@@ -146,6 +146,20 @@ def test_an_adapter_for_a_model_that_takes_none_is_explained(
         "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got DiTPipeline"
         in capsys.readouterr().err
     )
+
+
+def test_an_adapter_that_is_not_read_is_refused_and_nothing_else_is_measured(
+    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = make_family(NAME)
+    add_adapter(pipeline.unet)
+    tensors = {f"prior.{name}": tensor.contiguous() for name, tensor in weights_of(pipeline).items()}
+    path = save(tensors, tmp_path / "mine.safetensors")
+    arguments = ["featurize", "--model", model, "--lora", str(path), "--data", data, "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "f")]) == 1
+    told = capsys.readouterr().err
+    assert "mine.safetensors was not read as an adapter of StableDiffusionPipeline: it begins with prior." in told
+    assert not (tmp_path / "f").exists()
 
 
 def test_labels_are_captions_else_classes_else_paths(tmp_path: Path) -> None:
