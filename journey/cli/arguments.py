@@ -108,7 +108,7 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help='weights to measure under, averaged in the scores: files, folders, "run/checkpoint-*" (default: the model\'s)',
+        help='weights to measure under, averaged in the scores: files, folders, "run/step-*" (default: the model\'s)',
     )
 
 

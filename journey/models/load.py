@@ -63,13 +63,13 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
         return _bare(*model)
     if isinstance(model, DiffusionPipeline):
-        components = [name for name in ("vae", "text_encoder") if getattr(model, name, None) is not None]
-        if hasattr(model, "unet") and hasattr(model, "scheduler") and not components:
-            return _bare(model.unet, model.scheduler)
+        parts = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
+        if list(parts) == ["unet"] and hasattr(model, "scheduler"):
+            return _bare(parts["unet"], model.scheduler)
         raise TypeError(
-            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got "
-            f"{type(model).__name__}; other pipelines, such as those for inpainting, refining or latent consistency "
-            "models, are not covered"
+            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler alone, got "
+            f"{type(model).__name__} of {', '.join(parts)}; other pipelines, such as those for inpainting, refining or "
+            "latent consistency models, are not covered"
         )
     raise TypeError(
         "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "

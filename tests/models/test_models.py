@@ -217,7 +217,9 @@ def test_networks_that_take_more_are_refused() -> None:
     with pytest.raises(TypeError, match="got UNet2DConditionModel with time_cond_proj_dim"):
         as_denoiser((make_conditional_unet(time_cond_proj_dim=8), pipeline.scheduler))
     inpainting = StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
-    with pytest.raises(TypeError, match=r"got StableDiffusionInpaintPipeline; other pipelines, such as .* not covered"):
+    with pytest.raises(
+        TypeError, match=r"got StableDiffusionInpaintPipeline of .*; other pipelines, such as .* not covered"
+    ):
         as_denoiser(inpainting)
     pipeline = make_family("Stable Diffusion XL")
     pipeline.unet = make_conditional_unet()
