@@ -30,9 +30,9 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     Raises:
         ValueError: If there is no such device, or the model does not take all of the LoRA weights.
     """
-    model, device = options.model, _device(options.device)
+    device = _device(options.device)
+    model = load_pipeline(options.model, dtype=options.dtype, variant=options.variant)
     if options.lora is not None:
-        model = load_pipeline(model)
         load_lora(model, options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):

@@ -80,7 +80,8 @@ def load_lora(pipeline: Any, source: str | os.PathLike[str]) -> None:
     """Load an adapter into a pipeline, and see that all of it arrived.
 
     Args:
-        pipeline: A diffusers pipeline, without an adapter.
+        pipeline: A diffusers pipeline, without an adapter. All of it is in eval mode afterwards, for the adapter may
+            bring a dropout.
         source: A file, a folder or a repo id.
 
     Raises:
@@ -109,6 +110,9 @@ def load_lora(pipeline: Any, source: str | os.PathLike[str]) -> None:
     other = [name for name, tensor in found.items() if not state[name].equal(tensor.to(state[name]))]
     if other:
         raise ValueError(f"{refused}, but {other[0]} of the network has other values")
+    for module in vars(pipeline).values():
+        if isinstance(module, nn.Module):
+            module.eval()
 
 
 def check_same_scale(network: nn.Module, other: nn.Module) -> None:

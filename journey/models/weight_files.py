@@ -6,9 +6,10 @@ Nothing but tensors is ever read: a file of pickled objects is refused, not exec
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
@@ -25,6 +26,8 @@ _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _STEMS = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "model", "pytorch_model")
 # Where the network lies in the folder of a pipeline or of a training run.
 _FOLDERS = ("", "unet", "transformer")
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_QUANTISED = re.compile(r"absmax|quant_|SCB|_scale$")
 # What the same folders hold besides weights.
 _OTHERS = re.compile(r"(optimizer|scheduler|scaler|sampler|random_states|training_args|text_encoder|vae)")
 
@@ -90,6 +93,47 @@ def read_weights(path: Path) -> WeightFile:
     config = path.parent / "adapter_config.json"
     beside = path.stem == "adapter_model" and config.exists()
     return WeightFile(tensors, path, metadata, json.loads(config.read_text()) if beside else None)
+
+
+def saved_dtype(folder: Path, variant: str | None) -> torch.dtype | None:
+    """Return the dtype that most of a network's numbers were saved in; of a quantised one, that it computes in.
+
+    Args:
+        folder: Of one part of a saved pipeline.
+        variant: Which of its files, such as ``"fp16"``; None for those without one.
+
+    Returns:
+        float16, bfloat16, float32 or float64; None if the folder holds no weights.
+    """
+    config = folder / "config.json"
+    quantised = json.loads(config.read_text()).get("quantization_config", {}) if config.exists() else {}
+    told = getattr(torch, str(quantised.get("bnb_4bit_compute_dtype")), None)
+    if isinstance(told, torch.dtype):
+        return told
+    middle = "" if variant is None else rf"\.{re.escape(variant)}"
+    name = re.compile(rf"[^.]+(?:{middle}(?:-\d+-of-\d+)?|-\d+-of-\d+{middle})\.(?:safetensors|bin)")
+    files = [path for path in sorted(folder.iterdir()) if name.fullmatch(path.name)]
+    files = [path for path in files if path.suffix == ".safetensors"] or files
+    counts: dict[torch.dtype, int] = {}
+    for dtype, numel in (pair for path in files for pair in _dtypes_in(path)):
+        counts[dtype] = counts.get(dtype, 0) + numel
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
+def _dtypes_in(path: Path) -> Iterator[tuple[torch.dtype, int]]:
+    """The floating dtype and size of each tensor in a file but those that quantised ones are made of."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        listed = [
+            (name, _DTYPES[entry["dtype"]], math.prod(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__" and entry["dtype"] in _DTYPES
+        ]
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        listed = [(name, t.dtype, t.numel()) for name, t in tensors.items() if t.dtype in _DTYPES.values()]
+    yield from ((dtype, numel) for name, dtype, numel in listed if not _QUANTISED.search(name))
 
 
 def _in_folder(folder: Path) -> Path:

@@ -383,7 +383,8 @@ def test_a_text_pipeline_is_loaded_by_its_path_with_its_encoders(tmp_path: Path)
     pipeline.save_pretrained(tmp_path)
     options: dict[str, Any] = {**PROMPT, "num_inference_steps": 2, "progress": False}
     found, wanted = journey.record(tmp_path, **options), journey.record(pipeline, **options)
-    assert torch.equal(found.images, wanted.images)
+    # Where a file's weights lie in memory, unaligned, decides the last bit of a product.
+    torch.testing.assert_close(found.images, wanted.images, rtol=1e-4, atol=1e-4)
 
 
 def test_a_repo_id_is_loaded_from_the_cache_without_a_network(tmp_path: Path) -> None:
@@ -419,7 +420,7 @@ def test_a_pipeline_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) ->
     def unreachable(where: Any) -> Any:
         raise OSError("no network, and nothing in the cache")
 
-    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", unreachable)
     with pytest.raises(OSError, match=r"repo id that is cached or reachable, got nobody/nothing: no network"):
         as_denoiser("nobody/nothing")
 
@@ -442,6 +443,10 @@ def test_an_encoder_in_train_mode_is_refused() -> None:
     pipeline = make_family("Stable Diffusion")
     pipeline.text_encoder.train()
     with pytest.raises(ValueError, match=r"text_encoder of the pipeline must be in eval mode"):
+        as_denoiser(pipeline)
+    pipeline.text_encoder.eval()
+    pipeline.text_encoder.extra = nn.Dropout(0.5).train()  # as an adapter brings it
+    with pytest.raises(ValueError, match=r"layers must be in eval mode, extra are .* call text_encoder\.eval\(\)"):
         as_denoiser(pipeline)
 
 
