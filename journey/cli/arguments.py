@@ -77,6 +77,13 @@ def hidden_bars() -> Iterator[None]:
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the model, its device and the seed."""
     parser.add_argument("--model", required=required, help="path or repo id of a saved diffusers pipeline")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the model's parts: each as it was saved (default), or one for all",
+    )
+    parser.add_argument("--variant", metavar="NAME", help="which of the model's weight files, such as fp16")
     parser.add_argument("--lora", metavar="PATH", help="LoRA weights to load; then they alone are measured")
     parser.add_argument(
         "--latents",
@@ -109,7 +116,7 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="weights to measure under, averaged in the scores (default: the model's own)",
+        help='weights to measure under, averaged in the scores: files, folders, "run/step-*" (default: the model\'s)',
     )
 
 

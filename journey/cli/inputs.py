@@ -19,6 +19,7 @@ from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser, load_pipeline
+from journey.models.lora_files import load_lora
 
 TRAJECTORY = "trajectory.safetensors"
 
@@ -27,17 +28,12 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     """Return the model that the arguments of ``add_model`` name, on its device.
 
     Raises:
-        ValueError: If there is no such device, or LoRA weights are given for a model that takes none.
+        ValueError: If there is no such device, or the model does not take all of the LoRA weights.
     """
-    model, device = options.model, _device(options.device)
+    device = _device(options.device)
+    model = load_pipeline(options.model, dtype=options.dtype, variant=options.variant)
     if options.lora is not None:
-        model = load_pipeline(model)
-        if not hasattr(model, "load_lora_weights"):
-            raise ValueError(
-                "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got "
-                f"{type(model).__name__}"
-            )
-        model.load_lora_weights(options.lora)
+        load_lora(model, options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     for part in (denoiser.network, *denoiser.frozen.values()):
         part.to(device)

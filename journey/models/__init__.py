@@ -3,7 +3,8 @@
 In reading order: ``denoiser`` (the view: noise in, prediction out), ``load`` (the forms in which people have models),
 ``network`` (what is wrapped around a network, and how it answers), ``schedules`` (signal, noise and target at a
 timestep; intervals of timesteps), ``condition`` (what a network is told), ``encoding`` (the frozen parts, run once for
-each image), ``checkpoints`` (sets of weights).
+each image), ``checkpoints`` (sets of weights), ``weight_files`` (how they lie on a disk), ``lora_files`` (adapters) and
+``lora_names`` (in the spellings of those who train them).
 
 Bases: ``latent`` (behind an autoencoder), ``text`` (captions). Bare networks with one condition: ``conditional``.
 Families: ``dit``, ``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``.

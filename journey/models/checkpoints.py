@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from journey.locks import exclusively
+from journey.models.lora_files import check_same_scale, read_adapter
+from journey.models.lora_names import first_keys, holds_adapter
+from journey.models.weight_files import WeightFile, expand, read_weights
 
-# The file of a network inside a folder that diffusers saved.
-_WEIGHT_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "transformer/diffusion_pytorch_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-)
-# What LoRA files call the network.
-_LORA_PREFIXES = ("unet.", "transformer.")
+# What stands before every name in files of wrapped networks and of whole models.
+_PREFIXES = ("module.", "_orig_mod.", "unet.", "transformer.", "model.", "base_model.model.")
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Tensor] | nn.Module
 
@@ -32,29 +28,27 @@ def loaded(network: nn.Module, checkpoint: Checkpoint | None) -> Iterator[None]:
 
     Args:
         network: The network; has its own weights back afterwards. Other threads wait for it meanwhile.
-        checkpoint: A state dict, a module of the same architecture, a ``.safetensors`` file or a folder that diffusers
-            saved; None leaves the weights alone. For a network with a LoRA adapter it may be the adapter's weights
-            alone, as ``save_lora_weights`` writes them.
+        checkpoint: A state dict, a module of the same architecture, or a file or folder as
+            ``journey.models.weight_files`` reads it; None leaves the weights alone. For a network with a LoRA adapter
+            it may be the adapter's weights alone, in any spelling that ``journey.models.lora_files`` reads.
 
     Yields:
         Nothing.
 
     Raises:
         FileNotFoundError: If there is no such file, or the folder holds no weights.
-        ValueError: If names or shapes of the weights do not fit the network.
+        ValueError: If names or shapes of the weights do not fit the network, or an adapter has another scale.
     """
     with exclusively(network):
         if checkpoint is None:
             yield
             return
-        weights = _adapter_weights(network, _read(checkpoint))
-        partial = any(".lora_" in name for name in weights) and all(".lora_" in name for name in weights)
-        state = network.state_dict()
-        own = {name: tensor.clone() for name, tensor in state.items() if not partial or ".lora_" in name}
-        if set(weights) != set(own):
-            raise ValueError(
-                f"checkpoint does not fit the {'adapter' if partial else 'model'}: {_differing(own, weights)}"
-            )
+        file = _read(checkpoint)
+        partial = holds_adapter(file.tensors)
+        weights = _adapter(network, file, checkpoint) if partial else _whole(network, file)
+        if isinstance(checkpoint, nn.Module):
+            check_same_scale(network, checkpoint)
+        own = {name: tensor.clone() for name, tensor in network.state_dict().items() if name in weights}
         try:
             try:
                 network.load_state_dict(weights, strict=not partial)
@@ -69,12 +63,14 @@ def as_checkpoints(checkpoints: Sequence[Checkpoint] | None) -> tuple[Checkpoint
     """Return the sets of weights to measure under, one after the other.
 
     Args:
-        checkpoints: As given to ``journey.featurize``; None stands for the network's own weights.
+        checkpoints: As given to ``journey.featurize``; a pattern such as ``"run/checkpoint-*"`` stands for what it
+            matches, in the order of the numbers in it; None stands for the network's own weights.
 
     Returns:
         At least one, None for the network's own.
 
     Raises:
+        FileNotFoundError: If a pattern matches nothing.
         TypeError: If it is one checkpoint instead of a sequence of them.
         ValueError: If it is empty.
     """
@@ -87,46 +83,49 @@ def as_checkpoints(checkpoints: Sequence[Checkpoint] | None) -> tuple[Checkpoint
         )
     if not checkpoints:
         raise ValueError("checkpoints must name at least one set of weights, got none")
-    return tuple(checkpoints)
+    found: list[Checkpoint] = []
+    for checkpoint in checkpoints:
+        named = isinstance(checkpoint, str | os.PathLike)
+        found += expand(Path(checkpoint)) if named else [checkpoint]  # type: ignore[arg-type]
+    return tuple(found)
 
 
-def _read(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+def _read(checkpoint: Checkpoint) -> WeightFile:
     if isinstance(checkpoint, nn.Module):
-        return checkpoint.state_dict()
+        return WeightFile(checkpoint.state_dict(), Path(type(checkpoint).__name__))
     if isinstance(checkpoint, Mapping):
-        return checkpoint
-    path = Path(checkpoint)
-    if path.is_dir():
-        files = [path / name for name in _WEIGHT_FILES if (path / name).exists()]
-        if not files:
-            raise FileNotFoundError(f"checkpoint folder {path} holds none of {', '.join(_WEIGHT_FILES)}")
-        path = files[0]
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint must be an existing .safetensors file or folder, got {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"checkpoint must be a .safetensors file, got {path}, which is another kind of file or damaged: {error}"
-        ) from error
+        return WeightFile(checkpoint, Path("the state dict"))
+    return read_weights(Path(checkpoint))
 
 
-def _adapter_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Name the weights of a LoRA file as the network does: without a prefix, with the adapter's name."""
-    adapters = list(getattr(network, "peft_config", {}))
-    if not weights or not all(".lora_" in name for name in weights) or set(weights) <= set(network.state_dict()):
+def _adapter(network: nn.Module, file: WeightFile, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """The weights of an adapter alone. What is in memory has the scale of the network; a file tells its own."""
+    found = read_adapter(network, file, strict=isinstance(checkpoint, str | os.PathLike))
+    if found.elsewhere:
+        warnings.warn(
+            f"{len(found.elsewhere)} tensors of {file.path}, such as {found.elsewhere[0]}, are left out: they are the "
+            "text encoder's, which is not measured and stays as it is in the model",
+            stacklevel=5,  # the caller of what measures
+        )
+    return found.tensors
+
+
+def _whole(network: Any, file: WeightFile) -> Mapping[str, Tensor]:
+    """All weights of a network, by its own names."""
+    own, weights = set(network.state_dict()), dict(file.tensors)
+    if hasattr(network, "_fix_state_dict_keys_on_load"):  # attention of old models, as diffusers renames it
+        network._fix_state_dict_keys_on_load(weights)
+    while set(weights) != own and (prefix := _common_prefix(weights)):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    if set(weights) == own:
         return weights
-    if len(adapters) != 1:
-        raise ValueError(f"checkpoint of a LoRA adapter needs a network with one adapter, got {adapters or 'none'}")
-    renamed = {}
-    for name, tensor in weights.items():
-        for prefix in _LORA_PREFIXES:
-            name = name.removeprefix(prefix)
-        module, _, last = name.rpartition(".")
-        renamed[f"{module}.{adapters[0]}.{last}"] = tensor
-    return renamed
+    missing, unknown = sorted(own - set(weights)), sorted(set(weights) - own)
+    raise ValueError(
+        f"checkpoint does not fit the model: {len(missing)} weights are missing {missing[:2]}, {len(unknown)} are "
+        f"unknown {unknown[:2]}; {file.path} begins with {first_keys(file.tensors)}"
+    )
 
 
-def _differing(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    return f"{len(missing)} weights are missing {missing[:2]}, {len(unknown)} are unknown {unknown[:2]}"
+def _common_prefix(names: Mapping[str, Tensor]) -> str:
+    """What all names begin with."""
+    return next((prefix for prefix in _PREFIXES if names and all(name.startswith(prefix) for name in names)), "")

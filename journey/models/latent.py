@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from journey.data.items import check_finite
 from journey.models.denoiser import Denoiser
+from journey.models.network import check_chance
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 
@@ -46,6 +47,8 @@ class LatentDenoiser(Denoiser):
         training = [name for name, part in self.frozen.items() if part.training]
         if training:
             raise ValueError(f"{', '.join(training)} of the pipeline must be in eval mode, got train mode; call eval()")
+        for name, part in self.frozen.items():
+            check_chance(part, name)
 
     def around(self, network: nn.Module) -> Self:
         """Return the model around another network, see ``Denoiser.around``; of the VAE it knows the sizes alone."""

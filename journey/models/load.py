@@ -8,7 +8,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from torch import nn
 
 from journey.models.conditional import ConditionalDenoiser
@@ -19,6 +21,7 @@ from journey.models.network import unwrapped
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
+from journey.models.weight_files import saved_dtype
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
@@ -29,6 +32,9 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "FluxPipeline": Flux,
     "DiTPipeline": DiT,
 }
+
+# What diffusers calls the argument: the older name only warns by now.
+_DTYPE = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
 
 
 def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser:
@@ -63,13 +69,13 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], nn.Module):
         return _bare(*model)
     if isinstance(model, DiffusionPipeline):
-        components = [name for name in ("vae", "text_encoder") if getattr(model, name, None) is not None]
-        if hasattr(model, "unet") and hasattr(model, "scheduler") and not components:
-            return _bare(model.unet, model.scheduler)
+        parts = {name: part for name, part in vars(model).items() if isinstance(part, nn.Module)}
+        if list(parts) == ["unet"] and hasattr(model, "scheduler"):
+            return _bare(parts["unet"], model.scheduler)
         raise TypeError(
-            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler, got "
-            f"{type(model).__name__}; other pipelines, such as those for inpainting, refining or latent consistency "
-            "models, are not covered"
+            f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler alone, got "
+            f"{type(model).__name__} of {', '.join(parts)}; other pipelines, such as those for inpainting, refining or "
+            "latent consistency models, are not covered"
         )
     raise TypeError(
         "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "
@@ -100,11 +106,15 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     return ConditionalDenoiser(network, scheduler, name=required[0])
 
 
-def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
+def load_pipeline(
+    path: str | os.PathLike[str], *, dtype: str = "auto", variant: str | None = None
+) -> DiffusionPipeline:
     """Load a saved pipeline; diffusers itself falls back to its cache when there is no network.
 
     Args:
         path: Path or repo id.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` for all parts, or ``"auto"``: each as it was saved.
+        variant: Which of several files of weights, such as ``"fp16"``.
 
     Returns:
         The pipeline.
@@ -113,8 +123,18 @@ def load_pipeline(path: str | os.PathLike[str]) -> DiffusionPipeline:
         OSError: If it is neither at the path, nor in the cache, nor to be had.
     """
     where = Path(path) if Path(path).exists() else os.fspath(path)
+    options: dict[str, Any] = {} if variant is None else {"variant": variant}
     try:
-        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where)
+        if dtype == "auto":
+            where = Path(where if isinstance(where, Path) else DiffusionPipeline.download(where, **options))
+            parts = [part for part in sorted(where.iterdir()) if part.is_dir()]
+            found = {part.name: saved for part in parts if (saved := saved_dtype(part, variant)) is not None}
+            if set(found.values()) - {torch.float32}:  # which diffusers takes itself
+                # One for all where they agree: older versions of diffusers take no other.
+                options[_DTYPE] = found if len(set(found.values())) > 1 else next(iter(found.values()))
+        else:
+            options[_DTYPE] = getattr(torch, dtype)
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(where, **options)
     # Where no such path is, huggingface_hub finds fault with it as a repo id; an AttributeError is an unknown class.
     except (OSError, ValueError, AttributeError) as error:
         raise OSError(

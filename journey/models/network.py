@@ -30,9 +30,7 @@ def check_network(network: nn.Module) -> None:
     if network.training:
         raise ValueError("model must be in eval mode, got train mode; call model.eval()")
     # Loading LoRA weights leaves the new layers in train mode, which matters only to what is random in it.
-    chance = [name for name, module in network.named_modules() if module.training and _is_random(module)]
-    if chance:
-        raise ValueError(f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call model.eval()")
+    check_chance(network, "model")
     compiled = [name or "all of it" for name, module in network.named_modules() if _is_compiled(module)]
     if compiled:
         raise ValueError(
@@ -45,6 +43,17 @@ def check_network(network: nn.Module) -> None:
             f"model must be made or loaded outside of torch.inference_mode(), which {made[0]} was made in: nothing can "
             "be differentiated by it"
         )
+
+
+def check_chance(module: nn.Module, what: str) -> None:
+    """Refuse a module with a layer in train mode that makes its output depend on chance.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    chance = [name for name, layer in module.named_modules() if layer.training and _is_random(layer)]
+    if chance:
+        raise ValueError(f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call {what}.eval()")
 
 
 def sample_of(output: Any) -> Tensor:

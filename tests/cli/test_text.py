@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import add_adapter, save_adapter
+from adapters import add_adapter, as_peft, save, save_adapter, weights_of
 from cases import assert_same_but_for_rounding
 from families import PROMPTS, SIZE, Captioned, make_family
 from PIL import Image
@@ -18,6 +18,7 @@ from report_cases import make_transition
 from torch import Tensor
 
 import journey
+from journey.cli.inputs import load_denoiser
 from journey.cli.main import _COMMANDS, _parser, main
 from journey.cli.transitions import describe, load_transitions, save_transition
 from journey.generation.trajectory import Trajectory
@@ -147,6 +148,50 @@ def test_an_adapter_for_a_model_that_takes_none_is_explained(
         "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got DiTPipeline"
         in capsys.readouterr().err
     )
+
+
+def test_an_adapter_with_a_dropout_is_measured_in_eval_mode(model: str, data: str, tmp_path: Path) -> None:
+    pipeline = make_family(NAME)
+    add_adapter(pipeline.unet)
+    path = as_peft(pipeline, tmp_path / "lora")  # its config says lora_dropout=0.5
+    options = _parser().parse_args(["record", "--model", model, "--lora", str(path), "--out", str(tmp_path)])
+    loaded = load_denoiser(options).network
+    assert any(isinstance(module, torch.nn.Dropout) and module.p == 0.5 for module in loaded.modules())
+    assert not any(module.training for module in loaded.modules())
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_model_is_loaded_in_the_dtype_in_which_it_was_saved_or_that_is_asked_for(
+    saved: torch.dtype, tmp_path: Path
+) -> None:
+    pipeline = make_family(NAME)
+    pipeline.to(saved)
+    pipeline.vae.float()  # as people save it who fear overflow
+    pipeline.save_pretrained(tmp_path / "plain")
+    pipeline.save_pretrained(tmp_path / "variant", variant="fp16")
+    parse = _parser().parse_args
+    for place, more in (("plain", []), ("variant", ["--variant", "fp16"])):
+        arguments = ["record", "--model", str(tmp_path / place), *more, "--out", str(tmp_path)]
+        found = load_denoiser(parse(arguments))
+        assert (found.network.dtype, found.frozen["vae"].dtype) == (saved, torch.float32)
+        assert found.frozen["text_encoder"].dtype == saved
+        found = load_denoiser(parse([*arguments, "--dtype", "bfloat16"]))
+        assert {part.dtype for part in (found.network, *found.frozen.values())} == {torch.bfloat16}
+    assert main(["record", "--model", str(tmp_path / "variant"), "--prompt", "two", "--out", str(tmp_path)]) == 1
+
+
+def test_an_adapter_that_is_not_read_is_refused_and_nothing_else_is_measured(
+    model: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = make_family(NAME)
+    add_adapter(pipeline.unet)
+    tensors = {f"prior.{name}": tensor.contiguous() for name, tensor in weights_of(pipeline).items()}
+    path = save(tensors, tmp_path / "mine.safetensors")
+    arguments = ["featurize", "--model", model, "--lora", str(path), "--data", data, "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "f")]) == 1
+    told = capsys.readouterr().err
+    assert "mine.safetensors was not read as an adapter of StableDiffusionPipeline: it begins with prior." in told
+    assert not (tmp_path / "f").exists()
 
 
 def test_labels_are_captions_else_classes_else_paths(tmp_path: Path) -> None:

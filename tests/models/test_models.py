@@ -217,7 +217,9 @@ def test_networks_that_take_more_are_refused() -> None:
     with pytest.raises(TypeError, match="got UNet2DConditionModel with time_cond_proj_dim"):
         as_denoiser((make_conditional_unet(time_cond_proj_dim=8), pipeline.scheduler))
     inpainting = StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
-    with pytest.raises(TypeError, match=r"got StableDiffusionInpaintPipeline; other pipelines, such as .* not covered"):
+    with pytest.raises(
+        TypeError, match=r"got StableDiffusionInpaintPipeline of .*; other pipelines, such as .* not covered"
+    ):
         as_denoiser(inpainting)
     pipeline = make_family("Stable Diffusion XL")
     pipeline.unet = make_conditional_unet()
@@ -417,7 +419,7 @@ def test_a_pipeline_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) ->
     def unreachable(where: Any) -> Any:
         raise OSError("no network, and nothing in the cache")
 
-    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", unreachable)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", unreachable)
     with pytest.raises(OSError, match=r"repo id that is cached or reachable, got nobody/nothing: no network"):
         as_denoiser("nobody/nothing")
 
@@ -440,6 +442,10 @@ def test_an_encoder_in_train_mode_is_refused() -> None:
     pipeline = make_family("Stable Diffusion")
     pipeline.text_encoder.train()
     with pytest.raises(ValueError, match=r"text_encoder of the pipeline must be in eval mode"):
+        as_denoiser(pipeline)
+    pipeline.text_encoder.eval()
+    pipeline.text_encoder.extra = nn.Dropout(0.5).train()  # as an adapter brings it
+    with pytest.raises(ValueError, match=r"layers must be in eval mode, extra are .* call text_encoder\.eval\(\)"):
         as_denoiser(pipeline)
 
 
