@@ -256,10 +256,11 @@ def test_every_command_has_examples_that_its_own_parser_takes(capsys: pytest.Cap
 
 def test_the_documented_commands_and_options_exist() -> None:
     text = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text()
-    lines = [line for line in re.findall(r"`journey ([^`]+)`", text) if "COMMAND" not in line]
+    # Whole commands, not a command's name in a sentence.
+    lines = [line for line in re.findall(r"`journey ([^`]+)`", text) if "COMMAND" not in line and " --" in line]
     assert len(lines) >= 7
     parsed = [_parser().parse_args(shlex.split(line)) for line in lines]
     scoring = next(line for line in lines if line.startswith("score"))
-    for more in re.findall(r"`(?:\.\.\. )?(--(?:region|interval|train-interval|completions) [^`]+)`", text):
+    for more in re.findall(r"`(?:… |\.\.\. )?(--(?:region|interval|train-interval|completions) [^`]+)`", text):
         parsed.append(_parser().parse_args(shlex.split(f"{scoring} {more}")))
     assert len(parsed) >= len(lines) + 4
