@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from journey.errors import GradientCheckError
+from journey.gradients.compare import ParameterSums, group_weights, tolerance
 from journey.gradients.engine import GradientEngine, RowValues
 from journey.gradients.names import name_some
-from journey.projectors.base import ParameterSlot, Projector
-
-# Relative difference between the sum of per-sample gradients and autograd's batch gradient that rounding explains, with
-# a wide margin: a missing layer or a wrong rule is off by far more.
-_CHECK_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+from journey.projectors.base import Projector
 
 
 def check_gradients(
@@ -36,9 +32,7 @@ def check_gradients(
     """
     num_groups = features.shape[0]
     expected = features.new_zeros(1, features.shape[1])
-    # With equal weights a gradient that is ascribed to the wrong sample would still be in the sum. All are
-    # positive, so that they do not cancel gradients that are alike.
-    weights = torch.linspace(0.5, 1.5, num_groups, device=features.device, dtype=torch.float32)
+    weights = group_weights(num_groups, features.device)
     row_weights = weights.repeat_interleave(num_rows // num_groups)
 
     def weighted(rows: slice) -> Tensor:
@@ -48,44 +42,15 @@ def check_gradients(
     grads = {slot.name: grad for slot, grad in whole}
     for name, grad in grads.items():
         projector.add_(expected, engine.slots[name], grad)
-    tolerance = _CHECK_TOLERANCE[next(iter(engine.parameters.values())).dtype]
-    scale = expected.norm()
-    if (weights @ features - expected[0]).norm() <= tolerance * scale:
+    allowed = tolerance(engine.model)
+    if (weights @ features - expected[0]).norm() <= allowed * expected.norm():
         return
-    sums = _ParameterSums()
+    sums = ParameterSums()
     engine.add_gradients_(weights[:, None], values, num_rows=num_rows, projector=sums)
-    total = torch.stack([grad.norm() for grad in grads.values()]).norm().item()
-    wrong = [name for name in engine.slots if _difference(sums.of, grads, name) > tolerance * total]
+    wrong = sums.differ_from(grads, list(engine.slots), allowed)
     raise GradientCheckError(
         "per-sample gradients do not add up to autograd's gradient of the batch for "
         f"{name_some(wrong) or 'a sum of many small differences'}. Likely causes: the layer is used through a "
         "functional or with samples in another dimension than the first, or rows of a batch influence each other. "
-        'Leave these parameters out with select=..., or measure them with uncovered="autograd" in a layer class of '
-        "their own"
+        'Leave these parameters out with select=..., or measure them with uncovered="autograd"'
     )
-
-
-class _ParameterSums(Projector):
-    """Sums each parameter's gradient over all groups, weighted by ``features``, to find out which one is wrong."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, Tensor] = {}
-
-    def features_dim(self, num_parameters: int) -> int:
-        """Return 1: the weight of a group."""
-        return 1
-
-    def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
-        """Add the gradients, weighted by ``features`` [num_groups, 1], to the parameter's sum."""
-        total = self.of.setdefault(
-            slot.name, torch.zeros(1, slot.rows, slot.cols, device=grads.device, dtype=torch.float32)
-        )
-        total[:, row_begin : row_begin + grads.shape[1]] += torch.einsum("g,grc->rc", features[:, 0], grads.float())
-
-
-def _difference(left: dict[str, Tensor], right: dict[str, Tensor], name: str) -> float:
-    """Norm of the difference of two gradients, either of which may be missing, which is zero."""
-    if name in left and name in right:
-        return float((left[name] - right[name]).norm())
-    present = left.get(name, right.get(name))
-    return 0.0 if present is None else float(present.norm())

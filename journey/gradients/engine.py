@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from journey.errors import CoverageError
-from journey.gradients.hooks import captured
-from journey.gradients.names import describe_uncovered
-from journey.gradients.rules import Contribution, Direct, Outer, Rule, find_rule
+from journey.gradients.compare import ParameterSums, group_weights, tolerance
+from journey.gradients.coverage import Coverage
+from journey.gradients.hooks import UnservedLayer, captured
+from journey.gradients.names import describe_uncovered, describe_unreached
+from journey.gradients.rules import Contribution, Direct, Outer
 from journey.locks import exclusively
 from journey.projectors.base import ParameterSlot, Projector
 
@@ -41,10 +43,13 @@ class GradientEngine:
         model: The module to differentiate, in eval mode.
         select: Which of the trainable parameters to measure, by name; all by default.
         uncovered: What to do about parameters that no layer rule covers: ``"error"`` names them, ``"autograd"``
-            differentiates them one group at a time, which costs a forward and a backward pass per group.
+            differentiates them one group at a time, which costs a forward and a backward pass per group. So it does
+            with those whose rule does not apply, as the first batch shows, compared with autograd's gradient of it:
+            parameters that are used past their layer's call, and layers that are called once for the whole batch.
 
     Raises:
-        CoverageError: If no parameter is left, or some are not covered and ``uncovered`` is ``"error"``.
+        CoverageError: If no parameter is left, one is complex, or some are not covered and ``uncovered`` is
+            ``"error"``.
         ValueError: If the model is in train mode or ``uncovered`` is neither of the two.
     """
 
@@ -68,34 +73,23 @@ class GradientEngine:
         }
         if not self.parameters:
             raise CoverageError("model has no trainable parameter among the selected ones: nothing to measure")
-        self.slots = parameter_slots(self.parameters)
+        self._coverage = Coverage(model, self.parameters)
+        self.slots = self._coverage.slots
         self.num_parameters = sum(p.numel() for p in self.parameters.values())
-        self._slot_of = {id(p): self.slots[name] for name, p in self.parameters.items()}
-        self._rules = {module: rule for module in model.modules() if (rule := self._rule_for(module)) is not None}
-        self._layers_of: dict[str, list[nn.Module]] = {name: [] for name in self.slots}
-        for module in self._rules:
-            for p in module.parameters(recurse=False):
-                if id(p) in self._slot_of:
-                    self._layers_of[self._slot_of[id(p)].name].append(module)
         self._deferred: list[tuple[ParameterSlot, Tensor, int]] = []
-        # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
-        covered = {id(getattr(module, name, None)) for module in self._rules for name in ("weight", "bias")}
-        self._uncovered = {name: p for name, p in self.parameters.items() if id(p) not in covered}
-        if self._uncovered and uncovered == "error":
-            raise CoverageError(describe_uncovered(model, list(self._uncovered)))
+        if self._coverage.uncovered and uncovered == "error":
+            raise CoverageError(describe_uncovered(model, self._coverage.uncovered))
+        self._reaches_all = uncovered == "autograd"
+        self._settled = 0  # rows of the batch that showed which rules apply
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: its parameters are others, so all that looks them up is made anew."""
-        return {"model": self.model, "names": list(self.parameters)}
+        return {"model": self.model, "names": list(self.parameters), "reaches_all": self._reaches_all}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the engine again for the copied model; what is not covered was accepted before."""
-        self.__init__(state["model"], select=set(state["names"]).__contains__, uncovered="autograd")  # type: ignore[misc]
-
-    def _rule_for(self, module: nn.Module) -> Rule | None:
-        if any(id(p) in self._slot_of for p in module.parameters(recurse=False)):
-            return find_rule(module)
-        return None
+        uncovered = "autograd" if state["reaches_all"] else "error"
+        self.__init__(state["model"], select=set(state["names"]).__contains__, uncovered=uncovered)  # type: ignore[misc]
 
     def add_gradients_(self, features: Tensor, values: RowValues, *, num_rows: int, projector: Projector) -> Tensor:
         """Add each group's projected gradient of the mean of its rows' values.
@@ -112,23 +106,46 @@ class GradientEngine:
             The values of all rows, detached. [num_rows]
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
+                reaches the output.
+            UnservedLayer: The former.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
+        self._settle(values, num_rows)
         num_groups = features.shape[0]
         rows_per_group = num_rows // num_groups
+        before = features.clone() if self._reaches_all else features
+        while True:
+            try:
+                measured = self._add_covered_(features, values, num_rows, projector)
+                break
+            except UnservedLayer as error:  # in a later batch than the first, as of rows that are sent different ways
+                if not self._reaches_all:
+                    raise
+                self._coverage.leave_layer(error.layer)
+                features.copy_(before)
+        for group in range(num_groups if self._coverage.uncovered else 0):
+            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
+            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
+                projector.add_(features[group : group + 1], slot, grad)
+        return measured.detach()
+
+    def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
+        """Add the gradients of what rules cover, see ``add_gradients_``."""
         receive = partial(self._add_layer_, features, projector)
-        with self._frozen(), captured(self.model, self._rules, num_rows, receive), torch.enable_grad():
+        with (
+            self._frozen(),
+            captured(self.model, self._coverage.rules, num_rows, receive) as called,
+            torch.enable_grad(),
+        ):
             measured = values(slice(0, num_rows))
             self._deferred = []
             if measured.requires_grad:
-                (measured.sum() / rows_per_group).backward()
+                (measured.sum() / (num_rows // features.shape[0])).backward()
+            elif not called and not self._coverage.uncovered:
+                raise CoverageError(describe_unreached(list(self.parameters)))
             projector.add_many_(features, self._deferred)
             self._deferred = []
-        for group in range(num_groups if self._uncovered else 0):
-            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, list(self._uncovered)):
-                projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
 
     def for_each_parameter(self, values: RowValues, *, num_rows: int, num_groups: int, receive: Receive) -> None:
@@ -146,36 +163,68 @@ class GradientEngine:
                 them).
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
+                reaches the output.
+            UnservedLayer: The former.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
+        self._settle(values, num_rows)
         found: dict[str, list[Contribution]] = {}
         rows_per_group = num_rows // num_groups
 
+        @torch.no_grad()
         def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
-            for slot, contribution in self._contributions(module, x, g, num_groups):
+            for slot, contribution in self._coverage.contributions(module, x, g, num_groups):
                 found.setdefault(slot.name, []).append(contribution)
-            for name in [name for name in found if not any(waiting[layer] for layer in self._layers_of[name])]:
+            for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
                 receive(self.slots[name], found.pop(name))
 
         with (
             self._frozen(),
-            captured(self.model, self._rules, num_rows, keep) as waiting,
+            captured(self.model, self._coverage.rules, num_rows, keep) as waiting,
             torch.enable_grad(),
         ):
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
+            elif not waiting and not self._coverage.uncovered:
+                raise CoverageError(describe_unreached(list(self.parameters)))
         whole: dict[str, Tensor] = {}
-        for group in range(num_groups if self._uncovered else 0):
+        for group in range(num_groups if self._coverage.uncovered else 0):
             rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, list(self._uncovered)):
+            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
                 if slot.name not in whole:
                     whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
                 whole[slot.name][group] = grad[0]
         found |= {name: [Direct(name, grads)] for name, grads in whole.items()}
         for name in list(found):
             receive(self.slots[name], found.pop(name))
+
+    def _settle(self, values: RowValues, num_rows: int) -> None:
+        """Leave to autograd what rules do not give, as its gradient of the first batch shows, if it is to reach all."""
+        if not self._reaches_all or self._settled >= min(num_rows, 2):
+            return
+        weights = group_weights(num_rows, next(iter(self.parameters.values())).device)
+
+        def weighted(rows: slice) -> Tensor:
+            return values(rows) * weights[rows]
+
+        whole = self.by_autograd(weighted, slice(0, num_rows), 1, list(self.parameters))
+        grads = {slot.name: grad for slot, grad in whole}
+        if not grads:
+            raise CoverageError(describe_unreached(list(self.parameters)))
+        while True:
+            sums = ParameterSums()
+            try:
+                self._add_covered_(weights[:, None], values, num_rows, sums)
+                break
+            except UnservedLayer as error:
+                self._coverage.leave_layer(error.layer)
+        covered = self._coverage.covered
+        # What no call of a layer gave is left whatever its size.
+        unseen = [name for name in covered if name in grads and name not in sums.of]
+        self._coverage.leave([*unseen, *sums.differ_from(grads, covered, tolerance(self.model))])
+        self._settled = num_rows
 
     def by_autograd(
         self, values: RowValues, rows: slice, rows_per_group: int, names: list[str]
@@ -214,31 +263,11 @@ class GradientEngine:
                     p.requires_grad_(required)
 
     @torch.no_grad()
-    def _contributions(
-        self, module: nn.Module, x: Tensor, g: Tensor, num_groups: int
-    ) -> Iterator[tuple[ParameterSlot, Contribution]]:
-        """What a call of a layer gives to each of its measured parameters."""
-        for contribution in self._rules[module](module, x, g, num_groups):
-            slot = self._slot_of.get(id(getattr(module, contribution.parameter)))
-            if slot is not None:  # trainable and selected
-                yield slot, contribution
-
-    @torch.no_grad()
     def _add_layer_(self, features: Tensor, projector: Projector, module: nn.Module, x: Tensor, g: Tensor) -> None:
-        for slot, contribution in self._contributions(module, x, g, features.shape[0]):
+        for slot, contribution in self._coverage.contributions(module, x, g, features.shape[0]):
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
             elif contribution.grads.numel() > _DEFERRED_ENTRIES:
                 projector.add_(features, slot, contribution.grads, contribution.row_begin)
             else:
                 self._deferred.append((slot, contribution.grads, contribution.row_begin))
-
-
-def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
-    """Return where each of some named parameters stands among them, by name."""
-    slots, offset = {}, 0
-    for name, p in parameters.items():
-        rows = p.shape[0] if p.dim() > 1 else 1
-        slots[name] = ParameterSlot(name, rows, p.numel() // max(rows, 1), offset)
-        offset += p.numel()
-    return slots

@@ -13,6 +13,19 @@ from torch import Tensor, nn
 from journey.errors import CoverageError, InPlaceError
 
 
+class UnservedLayer(CoverageError):  # noqa: N818 caught, or raised as what it is
+    """A layer whose input does not have the batch as its first dimension, so that its hook cannot serve.
+
+    Args:
+        layer: The layer.
+        message: As for any error.
+    """
+
+    def __init__(self, layer: nn.Module, message: str) -> None:
+        super().__init__(message)
+        self.layer = layer
+
+
 @contextmanager
 def captured(
     model: nn.Module,
@@ -33,7 +46,8 @@ def captured(
         the end, for checkpointing repeats it on the way back; so does one whose output has no gradient.
 
     Raises:
-        CoverageError: If a layer's input does not have ``num_rows`` as its first dimension.
+        RuntimeError: If a layer runs under ``torch.autocast``.
+        UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
         InPlaceError: If a layer's input was modified between forward and backward.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -44,11 +58,20 @@ def captured(
         if not torch.is_grad_enabled():
             return output
         x = args[0] if args else next(iter(kwargs.values()))
+        casts = x.is_floating_point() and output.dtype != x.dtype
+        if casts or torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(
+                f"layer {names[module]!r} runs under torch.autocast within the network, so that it differs in dtype "
+                f"from its weights, got {x.dtype} in and {output.dtype} out. Take the autocast off (a decorated "
+                "forward: network.forward = network.forward.__wrapped__; accelerate: unwrap_model(network, "
+                "keep_fp32_wrapper=False)), and convert the model instead, as with model.to(torch.bfloat16)"
+            )
         if x.dim() == 0 or x.shape[0] != num_rows:
-            raise CoverageError(
+            raise UnservedLayer(
+                module,
                 f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
                 "first dimension must be the batch for per-sample gradients. Leave its parameters out with "
-                "select=..., or make the model pass it one row per sample"
+                'select=..., or measure them with uncovered="autograd" (one forward and backward pass per sample)',
             )
         if not output.requires_grad:
             # Nothing before this layer requires a gradient: the graph of this branch begins here. The clone makes

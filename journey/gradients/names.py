@@ -14,6 +14,15 @@ def describe_uncovered(model: nn.Module, names: list[str]) -> str:
     )
 
 
+def describe_unreached(names: list[str]) -> str:
+    """Say that nothing which was asked for has an effect, and what may be the matter."""
+    return (
+        f"no measured parameter reaches what is measured, of {name_some(names, 2)}: adapters that are fused into "
+        "the weights or disabled have no part in it. Take them out again (unfuse_lora(), enable_adapters()), or load "
+        "the model without fusing them"
+    )
+
+
 def name_some(names: list[str], most: int = 8) -> str:
     """Write the first few names of a list."""
     shown = ", ".join(names[:most])

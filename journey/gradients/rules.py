@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from journey.ops.geometry import ConvGeometry
 from journey.ops.weight_grad import TILE_FLOATS
@@ -54,6 +55,8 @@ def find_rule(module: nn.Module) -> Rule | None:
 
 
 def _is_excluded(module: nn.Module) -> bool:
+    if isinstance(module, NonDynamicallyQuantizableLinear):  # nn.MultiheadAttention never calls its out_proj
+        return True
     if isinstance(module, nn.Embedding):
         return module.max_norm is not None or module.scale_grad_by_freq
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.padding_mode not in _PADDING_MODES

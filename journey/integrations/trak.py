@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from journey.files.fingerprint import fingerprint_json
-from journey.gradients.engine import GradientEngine, parameter_slots
+from journey.gradients.coverage import parameter_slots
+from journey.gradients.engine import GradientEngine
 from journey.integrations.trak_files import TRAKFeatures, read_features, read_scores, read_targets
 from journey.projectors.base import Projector
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside of ``torch.compile(network)``, ``DataParallel`` and ``DistributedDataParallel``."""
+    """Return the network without what was put around it to run or train it, sharing its parameters.
+
+    That is ``torch.compile(network)``, ``DataParallel`` and ``DistributedDataParallel``, and the mixed precision that
+    accelerate's ``prepare`` leaves on a network's ``forward``.
+    """
     for name in ("module", "_orig_mod"):
         inner = getattr(network, name, None)
         wrapped = name == "_orig_mod" or isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
         if wrapped and isinstance(inner, nn.Module):
             return unwrapped(inner)
+    if "_original_forward" in vars(network) and "forward" in vars(network):
+        # A shallow copy has the same parameters and layers; the caller's own goes on training as before.
+        network = copy(network)
+        del network.forward, network._original_forward
     return network
 
 

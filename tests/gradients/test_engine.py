@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from journey.errors import CoverageError, GradientCheckError, InPlaceError
 from journey.gradients.check import check_gradients
+from journey.gradients.compare import tolerance
 from journey.gradients.engine import GradientEngine
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
@@ -213,7 +214,12 @@ def test_values_without_a_gradient_leave_the_features_alone() -> None:
     model = SmallDenoiser()
     engine = GradientEngine(model)
     features = torch.zeros(NUM_GROUPS, engine.num_parameters)
-    engine.add_gradients_(features, lambda rows: torch.ones(6)[rows], num_rows=6, projector=Identity())
+
+    def constant(rows: slice) -> Tensor:
+        model(randn(6, 1, 8, 8)[rows], torch.arange(6)[rows])
+        return torch.ones(6)[rows]
+
+    engine.add_gradients_(features, constant, num_rows=6, projector=Identity())
     assert not features.any()
 
 
@@ -446,3 +452,42 @@ def test_half_precision_gradients_are_as_near_the_truth_as_autograd(dtype: torch
     found = per_sample(model, values, 4, 1)
     error, plain_error = ((grads - exact).norm(dim=1) / exact.norm(dim=1) for grads in (found, plain))
     assert (error <= 2 * plain_error).all(), f"{error.tolist()} against {plain_error.tolist()} of autograd"
+
+
+@pytest.mark.parametrize("where", ["on the network", "on a layer", "within"])
+def test_a_network_that_casts_by_itself_is_refused_with_what_to_do(where: str) -> None:
+    cast = torch.autocast("cpu", torch.bfloat16)
+
+    def within(m: Stack, x: Tensor) -> Tensor:
+        with cast:
+            return m.last(torch.tanh(m.first(x))).float()
+
+    plain = lambda m, x: m.last(torch.tanh(m.first(x)))  # noqa: E731
+    model = Stack(within if where == "within" else plain, first=nn.Linear(4, 5), last=nn.Linear(5, 3))
+    wrapped = {"on the network": model, "on a layer": model.last}.get(where)
+    if wrapped is not None:
+        wrapped.forward = cast(wrapped.forward)
+    values = values_of(model, randn(6, 4))
+    with pytest.raises(RuntimeError, match=r"layer '.*' runs under torch\.autocast within .* accelerate: unwrap_model"):
+        check(model, values)
+    if wrapped is not None:
+        wrapped.forward = wrapped.forward.__wrapped__
+        assert_matches_autograd(model, values)
+
+
+@pytest.mark.parametrize("uncovered", ["error", "autograd"])
+def test_a_float32_adapter_on_a_coarse_base_passes_the_check_by_the_bases_rounding(uncovered: str) -> None:
+    def run(m: Stack, x: Tensor) -> Tensor:
+        for layer, down, up in zip(m.base, m.down, m.up, strict=True):
+            x = torch.tanh(layer(x) + up(down(x.float())).to(x.dtype))
+        return x
+
+    base, down, up = ([nn.Linear(*size) for _ in range(4)] for size in ((16, 16), (16, 2), (2, 16)))
+    model = Stack(run, base=nn.ModuleList(base), down=nn.ModuleList(down), up=nn.ModuleList(up))
+    model.base.to(torch.bfloat16).requires_grad_(False)
+    values = values_of(model, randn(6, 9, 16, dtype=torch.bfloat16))
+    assert tolerance(model) == 1e-1
+    assert tolerance(model.down) == 1e-3
+    check(model, values, uncovered=uncovered)
+    found, expected = per_sample(model, values, 3, 2, uncovered=uncovered), one_at_a_time(model, values, 3, 2)
+    assert ((found - expected).norm(dim=1) <= 3e-2 * expected.norm(dim=1)).all()

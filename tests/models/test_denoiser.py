@@ -119,3 +119,17 @@ def test_a_scheduler_without_a_known_schedule_is_refused() -> None:
 def test_an_image_that_does_not_fit_is_refused(image: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Denoiser(SmallDenoiser(), make_scheduler()).check_image(image, "dataset[7]")
+
+
+def test_the_mixed_precision_that_accelerate_leaves_on_a_network_is_taken_off_a_copy() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    network = make_unet()
+    wrapped = accelerator.unwrap_model(accelerator.prepare(network), keep_fp32_wrapper=True).eval()
+    assert "forward" in vars(wrapped), "accelerate no longer leaves its wrapper on"
+    denoiser = Denoiser(wrapped, make_scheduler())
+    x_t, times = make_images(2), torch.tensor([10, 90])
+    plain = Denoiser(make_unet(), make_scheduler())
+    assert torch.equal(denoiser.predict(x_t, times), plain.predict(x_t, times))
+    assert "forward" in vars(wrapped), "the caller's network was changed"
+    assert all(a is b for a, b in zip(denoiser.network.parameters(), wrapped.parameters(), strict=True))
