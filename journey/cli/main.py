@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         print(f"journey: {error}", file=sys.stderr)
         return 1
+    # What models of unknown make raise says little without its kind.
+    except (AttributeError, LookupError) as error:
+        print(f"journey: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

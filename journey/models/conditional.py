@@ -13,7 +13,7 @@ from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
-from journey.models.network import sample_of
+from journey.models.network import check_known, sample_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,6 +47,7 @@ class ConditionalDenoiser(Denoiser):
         null: Tensor | None = None,
     ) -> None:
         super().__init__(network, scheduler)
+        check_known(self.network)
         self.name = name
         self._encode_prompt = encode_prompt
         self._null = null
@@ -79,11 +80,13 @@ class ConditionalDenoiser(Denoiser):
     def _check_labels(self, labels: list[int], what: str) -> None:
         """Refuse labels that the network has no row for; on a GPU looking one up would end the process's use of it."""
         table = getattr(self.network, "class_embedding", None)
-        if not isinstance(table, nn.Embedding):
-            return
-        wrong = [label for label in labels if not 0 <= label < table.num_embeddings]
+        # Of a DiT each block has a table, in which the row after the last class means none.
+        last = getattr(getattr(self.network, "config", None), "num_embeds_ada_norm", None)
+        if isinstance(table, nn.Embedding):
+            last = table.num_embeddings - 1
+        wrong = [label for label in labels if last is not None and not 0 <= label <= last]
         if wrong:
-            raise ValueError(f"{what} must have class labels in 0..{table.num_embeddings - 1}, got {wrong[:3]}")
+            raise ValueError(f"{what} must have class labels in 0..{last}, got {wrong[:3]}")
 
     def null_condition(self) -> Condition:
         """Return what stands for nothing told, see ``Denoiser.null_condition``."""
@@ -127,6 +130,8 @@ class ConditionalDenoiser(Denoiser):
         return as_tensor(item[self.name])
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
+        if condition is not None and self.name == "class_labels":
+            self._check_labels(condition[self.name].tolist(), "condition")
         told = self._told(condition)[self.name]
         told = told.to(self.dtype) if told.is_floating_point() else told
         return sample_of(self.network(x_t, times, **{self.name: told}))

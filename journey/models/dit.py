@@ -65,5 +65,8 @@ class DiT(LatentDenoiser):
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
         labels = self._told(condition)["class_labels"]
+        wrong = [label for label in labels.tolist() if not 0 <= label <= self.num_classes]
+        if wrong:
+            raise ValueError(f"condition must have class labels in 0..{self.num_classes}, got {wrong[:3]}")
         output: Tensor = self.network(x_t, timestep=times, class_labels=labels).sample
         return output[:, : x_t.shape[1]]

@@ -48,7 +48,7 @@ class Flux(TextDenoiser, LatentDenoiser):
         ``encoder_hidden_states`` [num_rows, tokens, channels], ``pooled_projections`` [num_rows, channels] and, where
         the network embeds it, ``guidance`` [num_rows].
         """
-        device = self.pipeline.text_encoder.device
+        device = self.text_device
         states, pooled, _ = self.pipeline.encode_prompt(prompt=prompts, prompt_2=None, device=device)
         condition = Condition({"encoder_hidden_states": states, "pooled_projections": pooled})
         return self.with_guidance(condition, self.default_guidance)[0]

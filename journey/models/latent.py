@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from journey.data.items import check_finite
 from journey.models.denoiser import Denoiser
-from journey.models.network import check_chance
+from journey.models.network import check_chance, check_offload
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_AUTOENCODERS = {"AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"}
 
 
 class LatentDenoiser(Denoiser):
@@ -30,7 +32,9 @@ class LatentDenoiser(Denoiser):
         seed: Names the samples.
 
     Raises:
-        ValueError: If a part is in train mode, ``latents`` is neither, or the network takes more than latents.
+        ValueError: If a part is in train mode or offloaded to the meta device, ``latents`` is neither, or a sample is
+            asked of a VAE that has no posterior.
+        TypeError: If the VAE is of another kind.
     """
 
     # The network works on squares of so many latents.
@@ -40,6 +44,11 @@ class LatentDenoiser(Denoiser):
         super().__init__(network, pipeline.scheduler)
         if latents not in ("mean", "sample"):
             raise ValueError(f'latents must be "mean" or "sample", got {latents!r}')
+        kinds = [kind.__name__ for kind in type(pipeline.vae).__mro__]
+        if not set(kinds) & _AUTOENCODERS:
+            raise TypeError(f"vae of the pipeline must be one of {', '.join(sorted(_AUTOENCODERS))}, got {kinds[0]}")
+        if latents == "sample" and "AutoencoderTiny" in kinds:
+            raise ValueError("latents must be \"mean\" for an AutoencoderTiny, which has no posterior, got 'sample'")
         self.pipeline = pipeline
         self.config: Any = self.network.config
         self.latents = latents
@@ -49,6 +58,7 @@ class LatentDenoiser(Denoiser):
             raise ValueError(f"{', '.join(training)} of the pipeline must be in eval mode, got train mode; call eval()")
         for name, part in self.frozen.items():
             check_chance(part, name)
+            check_offload(part, name)
 
     def around(self, network: nn.Module) -> Self:
         """Return the model around another network, see ``Denoiser.around``; of the VAE it knows the sizes alone."""
@@ -121,26 +131,31 @@ class LatentDenoiser(Denoiser):
             raise ValueError(f"{what} does not fit: {error}") from None
         check_finite(image, what)
 
+    @property
+    def _shift(self) -> float:
+        return float(getattr(self.pipeline.vae.config, "shift_factor", None) or 0.0)
+
     @torch.no_grad()
     def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
         """Return the latents of images, see ``Denoiser.encode_images``."""
         vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-        z = posterior.mean.float()
+        encoded = vae.encode(images.to(vae.device, vae.dtype))
+        # A tiny one has no posterior.
+        z = encoded.latents.float() if hasattr(encoded, "latents") else encoded.latent_dist.mean.float()
         if self.latents == "sample":
             keys = torch.tensor(
                 [to_signed(derive_key(self.seed, "posterior", i)) for i in ids], dtype=torch.int64, device="cpu"
             )
             noise = keyed_noise(keys, 1, tuple(z.shape[1:]), z.device, antithetic=False, per=1)[:, 0, 0]
-            z = z + posterior.std.float() * noise
-        latents: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+            z = z + encoded.latent_dist.std.float() * noise
+        latents: Tensor = (z - self._shift) * vae.config.scaling_factor
         return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, see ``Denoiser.decode``."""
         vae = self.pipeline.vae
-        z = latents.to(vae.device) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        z = latents.to(vae.device) / vae.config.scaling_factor + self._shift
         images: Tensor = vae.decode(z.to(vae.dtype)).sample
         return images.float().clamp(-1, 1)
 

@@ -17,7 +17,7 @@ from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
-from journey.models.network import unwrapped
+from journey.models.network import check_known, unwrapped
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
@@ -86,6 +86,7 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
 def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     """The denoiser of a network alone: conditional if it cannot run without being told something."""
     network = unwrapped(network)
+    check_known(network)
     config = getattr(network, "config", None)
     more = [name for name in ("addition_embed_type", "time_cond_proj_dim") if getattr(config, name, None) is not None]
     if more:
@@ -95,7 +96,10 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
         )
     states = signature(network.forward).parameters.get("encoder_hidden_states")
     required = [] if states is None or states.default is not states.empty else ["encoder_hidden_states"]
-    if any(getattr(config, name, None) is not None for name in ("num_class_embeds", "class_embed_type")):
+    if any(
+        getattr(config, name, None) is not None
+        for name in ("num_class_embeds", "class_embed_type", "num_embeds_ada_norm")
+    ):
         required.append("class_labels")
     if not required:
         return Denoiser(network, scheduler)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Networks of diffusers whose arguments are known without their pipeline, and pipelines that know others.
+_KNOWN = {"UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"}
+_PIPELINES = {"FluxTransformer2DModel": "FluxPipeline", "SD3Transformer2DModel": "StableDiffusion3Pipeline"}
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network without what was put around it to run or train it, sharing its parameters.
 
-    That is ``torch.compile(network)``, ``DataParallel`` and ``DistributedDataParallel``, and the mixed precision that
-    accelerate's ``prepare`` leaves on a network's ``forward``.
+    That is ``torch.compile(network)``, ``PeftModel``, ``DataParallel`` and ``DistributedDataParallel``, and the mixed
+    precision that accelerate's ``prepare`` leaves on a network's ``forward``.
     """
+    if any(kind.__name__ in ("PeftModel", "PeftMixedModel") for kind in type(network).__mro__):
+        inside: nn.Module = network.get_base_model()  # type: ignore[operator]
+        return unwrapped(inside)
     for name in ("module", "_orig_mod"):
         inner = getattr(network, name, None)
         wrapped = name == "_orig_mod" or isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
@@ -33,8 +42,9 @@ def check_network(network: nn.Module) -> None:
         network: The network, unwrapped.
 
     Raises:
-        ValueError: If it or a dropout in it is in train mode, a layer is compiled, or a parameter was made in
-            ``torch.inference_mode()``.
+        ValueError: If it or a dropout in it is in train mode, a layer is compiled, a parameter was made in
+            ``torch.inference_mode()`` or is offloaded to the meta device, gradient checkpointing is reentrant, or an
+            IP-Adapter is loaded.
     """
     if network.training:
         raise ValueError("model must be in eval mode, got train mode; call model.eval()")
@@ -51,6 +61,55 @@ def check_network(network: nn.Module) -> None:
         raise ValueError(
             f"model must be made or loaded outside of torch.inference_mode(), which {made[0]} was made in: nothing can "
             "be differentiated by it"
+        )
+
+    check_offload(network, "model")
+    reentrant = [name or "all of it" for name, module in network.named_modules() if _is_reentrant(module)]
+    if reentrant:
+        raise ValueError(
+            "gradient checkpointing must not be reentrant, for its gradients are made out of sight, got "
+            f"use_reentrant=True in {', '.join(reentrant[:3])}; call enable_gradient_checkpointing() without it"
+        )
+    projects = (
+        getattr(network, "encoder_hid_proj", None) is not None or getattr(network, "image_proj", None) is not None
+    )
+    if projects and getattr(getattr(network, "config", None), "encoder_hid_dim_type", None) != "text_proj":
+        raise ValueError(
+            f"{type(network).__name__} must be told text alone, got one with an IP-Adapter or another projection of "
+            "images, which needs an image as its prompt; call unload_ip_adapter() of its pipeline"
+        )
+
+
+def check_known(network: nn.Module) -> None:
+    """Refuse a network of diffusers that takes other arguments than an image, a time and one condition.
+
+    Raises:
+        TypeError: If it is one; the message names the pipeline that knows it.
+    """
+    kinds = [kind for kind in type(network).__mro__ if kind.__module__.startswith("diffusers.models.")]
+    models = [kind.__name__ for kind in kinds if "ModelMixin" in (base.__name__ for base in kind.__mro__[1:])]
+    models = [name for name in models if not name.endswith("Mixin")]
+    if not models or set(models) & _KNOWN:
+        return
+    pipeline = next((_PIPELINES[name] for name in models if name in _PIPELINES), None)
+    cure = f"give its {pipeline}" if pipeline else "no adapter knows what it must be told besides"
+    raise TypeError(
+        f"network must be one of {', '.join(sorted(_KNOWN))} or a module of your own, got {type(network).__name__}: "
+        f"{cure}"
+    )
+
+
+def check_offload(module: nn.Module, what: str) -> None:
+    """Refuse a module whose parameters are elsewhere until it runs.
+
+    Raises:
+        ValueError: If there is a parameter on the meta device.
+    """
+    away = [name for name, p in module.named_parameters() if p.is_meta]
+    if away:
+        raise ValueError(
+            f"{what} must have its parameters at hand, got {away[0]} on the meta device, as sequential offload leaves "
+            "it; load the pipeline without enable_sequential_cpu_offload(), or use enable_group_offload()"
         )
 
 
@@ -80,6 +139,16 @@ def sample_of(output: Any) -> Tensor:
 def _is_compiled(module: nn.Module) -> bool:
     """Whether calls of a module go to what ``torch.compile`` made of it."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _is_reentrant(module: nn.Module) -> bool:
+    """Whether gradient checkpointing is on and told to be reentrant."""
+    function: Any = getattr(module, "_gradient_checkpointing_func", None)
+    if not getattr(module, "gradient_checkpointing", False) or function is None:
+        return False
+    if isinstance(function, partial):
+        return function.func is checkpoint and function.keywords.get("use_reentrant") is not False
+    return function is checkpoint
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -28,6 +28,8 @@ class StableDiffusion(TextDenoiser, LatentDenoiser):
     """
 
     default_guidance = 7.5
+    embeddings: tuple[str, ...] = ("encoder_hidden_states",)
+    encoders: tuple[str, ...] = ("text_encoder",)
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.unet, latents=latents, seed=seed)
@@ -41,7 +43,7 @@ class StableDiffusion(TextDenoiser, LatentDenoiser):
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Condition:
         """Return ``encoder_hidden_states`` of some prompts. [num_rows, tokens, channels]"""
-        embeddings, _ = self.pipeline.encode_prompt(prompts, self.pipeline.text_encoder.device, 1, False)
+        embeddings, _ = self.pipeline.encode_prompt(prompts, self.text_device, 1, False)
         return Condition({"encoder_hidden_states": embeddings})
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:

@@ -40,7 +40,7 @@ class StableDiffusion3(TextDenoiser, LatentDenoiser):
             prompt=prompts,
             prompt_2=None,
             prompt_3=None,
-            device=self.pipeline.text_encoder.device,
+            device=self.text_device,
             do_classifier_free_guidance=False,
         )
         return Condition({"encoder_hidden_states": states, "pooled_projections": pooled})

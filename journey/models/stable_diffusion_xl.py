@@ -31,6 +31,8 @@ class StableDiffusionXL(StableDiffusion):
     """
 
     default_guidance = 5.0
+    embeddings = ("encoder_hidden_states", "text_embeds")
+    encoders = ("text_encoder", "text_encoder_2")
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, latents=latents, seed=seed)
@@ -46,7 +48,7 @@ class StableDiffusionXL(StableDiffusion):
     def encode_prompt(self, prompts: list[str]) -> Condition:
         """Return ``encoder_hidden_states`` [num_rows, tokens, channels] and ``text_embeds`` of some prompts."""
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.pipeline.text_encoder.device, do_classifier_free_guidance=False
+            prompt=prompts, device=self.text_device, do_classifier_free_guidance=False
         )
         return Condition({"encoder_hidden_states": states, "text_embeds": pooled})
 

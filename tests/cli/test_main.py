@@ -112,6 +112,18 @@ def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
         assert status or quiet == (not told)
 
 
+@pytest.mark.parametrize("error", [AttributeError("no such part"), KeyError("part"), IndexError("too far")])
+def test_an_error_of_a_strange_part_is_told_with_its_kind(
+    error: Exception, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strange(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("journey.cli.inputs.as_denoiser", strange)
+    assert main(["record", "--model", str(model), "--out", str(tmp_path), "--quiet"]) == 1
+    assert capsys.readouterr().err == f"journey: {type(error).__name__}: {error}\n"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
