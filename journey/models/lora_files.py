@@ -175,7 +175,10 @@ def _check_scale(
     """Refuse a file whose ``lora_alpha`` is another than the network's."""
     config = _config(file) or {}
     adapter = next(iter(network.peft_config))
-    rooted = bool(getattr(network.peft_config[adapter], "use_rslora", False))
+    meant = network.peft_config[adapter]
+    if not hasattr(meant, "lora_alpha"):
+        _check_other_scale(meant, config, file, strict=strict)
+    rooted = bool(getattr(meant, "use_rslora", False))
     for name, layer in network.named_modules():
         layer_name = bare_name(name)
         rank = getattr(layer, "r", {})
@@ -186,7 +189,8 @@ def _check_scale(
         if alpha is None and strict and (has != rank[adapter] or rooted):
             raise ValueError(
                 f"checkpoint {file.path} does not tell its lora_alpha, which stands for lora_alpha = r = "
-                f"{rank[adapter]}, but the network's adapter has lora_alpha = {has:g} in {layer_name}: load the "
+                f"{rank[adapter]}, but the network's adapter has lora_alpha = {has:g} with "
+                f"use_rslora={rooted} in {layer_name}: load the "
                 "network's adapter from such a file, or give a state dict, which takes the network's"
             )
         if alpha is not None and (alpha != has or (bool(config.get("use_rslora", False)) != rooted)):
@@ -195,6 +199,17 @@ def _check_scale(
                 f"{layer_name}, got {alpha:g} with use_rslora={bool(config.get('use_rslora', False))} in {file.path}: "
                 "load the network's adapter from this file"
             )
+
+
+def _check_other_scale(meant: Any, config: Mapping[str, Any], file: WeightFile, *, strict: bool) -> None:
+    """The same for adapters such as LoKr and LoHa, which have one ``alpha``."""
+    alpha, rank = getattr(meant, "alpha", None), getattr(meant, "r", None)
+    told = config.get("alpha", rank if strict else alpha)
+    if told != alpha:
+        raise ValueError(
+            f"checkpoint must have the alpha of the network's adapter, {alpha}, got {told} in {file.path} (r = {rank} "
+            "where none is told): load the network's adapter from this file, or give a state dict"
+        )
 
 
 def _of_pattern(config: Mapping[str, Any], layer: str) -> float | None:

@@ -179,6 +179,24 @@ def test_use_rslora_counts(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", ["LoKrConfig", "LoHaConfig"])
+def test_adapters_of_other_kinds_have_a_scale_too(kind: str, tmp_path: Path) -> None:
+    def other(seed: int, alpha: int) -> Any:
+        torch.manual_seed(seed)
+        config = getattr(peft, kind)(r=2, alpha=alpha, target_modules=["to_q"], init_weights=False)
+        return peft.get_peft_model(make_family("Stable Diffusion").unet, config).eval()
+
+    other(1, 4).save_pretrained(tmp_path / "lora")
+    network, wanted = other(2, 4).get_base_model(), other(1, 4).get_base_model()
+    with loaded(network, tmp_path / "lora"):
+        assert torch.equal(weights_of_network(network), weights_of_network(wanted))
+    with (
+        pytest.raises(ValueError, match=r"must have the alpha of the network's adapter, 2, got 4"),
+        loaded(other(2, 2).get_base_model(), tmp_path / "lora"),
+    ):
+        pass
+
+
 def test_what_a_file_holds_of_the_text_encoder_is_left_out_with_the_reason(tmp_path: Path) -> None:
     path, network = as_official_with_text_encoder(trained(seed=1), tmp_path), trained().unet
     with (
