@@ -2,9 +2,10 @@
 
 In reading order: ``denoiser`` (the view: noise in, prediction out), ``load`` (the forms in which people have models),
 ``network`` (what is wrapped around a network, and how it answers), ``schedules`` (signal, noise and target at a
-timestep; intervals of timesteps), ``condition`` (what a network is told), ``encoding`` (the frozen parts, run once for
-each image), ``checkpoints`` (sets of weights).
+timestep; intervals of timesteps), ``condition`` (what a network is told), ``guidance`` (how two predictions make one),
+``encoding`` (the frozen parts, run once for each image), ``checkpoints`` (sets of weights).
 
 Families: ``latent`` (behind an autoencoder), ``conditional`` (a network that is told one thing), ``text``, ``dit``,
-``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``.
+``flux``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``; by flow matching behind one contract,
+``flow``: ``z_image``, ``qwen_image``.
 """

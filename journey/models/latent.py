@@ -122,22 +122,41 @@ class LatentDenoiser(Denoiser):
     def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
         """Return the latents of images, see ``Denoiser.encode_images``."""
         vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
+        posterior = self._posterior(images.to(vae.device, vae.dtype))
         z = posterior.mean.float()
         if self.latents == "sample":
             keys = torch.tensor([to_signed(derive_key(self.seed, "posterior", i)) for i in ids])
             noise = keyed_noise(keys, 1, tuple(z.shape[1:]), z.device, antithetic=False, per=1)[:, 0, 0]
             z = z + posterior.std.float() * noise
-        latents: Tensor = (z - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-        return latents
+        return self._scaled(z)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, see ``Denoiser.decode``."""
         vae = self.pipeline.vae
-        z = latents.to(vae.device) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        images: Tensor = vae.decode(z.to(vae.dtype)).sample
+        images: Tensor = self._images(self._unscaled(latents.to(vae.device)).to(vae.dtype))
         return images.float().clamp(-1, 1)
+
+    def _posterior(self, images: Tensor) -> Any:
+        """What the VAE makes of images: an object with ``mean`` and ``std``, each [num_rows, C, H, W]."""
+        return self.pipeline.vae.encode(images).latent_dist
+
+    def _images(self, z: Tensor) -> Tensor:
+        """The VAE's images. [num_rows, C, height, width]"""
+        images: Tensor = self.pipeline.vae.decode(z).sample
+        return images
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        """Latents as the network takes them, from those of the VAE."""
+        config = self.pipeline.vae.config
+        latents: Tensor = (z - (config.shift_factor or 0.0)) * config.scaling_factor
+        return latents
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """The other way round."""
+        config = self.pipeline.vae.config
+        z: Tensor = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return z
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the latents depend on, see ``Denoiser.fingerprint``."""

@@ -16,9 +16,11 @@ from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.network import unwrapped
+from journey.models.qwen_image import QwenImage
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
+from journey.models.z_image import ZImage
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
@@ -27,6 +29,8 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "ZImagePipeline": ZImage,
+    "QwenImagePipeline": QwenImage,
     "DiTPipeline": DiT,
 }
 
@@ -36,7 +40,8 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
 
     Args:
         model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
-            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair
+            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``,
+            ``ZImagePipeline``, ``QwenImagePipeline``); a pair
             ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
             where there is no network.
         latents: Of models with a VAE: the ``"mean"`` of its posterior, or one ``"sample"``, keyed by seed and sample.

@@ -1,0 +1,204 @@
+"""Tiny pipelines of the families behind ``journey.models.flow``, with random weights, built without any download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import randn
+from families import LATENT, SIZE, make_tokenizer, make_vae
+from torch import Tensor, nn
+
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def make_chat_tokenizer() -> Any:
+    """Words to numbers, behind a template that leaves the words alone."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def make_qwen3(kind: str = "Qwen3Model", width: int = 16) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Qwen3Config(
+        vocab_size=16,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+    )
+    return getattr(transformers, kind)(config).eval()
+
+
+def make_flow_scheduler(**changes: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**changes)
+
+
+class ByHand:
+    """A family: how its tiny pipeline is built, and what its official script and its pipeline do with a network."""
+
+    def make(self) -> Any:
+        """The pipeline."""
+        raise NotImplementedError
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        """The velocity of one row as the training script has it, ``time`` from the scheduler. [1, C, H, W]"""
+        raise NotImplementedError
+
+    def latents(self, pipeline: Any, images: Tensor) -> Tensor:
+        """What the script trains on."""
+        config = pipeline.vae.config
+        z = pipeline.vae.encode(images).latent_dist.mean
+        return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+
+    def sample(self, pipeline: Any, start: Tensor, prompts: list[str], scale: float, negative: str | None) -> Tensor:
+        """The pipeline's own samples from given noise, in latents of the model."""
+        told = {} if negative is None else {"negative_prompt": [negative] * len(prompts)}
+        return self.run(pipeline, start, prompts, guidance_scale=scale, **told)
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        height, width = SIZE
+        shared = {"num_inference_steps": 5, "output_type": "latent", "height": height, "width": width}
+        return pipeline(prompts, latents=start, **shared, **options).images
+
+
+class ZImage(ByHand):
+    def make(self) -> Any:
+        from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[128, 16, 16],
+        ).eval()
+        return ZImagePipeline(
+            scheduler=make_flow_scheduler(shift=3.0),
+            vae=make_vae(shift_factor=0.1),
+            text_encoder=make_qwen3(),
+            tokenizer=make_chat_tokenizer(),
+            transformer=transformer,
+        )
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        with torch.no_grad():
+            states, _ = pipeline.encode_prompt([prompt], do_classifier_free_guidance=False)
+        (found,) = pipeline.transformer([noisy[0].unsqueeze(1)], (1000 - time) / 1000, states, return_dict=False)[0]
+        return -found.squeeze(1)[None]
+
+
+def make_qwen_vl() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    text = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "fullatt_block_indexes": [0],
+    }
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=14, video_token_id=15)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+class QwenImage(ByHand):
+    def make(self) -> Any:
+        from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+
+        transformer = QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ).eval()
+        vae = AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 0.7, 2.0, 1.0],
+        ).eval()
+        pipeline = QwenImagePipeline(
+            scheduler=make_flow_scheduler(
+                use_dynamic_shifting=True, shift_terminal=0.02, time_shift_type="exponential"
+            ),
+            vae=vae,
+            text_encoder=make_qwen_vl(),
+            tokenizer=make_tokenizer(),
+            transformer=transformer,
+        )
+        # The published template is of words that the tiny tokenizer does not know.
+        pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx = "two ugly {}", 2
+        return pipeline
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        with torch.no_grad():
+            states, mask = pipeline.encode_prompt([prompt])
+        packed = pipeline._pack_latents(noisy, 1, 4, LATENT, LATENT)
+        found = pipeline.transformer(
+            hidden_states=packed,
+            encoder_hidden_states=states,
+            encoder_hidden_states_mask=mask,
+            timestep=time / 1000,
+            img_shapes=[(1, LATENT // 2, LATENT // 2)],
+            return_dict=False,
+        )[0]
+        return pipeline._unpack_latents(found, *SIZE, pipeline.vae_scale_factor)[:, :, 0]
+
+    def latents(self, pipeline: Any, images: Tensor) -> Tensor:
+        config = pipeline.vae.config
+        mean = torch.tensor(config.latents_mean).view(1, 4, 1, 1, 1)
+        deviation = 1.0 / torch.tensor(config.latents_std).view(1, 4, 1, 1, 1)
+        return ((pipeline.vae.encode(images[:, :, None]).latent_dist.mean - mean) * deviation)[:, :, 0]
+
+    def sample(self, pipeline: Any, start: Tensor, prompts: list[str], scale: float, negative: str | None) -> Tensor:
+        packed = pipeline._pack_latents(start, len(start), 4, LATENT, LATENT)
+        told = {"negative_prompt": [negative or ""] * len(prompts), "true_cfg_scale": scale}
+        found = self.run(pipeline, packed, prompts, **told)
+        return pipeline._unpack_latents(found, *SIZE, pipeline.vae_scale_factor)[:, :, 0]
+
+
+FLOWS: dict[str, ByHand] = {
+    "Z-Image": ZImage(),
+    "Qwen-Image": QwenImage(),
+}
+
+
+def make_flow(name: str, seed: int = 0) -> Any:
+    """A tiny pipeline, quiet; what begins at zero is made random, as in ``families.make_family``."""
+    torch.manual_seed(seed)
+    pipeline = FLOWS[name].make()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.default_sample_size = LATENT
+    for i, p in enumerate(pipeline.transformer.parameters()):
+        if not p.any():
+            p.data = 0.05 * randn(*p.shape, seed=i)
+    return pipeline
