@@ -107,6 +107,13 @@ def padded(rows: Sequence[Tensor]) -> Condition:
     )
 
 
+def embed_guidance(condition: Condition, guidance_scale: float) -> Condition:
+    """Return a condition that tells the network the guidance as a number, ``guidance`` [num_rows]."""
+    states = condition["encoder_hidden_states"]
+    guidance = torch.full((len(condition),), float(guidance_scale), device=states.device, dtype=torch.float32)
+    return Condition({**condition.tensors, "guidance": guidance})
+
+
 def pack(latents: Tensor) -> Tensor:
     """Return squares of 2x2 latents as tokens, row by row, channels slowest. [B, C, H, W] -> [B, H W / 4, 4 C]"""
     rows, channels, height, width = latents.shape

@@ -15,6 +15,7 @@ from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
+from journey.models.flux_2 import Flux2, Flux2Klein
 from journey.models.network import unwrapped
 from journey.models.qwen_image import QwenImage
 from journey.models.stable_diffusion import StableDiffusion
@@ -29,6 +30,8 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Flux2Klein,
     "ZImagePipeline": ZImage,
     "QwenImagePipeline": QwenImage,
     "DiTPipeline": DiT,
@@ -39,11 +42,9 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
     """Return the denoiser of a model in any of the accepted forms.
 
     Args:
-        model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
-            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``,
-            ``ZImagePipeline``, ``QwenImagePipeline``); a pair
-            ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
-            where there is no network.
+        model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, or one of those that
+            ``journey.models.load`` lists by name); a pair ``(network, scheduler)``; or the path or repo id of a saved
+            pipeline, which is read from the local cache where there is no network.
         latents: Of models with a VAE: the ``"mean"`` of its posterior, or one ``"sample"``, keyed by seed and sample.
         seed: Names the samples.
 

@@ -17,7 +17,6 @@ class QwenImage(Flow):
 
     Its autoencoder is one of videos, here of a single frame; its latents are scaled channel by channel.
 
-
     Reference:
         Qwen Team, "Qwen-Image Technical Report", 2025.
     """

@@ -30,15 +30,14 @@ from journey.projectors.random import CountSketch
 from journey.report.run import Run
 
 NUM_DRAWS = 2
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "to_out", "to_qkv_mlp_proj", "add_q_proj", "add_k_proj", "to_add_out"]
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_out", "to_qkv_mlp_proj", "add_q_proj", "to_add_out")
 
 
 def add_adapter(network: Any) -> None:
     """The adapter of the official LoRA scripts, all of whose weights are random."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    linear = {name.split(".", 2)[-1] for name, part in network.named_modules() if isinstance(part, nn.Linear)}
-    targets = [target for target in TARGETS if any(name.endswith(target) for name in linear)]
+    targets = [name for name, part in network.named_modules() if isinstance(part, nn.Linear) and name.endswith(TARGETS)]
     network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets))
     with torch.no_grad():
         for name, p in network.named_parameters():
@@ -101,7 +100,8 @@ def test_recording_is_the_pipelines_own_sampling(name: str) -> None:
     key = torch.tensor([to_signed(derive_key(4, "trajectory", 0))])
     start = keyed_noise(key, 1, shape, torch.device("cpu"), antithetic=False, per=1)[:, 0, 0]
     default = as_denoiser(pipeline).default_guidance
-    for scale, negative in ((default, None), (3.0, "ugly green pears"), (as_denoiser(pipeline).no_guidance, None)):
+    other = "ugly green pears" if FLOWS[name].takes_negatives else None
+    for scale, negative in ((default, None), (3.0, other), (as_denoiser(pipeline).no_guidance, None)):
         told = {} if negative is None else {"negative_prompt": negative}
         asked = list(prompts)
         found = journey.record(
@@ -172,3 +172,12 @@ def test_a_pipeline_whose_text_encoder_was_dropped_says_so() -> None:
     pipeline.text_encoder = None
     with pytest.raises(ValueError, match="text_encoder of the ZImagePipeline must be there to read a prompt, got None"):
         journey.record(pipeline, prompt="two", num_inference_steps=1, size=SIZE, progress=False)
+
+
+def test_a_distilled_klein_is_sampled_without_guidance() -> None:
+    pipeline = make_flow("FLUX.2 Klein")
+    pipeline.register_to_config(is_distilled=True)
+    found = journey.record(pipeline, prompt="two", num_inference_steps=2, size=SIZE, progress=False)
+    again = journey.record(pipeline, prompt="two", num_inference_steps=2, size=SIZE, guidance_scale=4.0, progress=False)
+    assert found.guidance_scale == again.guidance_scale == 1.0
+    assert torch.equal(found.images, again.images)

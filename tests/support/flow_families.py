@@ -45,6 +45,8 @@ def make_flow_scheduler(**changes: Any) -> Any:
 class ByHand:
     """A family: how its tiny pipeline is built, and what its official script and its pipeline do with a network."""
 
+    takes_negatives = True
+
     def make(self) -> Any:
         """The pipeline."""
         raise NotImplementedError
@@ -52,6 +54,14 @@ class ByHand:
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
         """The velocity of one row as the training script has it, ``time`` from the scheduler. [1, C, H, W]"""
         raise NotImplementedError
+
+    def told(self, pipeline: Any, prompt: str, **options: Any) -> Any:
+        """What the pipeline encodes a prompt as, once."""
+        known = pipeline.__dict__.setdefault("told_by_hand", {})
+        if prompt not in known:
+            with torch.no_grad():
+                known[prompt] = pipeline.encode_prompt([prompt], **options)
+        return known[prompt]
 
     def latents(self, pipeline: Any, images: Tensor) -> Tensor:
         """What the script trains on."""
@@ -94,8 +104,7 @@ class ZImage(ByHand):
         )
 
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
-        with torch.no_grad():
-            states, _ = pipeline.encode_prompt([prompt], do_classifier_free_guidance=False)
+        states, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
         (found,) = pipeline.transformer([noisy[0].unsqueeze(1)], (1000 - time) / 1000, states, return_dict=False)[0]
         return -found.squeeze(1)[None]
 
@@ -160,8 +169,7 @@ class QwenImage(ByHand):
         return pipeline
 
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
-        with torch.no_grad():
-            states, mask = pipeline.encode_prompt([prompt])
+        states, mask = self.told(pipeline, prompt)
         packed = pipeline._pack_latents(noisy, 1, 4, LATENT, LATENT)
         found = pipeline.transformer(
             hidden_states=packed,
@@ -186,9 +194,111 @@ class QwenImage(ByHand):
         return pipeline._unpack_latents(found, *SIZE, pipeline.vae_scale_factor)[:, :, 0]
 
 
+def make_deep(kind: str) -> nn.Module:
+    """A language model with as many layers as the pipelines take states from."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=30,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+
+class Flux2(ByHand):
+    kind, encoder, guidance_embeds, takes_negatives = "Flux2Pipeline", "Mistral", True, False
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=self.guidance_embeds,
+        ).eval()
+        vae = diffusers.AutoencoderKLFlux2(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+        ).eval()
+        vae.bn.running_mean.copy_(randn(16, seed=3))
+        vae.bn.running_var.copy_(randn(16, seed=4).square() + 0.5)
+        tokenizer = make_chat_tokenizer()
+        if self.kind == "Flux2Pipeline":
+            tokenizer.chat_template = CHAT.replace("['content']", "['content'][0]['text']")
+        return getattr(diffusers, self.kind)(
+            scheduler=make_flow_scheduler(use_dynamic_shifting=True),
+            vae=vae,
+            text_encoder=make_deep(self.encoder),
+            tokenizer=tokenizer,
+            transformer=transformer,
+        )
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, text_ids = self.told(pipeline, prompt)
+        patches = pipeline._patchify_latents(noisy)
+        found = pipeline.transformer(
+            hidden_states=pipeline._pack_latents(patches),
+            timestep=time / 1000,
+            guidance=torch.tensor([4.0]) if self.guidance_embeds else None,
+            encoder_hidden_states=states,
+            txt_ids=text_ids,
+            img_ids=pipeline._prepare_latent_ids(patches),
+            return_dict=False,
+        )[0]
+        unpacked = pipeline._unpack_latents_with_ids(found, pipeline._prepare_latent_ids(patches))
+        return pipeline._unpatchify_latents(unpacked)
+
+    def latents(self, pipeline: Any, images: Tensor) -> Tensor:
+        return pipeline._unpatchify_latents(pipeline._encode_vae_image(images, None))
+
+    def sample(self, pipeline: Any, start: Tensor, prompts: list[str], scale: float, negative: str | None) -> Tensor:
+        patches = pipeline._patchify_latents(start)
+        found = self.run(pipeline, patches, prompts, guidance_scale=scale)
+        return pipeline._unpatchify_latents(
+            pipeline._unpack_latents_with_ids(found, pipeline._prepare_latent_ids(patches))
+        )
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, None, prompt=prompts, **options)
+
+
+class Flux2Klein(Flux2):
+    kind, encoder, guidance_embeds, takes_negatives = "Flux2KleinPipeline", "Qwen3", False, True
+
+    def sample(self, pipeline: Any, start: Tensor, prompts: list[str], scale: float, negative: str | None) -> Tensor:
+        patches = pipeline._patchify_latents(start)
+        told = {}
+        if negative is not None:
+            # It takes no negative prompt in words.
+            told["prompt_embeds"] = torch.cat([self.told(pipeline, prompt)[0] for prompt in prompts])
+            told["negative_prompt_embeds"] = self.told(pipeline, negative)[0].repeat(len(prompts), 1, 1)
+            prompts = None
+        # Its latents come back in the scale of the VAE.
+        z = pipeline._patchify_latents(self.run(pipeline, patches, prompts, guidance_scale=scale, **told))
+        norm = pipeline.vae.bn
+        deviation = (norm.running_var + pipeline.vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+        return pipeline._unpatchify_latents((z - norm.running_mean.view(1, -1, 1, 1)) / deviation)
+
+
 FLOWS: dict[str, ByHand] = {
     "Z-Image": ZImage(),
     "Qwen-Image": QwenImage(),
+    "FLUX.2 dev": Flux2(),
+    "FLUX.2 Klein": Flux2Klein(),
 }
 
 
