@@ -40,7 +40,8 @@ class Flow(TextDenoiser, LatentDenoiser):
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents that the pipeline makes by default."""
-        return (int(self.pipeline.default_sample_size),) * 2
+        size = getattr(self.pipeline, "default_sample_size", None)
+        return (int(self.config.sample_size if size is None else size),) * 2
 
     @property
     def encoder_device(self) -> torch.device:

@@ -46,11 +46,7 @@ class Flux(Flow):
 
     def velocity(self, x_t: Tensor, sigma: Tensor, told: Condition) -> Tensor:
         """Run the network on tokens of 2x2 latents, see ``Flow.velocity``."""
-        height, width = x_t.shape[2] // 2, x_t.shape[3] // 2
         states = told["encoder_hidden_states"].to(self.dtype)
-        positions = torch.zeros(height, width, 3, device=x_t.device, dtype=x_t.dtype)
-        positions[..., 1] += torch.arange(height, device=x_t.device, dtype=x_t.dtype)[:, None]
-        positions[..., 2] += torch.arange(width, device=x_t.device, dtype=x_t.dtype)
         output = self.network(
             hidden_states=pack(x_t),
             timestep=sigma,
@@ -58,6 +54,15 @@ class Flux(Flow):
             encoder_hidden_states=states,
             pooled_projections=told["pooled_projections"].to(self.dtype),
             txt_ids=states.new_zeros(states.shape[1], 3),
-            img_ids=positions.flatten(0, 1),
+            img_ids=image_ids(x_t),
         ).sample
         return unpack(output, x_t.shape)
+
+
+def image_ids(latents: Tensor) -> Tensor:
+    """Return the coordinates of tokens of 2x2 latents, in their dtype: zero, row and column. [H W / 4, 3]"""
+    height, width = latents.shape[2] // 2, latents.shape[3] // 2
+    ids = latents.new_zeros(height, width, 3)
+    ids[..., 1] += torch.arange(height, device=latents.device, dtype=latents.dtype)[:, None]
+    ids[..., 2] += torch.arange(width, device=latents.device, dtype=latents.dtype)
+    return ids.flatten(0, 1)

@@ -11,13 +11,16 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from journey.models.chroma import Chroma
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.flux_2 import Flux2, Flux2Klein
+from journey.models.lumina_2 import Lumina2
 from journey.models.network import unwrapped
 from journey.models.qwen_image import QwenImage
+from journey.models.sana import Sana
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
@@ -34,6 +37,9 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "Flux2KleinPipeline": Flux2Klein,
     "ZImagePipeline": ZImage,
     "QwenImagePipeline": QwenImage,
+    "SanaPipeline": Sana,
+    "ChromaPipeline": Chroma,
+    "Lumina2Pipeline": Lumina2,
     "DiTPipeline": DiT,
 }
 

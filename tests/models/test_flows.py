@@ -181,3 +181,8 @@ def test_a_distilled_klein_is_sampled_without_guidance() -> None:
     again = journey.record(pipeline, prompt="two", num_inference_steps=2, size=SIZE, guidance_scale=4.0, progress=False)
     assert found.guidance_scale == again.guidance_scale == 1.0
     assert torch.equal(found.images, again.images)
+
+
+def test_an_autoencoder_without_a_posterior_gives_no_samples_of_it() -> None:
+    with pytest.raises(ValueError, match='latents must be "mean" for SANA, whose autoencoder has no posterior'):
+        as_denoiser(make_flow("SANA"), latents="sample")

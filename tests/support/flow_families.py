@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
 from cases import randn
-from families import LATENT, SIZE, make_tokenizer, make_vae
+from families import LATENT, SIZE, make_t5, make_tokenizer, make_vae
 from torch import Tensor, nn
 
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -294,11 +296,180 @@ class Flux2Klein(Flux2):
         return pipeline._unpatchify_latents((z - norm.running_mean.view(1, -1, 1, 1)) / deviation)
 
 
+def make_gemma() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Gemma2Config(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    return transformers.Gemma2Model(config).eval()
+
+
+class Sana(ByHand):
+    def make(self) -> Any:
+        from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+
+        transformer = SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=LATENT,
+            timestep_scale=0.5,
+        ).eval()
+        vae = AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            encoder_qkv_multiscales=((), ()),
+            decoder_qkv_multiscales=((), ()),
+            scaling_factor=0.41,
+        ).eval()
+        pipeline = SanaPipeline(
+            tokenizer=make_tokenizer(),
+            text_encoder=make_gemma(),
+            vae=vae,
+            transformer=transformer,
+            scheduler=make_flow_scheduler(shift=3.0),
+        )
+        # It wants multiples of 32 pixels, as the published autoencoder does.
+        pipeline.check_inputs = lambda *_: None
+        return pipeline
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        instruction = signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+        states, mask, _, _ = self.told(
+            pipeline, prompt, do_classifier_free_guidance=False, complex_human_instruction=instruction
+        )
+        return pipeline.transformer(
+            noisy,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=time * pipeline.transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+
+    def latents(self, pipeline: Any, images: Tensor) -> Tensor:
+        return pipeline.vae.encode(images).latent * pipeline.vae.config.scaling_factor
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, prompts, use_resolution_binning=False, **options)
+
+
+class Chroma(ByHand):
+    def make(self) -> Any:
+        from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+        transformer = ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ).eval()
+        pipeline = ChromaPipeline(
+            scheduler=make_flow_scheduler(use_dynamic_shifting=True),
+            vae=make_vae(shift_factor=0.1),
+            text_encoder=make_t5(),
+            tokenizer=make_tokenizer(),
+            transformer=transformer,
+        )
+        # Sums over 512 tokens, nearly all padding, would round more than the tests allow.
+        pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=12)
+        return pipeline
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, text_ids, mask, *_ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        packed = pipeline._pack_latents(noisy, 1, 4, LATENT, LATENT)
+        found = pipeline.transformer(
+            hidden_states=packed,
+            timestep=time / 1000,
+            encoder_hidden_states=states,
+            txt_ids=text_ids,
+            img_ids=pipeline._prepare_latent_image_ids(1, LATENT // 2, LATENT // 2, "cpu", torch.float32),
+            attention_mask=pipeline._prepare_attention_mask(1, packed.shape[1], torch.float32, mask),
+            return_dict=False,
+        )[0]
+        return pipeline._unpack_latents(found, *SIZE, pipeline.vae_scale_factor)
+
+    def sample(self, pipeline: Any, start: Tensor, prompts: list[str], scale: float, negative: str | None) -> Tensor:
+        packed = pipeline._pack_latents(start, len(start), 4, LATENT, LATENT)
+        found = super().sample(pipeline, packed, prompts, scale, negative)
+        return pipeline._unpack_latents(found, *SIZE, pipeline.vae_scale_factor)
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, prompts, max_sequence_length=12, **options)
+
+
+class Lumina2(ByHand):
+    def make(self) -> Any:
+        from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+
+        transformer = Lumina2Transformer2DModel(
+            sample_size=LATENT,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 16, 16),
+            cap_feat_dim=16,
+        ).eval()
+        pipeline = Lumina2Pipeline(
+            transformer=transformer,
+            scheduler=make_flow_scheduler(shift=6.0, use_dynamic_shifting=True),
+            vae=make_vae(shift_factor=0.1),
+            text_encoder=make_gemma(),
+            tokenizer=make_tokenizer(),
+        )
+        pipeline.vae_scale_factor = 2
+        return pipeline
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        """As the pipeline has it; the script gives the network another time and image and noise in exchange."""
+        states, mask, _, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        return -pipeline.transformer(
+            hidden_states=noisy,
+            timestep=1 - time / 1000,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+
+
 FLOWS: dict[str, ByHand] = {
     "Z-Image": ZImage(),
     "Qwen-Image": QwenImage(),
     "FLUX.2 dev": Flux2(),
     "FLUX.2 Klein": Flux2Klein(),
+    "SANA": Sana(),
+    "Chroma": Chroma(),
+    "Lumina 2": Lumina2(),
 }
 
 
