@@ -69,15 +69,15 @@ def record(
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
     told, words = _condition_of(denoiser, prompt, class_labels, condition)
-    scale = 1.0 if guidance_scale is None else float(guidance_scale)
+    scale = denoiser.no_guidance if guidance_scale is None else float(guidance_scale)
     if told is not None:
         wanted = denoiser.default_guidance if guidance_scale is None else float(guidance_scale)
         told, scale = denoiser.with_guidance(told.repeat(num_images), wanted)
-    if negative_prompt is not None and scale <= 1:
+    if negative_prompt is not None and scale <= denoiser.no_guidance:
         raise ValueError(f"negative_prompt needs classifier-free guidance, got a scale of {scale}")
     negative = None
-    if scale > 1 and told is not None:
-        negative = denoiser.null_condition() if negative_prompt is None else denoiser.encode_prompt([negative_prompt])
+    if scale > denoiser.no_guidance and told is not None:
+        negative = denoiser.null_condition() if negative_prompt is None else denoiser.encode_negative([negative_prompt])
     sampler = Sampler(
         denoiser,
         num_inference_steps,

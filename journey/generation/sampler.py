@@ -50,7 +50,7 @@ class Sampler:
         denoiser: The model; neither it nor its scheduler is changed.
         num_inference_steps: Steps of the sampler.
         condition: What the network is told, one row per image or one for all.
-        guidance_scale: Strength of classifier-free guidance, none at 1 or below.
+        guidance_scale: Strength of guidance; by default, and at ``denoiser.no_guidance`` or below, there is none.
         negative: What guidance leads away from, one row per image or one for all; the denoiser's null condition by
             default.
         shape: Shape of one image in the model's space; by default that of the model. [C, H, W]
@@ -60,9 +60,6 @@ class Sampler:
     Raises:
         ValueError: If a number is not positive, or guidance is asked for without a condition.
         TypeError: If the model does not tell the shape of its images and none is given.
-
-    Reference:
-        Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, Eq. 6, with guidance_scale = 1 + w.
     """
 
     def __init__(
@@ -71,7 +68,7 @@ class Sampler:
         num_inference_steps: int,
         *,
         condition: Condition | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         negative: Condition | None = None,
         shape: tuple[int, ...] | None = None,
         stochastic: bool = False,
@@ -79,9 +76,12 @@ class Sampler:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be positive, got {num_inference_steps}")
         shape = denoiser.shape_of(None) if shape is None else shape
-        guided = guidance_scale > 1
+        guidance_scale = denoiser.no_guidance if guidance_scale is None else guidance_scale
+        guided = guidance_scale > denoiser.no_guidance
         if guided and condition is None:
-            raise ValueError(f"guidance_scale must be 1 without a prompt or class label, got {guidance_scale}")
+            raise ValueError(
+                f"guidance_scale must be {denoiser.no_guidance:g} without a prompt or class label, got {guidance_scale}"
+            )
         self.denoiser = denoiser
         self.num_inference_steps = num_inference_steps
         self.shape = shape
@@ -166,7 +166,7 @@ class Sampler:
         both = Condition.cat([negative.to(x_t.device), condition])
         prediction = self.denoiser.predict_at(torch.cat([x_t, x_t]), time.expand(2 * len(x_t)).to(x_t.device), both)
         without, given = prediction.chunk(2)
-        return without + self._guidance_scale * (given - without)
+        return self.denoiser.combine(without, given, self._guidance_scale)
 
     @property
     def _is_ancestral(self) -> bool:

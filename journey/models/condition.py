@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What the name of a tensor's mask ends with.
+_MASK = "_mask"
+
 
 @dataclass(frozen=True)
 class Condition:
     """Named tensors whose first dimension is the row; their meaning is the denoiser's.
+
+    Rows may hold texts of different lengths: then a tensor ``NAME`` [num_rows, num_tokens, ...] comes with a boolean
+    ``NAME_mask`` [num_rows, num_tokens], False where a row is padded.
 
     Args:
         tensors: At least one. Each [num_rows, ...]
@@ -59,13 +65,44 @@ class Condition:
         """Return the condition on a device."""
         return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
 
+    @property
+    def _num_tokens(self) -> dict[str, int]:
+        """Tokens of the tensors that have masks, and of these masks."""
+        masks = {name: tensor.shape[1] for name, tensor in self.tensors.items() if name.endswith(_MASK)}
+        return {**masks, **{name.removesuffix(_MASK): length for name, length in masks.items()}}
+
+    def trimmed(self) -> Condition:
+        """Return the condition without the tokens that are padding in every row; at least one is left."""
+        found = dict(self.tensors)
+        for name in [name for name in found if name.endswith(_MASK)]:
+            used = found[name].any(0).nonzero()
+            length = int(used.max()) + 1 if len(used) else 1
+            for trimmed in (name, name.removesuffix(_MASK)):
+                found[trimmed] = found[trimmed][:, :length]
+        return Condition(found)
+
+    def _padded(self, num_tokens: Mapping[str, int]) -> Condition:
+        """The condition with so many tokens; those that are added are zero, and False in the masks."""
+        found = dict(self.tensors)
+        for name, length in num_tokens.items():
+            rows, present, *rest = found[name].shape
+            if present < length:
+                found[name] = torch.cat([found[name], found[name].new_zeros(rows, length - present, *rest)], 1)
+        return Condition(found)
+
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """Return the rows of several conditions with the same names, one after the other.
 
+        Texts with a mask are padded to the longest.
+
         Raises:
             ValueError: If their names or the shapes of their rows differ.
         """
+        lengths = [c._num_tokens for c in conditions]
+        if all(length.keys() == lengths[0].keys() for length in lengths):
+            longest = {name: max(length[name] for length in lengths) for name in lengths[0]}
+            conditions = [c._padded(longest) for c in conditions]
         shapes = [{name: tuple(tensor.shape[1:]) for name, tensor in c.tensors.items()} for c in conditions]
         if any(shape != shapes[0] for shape in shapes):
             raise ValueError(f"conditions must have rows of the same names and shapes, got {shapes[:2]}")

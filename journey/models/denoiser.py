@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from journey.data.items import channels_are_last, check_finite, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
+from journey.models.guidance import Guidance
 from journey.models.network import check_network, sample_of, unwrapped
 from journey.models.schedules import Schedule, as_schedule
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Denoiser:
+class Denoiser(Guidance):
     """A denoising network with the schedule it was trained for, unconditional and in pixels.
 
     Other families of models are subclasses in ``journey.models``.
@@ -34,9 +35,6 @@ class Denoiser:
             prediction type is unknown.
         TypeError: If the scheduler has no known schedule.
     """
-
-    # Guidance that the pipelines sample with where nothing else is asked for.
-    default_guidance = 1.0
 
     def __init__(self, network: nn.Module, scheduler: Any) -> None:
         network = unwrapped(network)
@@ -148,22 +146,6 @@ class Denoiser:
             )
         return condition.to(self.device)
 
-    def null_condition(self) -> Condition:
-        """Return what the network is told when it is told nothing, one row, for guidance.
-
-        Raises:
-            TypeError: If the model has no such condition.
-        """
-        raise TypeError(f"{type(self).__name__} has no null condition: guidance needs one of a text or class model")
-
-    def encode_prompt(self, prompts: list[str]) -> Condition:
-        """Return the condition of some prompts, one row each.
-
-        Raises:
-            TypeError: If the model reads no text.
-        """
-        raise TypeError(f"prompt must be None for {type(self).__name__}, which reads no text, got {prompts[:1]}")
-
     def encode_labels(self, labels: list[int]) -> Condition:
         """Return the condition of some class labels, one row each.
 
@@ -171,10 +153,6 @@ class Denoiser:
             TypeError: If the model has no classes.
         """
         raise TypeError(f"class_labels must be None for {type(self).__name__}, which has no classes, got {labels[:1]}")
-
-    def with_guidance(self, condition: Condition, guidance_scale: float) -> tuple[Condition, float]:
-        """Return the condition to sample with, and the scale of classifier-free guidance that remains to be applied."""
-        return condition, guidance_scale
 
     @property
     def frozen(self) -> dict[str, nn.Module]:

@@ -139,25 +139,43 @@ class LatentDenoiser(Denoiser):
     def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
         """Return the latents of images, see ``Denoiser.encode_images``."""
         vae = self.pipeline.vae
-        encoded = vae.encode(images.to(vae.device, vae.dtype))
-        # A tiny one has no posterior.
-        z = encoded.latents.float() if hasattr(encoded, "latents") else encoded.latent_dist.mean.float()
+        posterior = self._posterior(images.to(vae.device, vae.dtype))
+        z = posterior.mean.float()
         if self.latents == "sample":
             keys = torch.tensor(
                 [to_signed(derive_key(self.seed, "posterior", i)) for i in ids], dtype=torch.int64, device="cpu"
             )
             noise = keyed_noise(keys, 1, tuple(z.shape[1:]), z.device, antithetic=False, per=1)[:, 0, 0]
-            z = z + encoded.latent_dist.std.float() * noise
-        latents: Tensor = (z - self._shift) * vae.config.scaling_factor
-        return latents
+            z = z + posterior.std.float() * noise
+        return self._scaled(z)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images of latents, see ``Denoiser.decode``."""
         vae = self.pipeline.vae
-        z = latents.to(vae.device) / vae.config.scaling_factor + self._shift
-        images: Tensor = vae.decode(z.to(vae.dtype)).sample
+        images: Tensor = self._images(self._unscaled(latents.to(vae.device)).to(vae.dtype))
         return images.float().clamp(-1, 1)
+
+    def _posterior(self, images: Tensor) -> Any:
+        """What the VAE makes of images: an object with ``mean`` and ``std``, each [num_rows, C, H, W]."""
+        encoded = self.pipeline.vae.encode(images)
+        # A tiny one has no posterior.
+        return SimpleNamespace(mean=encoded.latents) if hasattr(encoded, "latents") else encoded.latent_dist
+
+    def _images(self, z: Tensor) -> Tensor:
+        """The VAE's images. [num_rows, C, height, width]"""
+        images: Tensor = self.pipeline.vae.decode(z).sample
+        return images
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        """Latents as the network takes them, from those of the VAE."""
+        latents: Tensor = (z - self._shift) * self.pipeline.vae.config.scaling_factor
+        return latents
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """The other way round."""
+        z: Tensor = latents / self.pipeline.vae.config.scaling_factor + self._shift
+        return z
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the latents depend on, see ``Denoiser.fingerprint``."""

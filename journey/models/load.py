@@ -13,15 +13,21 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
+from journey.models.chroma import Chroma
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
+from journey.models.flux_2 import Flux2, Flux2Klein
+from journey.models.lumina_2 import Lumina2
 from journey.models.network import check_known, unwrapped
+from journey.models.qwen_image import QwenImage
+from journey.models.sana import Sana
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
 from journey.models.weight_files import saved_dtype
+from journey.models.z_image import ZImage
 
 # Which adapter takes which diffusers pipeline, and its subclasses. By name, because importing a pipeline imports its
 # text encoders' library, which unconditional models do without.
@@ -30,6 +36,13 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Flux2Klein,
+    "ZImagePipeline": ZImage,
+    "QwenImagePipeline": QwenImage,
+    "SanaPipeline": Sana,
+    "ChromaPipeline": Chroma,
+    "Lumina2Pipeline": Lumina2,
     "DiTPipeline": DiT,
 }
 
@@ -41,10 +54,9 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
     """Return the denoiser of a model in any of the accepted forms.
 
     Args:
-        model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, ``StableDiffusionPipeline``,
-            ``StableDiffusionXLPipeline``, ``DiTPipeline``, ``StableDiffusion3Pipeline``, ``FluxPipeline``); a pair
-            ``(network, scheduler)``; or the path or repo id of a saved pipeline, which is read from the local cache
-            where there is no network.
+        model: A ``Denoiser``; a diffusers pipeline (``DDPMPipeline``, ``DDIMPipeline``, or one of those that
+            ``journey.models.load`` lists by name); a pair ``(network, scheduler)``; or the path or repo id of a saved
+            pipeline, which is read from the local cache where there is no network.
         latents: Of models with a VAE: the ``"mean"`` of its posterior, or one ``"sample"``, keyed by seed and sample.
         seed: Names the samples.
 

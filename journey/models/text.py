@@ -48,7 +48,7 @@ class TextDenoiser(Denoiser):
 
     def null_condition(self) -> Condition:
         """Return the condition of the empty prompt, as the pipelines' guidance uses it. One row."""
-        return self.encode_prompt([""])
+        return self.encode_negative([""])
 
     def encode_conditions(self, items: list[Any], names: list[str]) -> tuple[Condition, list[int]]:
         """Return one row per caption, and how many captions each item has."""

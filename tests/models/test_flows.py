@@ -1,0 +1,188 @@
+"""Every family behind ``Flow``: gradients and losses are the trainer's, sampling is the pipeline's, a run goes through.
+
+Gradients, losses and samples are compared with loops over single rows that call the network as the official training
+script or the pipeline does. Prompts have different lengths.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import randn
+from families import PROMPTS, SIZE, Captioned
+from flow_families import FLOWS, make_flow
+from models import assert_same_gradients, one_at_a_time
+from torch import Tensor, nn
+
+import journey
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.measure.measurements import TrainingLoss
+from journey.models.load import as_denoiser
+from journey.ops.keys import derive_key, to_signed
+from journey.ops.noise import keyed_noise
+from journey.projectors.exact import Identity
+from journey.projectors.random import CountSketch
+from journey.report.run import Run
+
+NUM_DRAWS = 2
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_out", "to_qkv_mlp_proj", "add_q_proj", "to_add_out")
+
+
+def add_adapter(network: Any) -> None:
+    """The adapter of the official LoRA scripts, all of whose weights are random."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    targets = [name for name, part in network.named_modules() if isinstance(part, nn.Linear) and name.endswith(TARGETS)]
+    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if ".lora_B." in name:
+                p.normal_(std=0.1)
+    network.eval()
+
+
+def train_block_weights(network: nn.Module) -> None:
+    """Full weights where every family has them: the matrices inside its blocks."""
+    for p in network.parameters():
+        p.requires_grad_(False)
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Linear) and name.split(".")[0] in ("layers", "transformer_blocks"):
+            part.weight.requires_grad_(True)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "weights"])
+@pytest.mark.parametrize("name", FLOWS)
+def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> None:
+    pipeline, dataset, ids = make_flow(name), Captioned(3), [0, 1, 2]
+    (add_adapter if kind == "adapter" else train_block_weights)(pipeline.transformer)
+    denoiser = as_denoiser(pipeline)
+    encoded = denoiser.encode([dataset[i] for i in ids], ids)
+    with torch.no_grad():
+        x0 = FLOWS[name].latents(pipeline, dataset.images)
+    torch.testing.assert_close(encoded.x0, x0, rtol=1e-5, atol=1e-5)
+
+    timesteps = torch.tensor([[[3, 640]], [[250, 999]], [[20, 800]]])
+    noise = randn(3, 1, NUM_DRAWS, *x0.shape[1:], seed=5)
+    featurizer = Featurizer(denoiser, measurement=TrainingLoss(), projector=Identity())
+    features, values = featurizer.features(encoded.x0, timesteps, noise, condition=encoded.condition)
+
+    # A row at a time, under its prompt alone.
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    index = len(scheduler.timesteps) - 1 - timesteps.flatten()
+    times, sigmas = scheduler.timesteps[index], scheduler.sigmas[index]
+
+    def losses(rows: slice) -> Tensor:
+        found = []
+        for row in range(6)[rows]:
+            image, drawn, sigma = x0[row // 2][None], noise.flatten(0, 2)[row][None], sigmas[row]
+            noisy = (1.0 - sigma) * image + sigma * drawn
+            velocity = FLOWS[name].call(pipeline, noisy, times[row : row + 1], PROMPTS[row // 2])
+            found.append((velocity - (drawn - image)).square().mean())
+        return torch.stack(found)
+
+    expected = one_at_a_time(denoiser.network, losses, 3, NUM_DRAWS)
+    wanted = losses(slice(0, 6)).view(3, 2).mean(1).detach()
+    torch.testing.assert_close(values.flatten(), wanted, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(denoiser.network, features[:, 0], expected)
+    print(f"{name} {kind}: gradients {(features[:, 0] - expected).norm() / expected.norm():.1e}, ", end="")
+    print(f"losses {((values.flatten() - wanted) / wanted).abs().max():.1e}")
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_recording_is_the_pipelines_own_sampling(name: str) -> None:
+    pipeline, prompts = make_flow(name), ["a red apple", "two"]
+    shape = as_denoiser(pipeline).shape_of(SIZE)
+    key = torch.tensor([to_signed(derive_key(4, "trajectory", 0))])
+    start = keyed_noise(key, 1, shape, torch.device("cpu"), antithetic=False, per=1)[:, 0, 0]
+    default = as_denoiser(pipeline).default_guidance
+    other = "ugly green pears" if FLOWS[name].takes_negatives else None
+    for scale, negative in ((default, None), (3.0, other), (as_denoiser(pipeline).no_guidance, None)):
+        told = {} if negative is None else {"negative_prompt": negative}
+        asked = list(prompts)
+        found = journey.record(
+            pipeline,
+            seed=4,
+            prompt=asked,
+            num_inference_steps=5,
+            size=SIZE,
+            guidance_scale=scale,
+            progress=False,
+            **told,
+        )
+        assert asked == prompts, "the caller's list was edited"
+        expected = FLOWS[name].sample(pipeline, start.expand(2, -1, -1, -1), list(prompts), scale, negative)
+        error = (found.images - expected).abs().max() / expected.abs().max()
+        assert error <= 1e-5, f"at guidance {scale}: {error:.1e}"
+        assert (found.images[0] - found.images[1]).abs().max() > 1e-3, "the prompt made no difference"
+        print(f"{name} at guidance {scale}: samples {error:.1e}")
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_default_guidance_is_that_of_the_pipeline(name: str) -> None:
+    pipeline = make_flow(name)
+    parameters = signature(type(pipeline).__call__).parameters
+    scale = parameters["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"]
+    assert as_denoiser(pipeline).default_guidance == scale.default
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_run_goes_through_to_its_page(name: str, tmp_path: Path) -> None:
+    pipeline, dataset = make_flow(name), Captioned(3)
+    add_adapter(pipeline.transformer)
+    options = {"draws": StratifiedDraws(num_draws=2, bins=2), "projector": CountSketch(64), "progress": False}
+    journey.featurize(pipeline, dataset, tmp_path / "f", **options)
+    features = journey.open_features(tmp_path / "f", pipeline)
+    trajectory = journey.record(pipeline, prompt=PROMPTS[0], num_inference_steps=3, size=SIZE, progress=False)
+    trajectory.save(tmp_path / "t.safetensors")
+    trajectory = journey.Trajectory.load(tmp_path / "t.safetensors")
+    scores = journey.score(features, trajectory, num_draws=2, progress=False)
+    assert scores.values.shape == (1, 3, 3)
+    assert scores.values.isfinite().all()
+    assert scores.values.abs().max() > 0
+    page = Run(trajectory, scores, dataset).write_report(tmp_path / "page.html")
+    assert PROMPTS[0] in page.read_text(encoding="utf-8")
+    assert as_denoiser(pipeline).decode(trajectory.images).shape == (1, 3, *SIZE)
+
+
+def test_texts_of_different_lengths_are_padded_with_a_mask_and_trimmed() -> None:
+    from journey.models.condition import Condition
+    from journey.models.flow import padded
+
+    one, two = padded([torch.ones(2, 3)]), padded([torch.ones(4, 3), torch.ones(1, 3)])
+    both = Condition.cat([one, two])
+    assert both["encoder_hidden_states"].shape == (3, 4, 3)
+    assert both["encoder_hidden_states_mask"].sum(1).tolist() == [2, 4, 1]
+    assert both["encoder_hidden_states"].sum((1, 2)).tolist() == [6, 12, 3]
+    again = both.select([0, 2]).trimmed()
+    assert again["encoder_hidden_states"].shape == (2, 2, 3)
+    assert again["encoder_hidden_states_mask"].tolist() == [[True, True], [True, False]]
+    with pytest.raises(ValueError, match="conditions must have rows of the same names and shapes"):
+        Condition.cat([Condition({"a": torch.ones(1, 2, 3)}), Condition({"a": torch.ones(1, 4, 3)})])
+    with pytest.raises(ValueError, match="conditions must have rows of the same names and shapes"):
+        Condition.cat([one, padded([torch.ones(2, 5)])])
+
+
+def test_a_pipeline_whose_text_encoder_was_dropped_says_so() -> None:
+    pipeline = make_flow("Z-Image")
+    pipeline.text_encoder = None
+    with pytest.raises(ValueError, match="text_encoder of the ZImagePipeline must be there to read a prompt, got None"):
+        journey.record(pipeline, prompt="two", num_inference_steps=1, size=SIZE, progress=False)
+
+
+def test_a_distilled_klein_is_sampled_without_guidance() -> None:
+    pipeline = make_flow("FLUX.2 Klein")
+    pipeline.register_to_config(is_distilled=True)
+    found = journey.record(pipeline, prompt="two", num_inference_steps=2, size=SIZE, progress=False)
+    again = journey.record(pipeline, prompt="two", num_inference_steps=2, size=SIZE, guidance_scale=4.0, progress=False)
+    assert found.guidance_scale == again.guidance_scale == 1.0
+    assert torch.equal(found.images, again.images)
+
+
+def test_an_autoencoder_without_a_posterior_gives_no_samples_of_it() -> None:
+    with pytest.raises(ValueError, match='latents must be "mean" for SANA, whose autoencoder has no posterior'):
+        as_denoiser(make_flow("SANA"), latents="sample")
