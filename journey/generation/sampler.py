@@ -172,7 +172,10 @@ class Sampler:
         changes = {}
         if self._stochastic and not ancestral:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:
-                raise ValueError("stochastic flow matching needs a newer diffusers, with stochastic_sampling")
+                raise ValueError(
+                    "stochastic flow matching needs a FlowMatchEulerDiscreteScheduler of a diffusers that has "
+                    f"stochastic_sampling, got {type(given).__name__}"
+                )
             changes = {"stochastic_sampling": True}
         scheduler = type(given).from_config(given.config, **changes)
         self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)

@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from journey.models.aura_flow import AuraFlow
 from journey.models.chroma import Chroma
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
@@ -40,6 +41,7 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "SanaPipeline": Sana,
     "ChromaPipeline": Chroma,
     "Lumina2Pipeline": Lumina2,
+    "AuraFlowPipeline": AuraFlow,
     "DiTPipeline": DiT,
 }
 
