@@ -179,7 +179,10 @@ class Sampler:
         changes = {}
         if self._stochastic and not ancestral:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:
-                raise ValueError("stochastic flow matching needs a newer diffusers, with stochastic_sampling")
+                raise ValueError(
+                    "stochastic flow matching needs a FlowMatchEulerDiscreteScheduler of a diffusers that has "
+                    f"stochastic_sampling, got {type(given).__name__}"
+                )
             changes = {"stochastic_sampling": True}
         # Schedulers make their tables, and numbers in their steps, on torch's default device.
         with torch.device("cpu"):

@@ -9,5 +9,5 @@ lie on a disk), ``lora_files`` (adapters) and ``lora_names`` (in the spellings o
 Bases: ``latent`` (behind an autoencoder), ``text`` (captions), ``flow`` (transformers trained by flow matching). Bare
 networks with one condition: ``conditional``. Families: ``dit``, ``stable_diffusion``, ``stable_diffusion_xl``,
 ``stable_diffusion_3``; over ``flow``: ``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``,
-``lumina_2``.
+``lumina_2``, ``aura_flow``.
 """

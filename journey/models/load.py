@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines import pipeline_utils
 from torch import nn
 
+from journey.models.aura_flow import AuraFlow
 from journey.models.chroma import Chroma
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
@@ -43,6 +44,7 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "SanaPipeline": Sana,
     "ChromaPipeline": Chroma,
     "Lumina2Pipeline": Lumina2,
+    "AuraFlowPipeline": AuraFlow,
     "DiTPipeline": DiT,
 }
 

@@ -175,10 +175,11 @@ class FlowMatching(Schedule):
     shift that depends on the resolution belongs to sampling and is not in that table.
 
     Args:
-        scheduler: A ``FlowMatchEulerDiscreteScheduler``.
+        scheduler: A ``FlowMatchEulerDiscreteScheduler``; or a solver with ``prediction_type="flow_prediction"``
+            (DPM-Solver++, UniPC), whose table is that of the former with its ``flow_shift``.
 
     Raises:
-        ValueError: If its sigmas are inverted, so that sigma multiplies the image.
+        ValueError: If its sigmas are inverted, so that sigma multiplies the image, or a solver's are none of a flow.
 
     Reference:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", ICML 2024, Eq. 13 and
@@ -190,6 +191,15 @@ class FlowMatching(Schedule):
     def __init__(self, scheduler: Any) -> None:
         if scheduler.config.get("invert_sigmas", False):
             raise ValueError("scheduler must have sigma = 1 for pure noise, got one with invert_sigmas")
+        if _predicts_flow(scheduler):
+            if not scheduler.config.get("use_flow_sigmas", False):
+                raise ValueError("scheduler with flow_prediction must have use_flow_sigmas=True, got False")
+            # Here, because diffusers versions without it remain usable for the rest.
+            from diffusers import FlowMatchEulerDiscreteScheduler
+
+            scheduler = FlowMatchEulerDiscreteScheduler(
+                scheduler.config.num_train_timesteps, shift=scheduler.config.flow_shift
+            )
         # A scheduler that was used to sample no longer has the training table; a fresh one does, in descending order.
         with torch.device("cpu"):
             self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float()
@@ -231,7 +241,8 @@ def as_schedule(scheduler: Any) -> Schedule:
     """Return the schedule that a diffusers scheduler was trained with.
 
     Args:
-        scheduler: Any scheduler with ``alphas_cumprod``, or a ``FlowMatchEulerDiscreteScheduler``.
+        scheduler: Any scheduler with ``alphas_cumprod``, a ``FlowMatchEulerDiscreteScheduler``, or a solver with
+            ``prediction_type="flow_prediction"``.
 
     Returns:
         The schedule.
@@ -240,6 +251,8 @@ def as_schedule(scheduler: Any) -> Schedule:
         TypeError: If the scheduler is neither.
         ValueError: If its prediction type is unknown.
     """
+    if _predicts_flow(scheduler):
+        return FlowMatching(scheduler)
     if isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
         return VariancePreserving(scheduler)
     # By name: diffusers versions without this scheduler remain usable for the rest.
@@ -249,6 +262,11 @@ def as_schedule(scheduler: Any) -> Schedule:
         "scheduler must be a diffusers scheduler with alphas_cumprod (DDPMScheduler, DDIMScheduler, ...) or a "
         f"FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}"
     )
+
+
+def _predicts_flow(scheduler: Any) -> bool:
+    """Whether a scheduler of another family is set to flow matching."""
+    return getattr(getattr(scheduler, "config", None), "prediction_type", None) == "flow_prediction"
 
 
 def check_interval(name: str, interval: Interval, num_train_timesteps: int) -> None:

@@ -51,7 +51,7 @@ def train_block_weights(network: nn.Module) -> None:
     for p in network.parameters():
         p.requires_grad_(False)
     for name, part in network.named_modules():
-        if isinstance(part, nn.Linear) and name.split(".")[0] in ("layers", "transformer_blocks"):
+        if isinstance(part, nn.Linear) and name.split(".")[0].endswith(("layers", "blocks")):
             part.weight.requires_grad_(True)
 
 
@@ -186,3 +186,24 @@ def test_a_distilled_klein_is_sampled_without_guidance() -> None:
 def test_an_autoencoder_without_a_posterior_gives_no_samples_of_it() -> None:
     with pytest.raises(ValueError, match='latents must be "mean" for SANA, whose autoencoder has no posterior'):
         as_denoiser(make_flow("SANA"), latents="sample")
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_a_solver_that_is_set_to_flow_matching_samples_as_in_its_pipeline(kind: str) -> None:
+    import diffusers
+
+    pipeline = make_flow("SANA")
+    euler = as_denoiser(pipeline).schedule
+    options = {"prediction_type": "flow_prediction", "flow_shift": 3.0}
+    with pytest.raises(ValueError, match="must have use_flow_sigmas=True, got False"):
+        as_denoiser((pipeline.transformer, getattr(diffusers, kind)(**options)))
+    pipeline.scheduler = getattr(diffusers, kind)(**options, use_flow_sigmas=True)
+    assert as_denoiser(pipeline).schedule.fingerprint() == euler.fingerprint()
+    prompts = ["a red apple", "two"]
+    found = journey.record(pipeline, seed=4, prompt=prompts, num_inference_steps=5, size=SIZE, progress=False)
+    key = torch.tensor([to_signed(derive_key(4, "trajectory", 0))])
+    start = keyed_noise(key, 1, (4, 8, 8), torch.device("cpu"), antithetic=False, per=1)[:, 0, 0]
+    expected = FLOWS["SANA"].sample(pipeline, start.expand(2, -1, -1, -1), prompts, 4.5, None)
+    assert (found.images - expected).abs().max() <= 1e-5 * expected.abs().max()
+    # What the last prediction implies is nearly where the sampler ends.
+    assert (found.x0_hat[:, -1] - expected).abs().max() <= 0.05 * expected.abs().max()

@@ -462,6 +462,45 @@ class Lumina2(ByHand):
         )[0]
 
 
+class AuraFlow(ByHand):
+    def make(self) -> Any:
+        from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+
+        transformer = AuraFlowTransformer2DModel(
+            sample_size=LATENT,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            out_channels=4,
+            pos_embed_max_size=64,
+        ).eval()
+        # Its gates begin so small that hardly a prompt would make a difference.
+        for p in transformer.time_step_proj.parameters():
+            p.data.mul_(10)
+        pipeline = AuraFlowPipeline(
+            tokenizer=make_tokenizer(),
+            text_encoder=make_t5(),
+            vae=make_vae(),
+            transformer=transformer,
+            scheduler=make_flow_scheduler(shift=1.73),
+        )
+        # Sums over 256 tokens, nearly all padding, would round more than the tests allow.
+        pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=12)
+        return pipeline
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, *_ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        return pipeline.transformer(noisy, encoder_hidden_states=states, timestep=time / 1000, return_dict=False)[0]
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, prompts, max_sequence_length=12, **options)
+
+
 FLOWS: dict[str, ByHand] = {
     "Z-Image": ZImage(),
     "Qwen-Image": QwenImage(),
@@ -470,6 +509,7 @@ FLOWS: dict[str, ByHand] = {
     "SANA": Sana(),
     "Chroma": Chroma(),
     "Lumina 2": Lumina2(),
+    "AuraFlow": AuraFlow(),
 }
 
 
