@@ -20,6 +20,7 @@ class Flux2(Flow):
     """
 
     default_guidance = 4.0
+    autoencoders = ("AutoencoderKLFlux2",)
     embeddings = ("encoder_hidden_states",)
 
     @torch.no_grad()

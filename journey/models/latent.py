@@ -17,8 +17,6 @@ from journey.ops.noise import keyed_noise
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_AUTOENCODERS = {"AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"}
-
 
 class LatentDenoiser(Denoiser):
     """A denoiser of VAE latents, from a diffusers pipeline.
@@ -40,13 +38,16 @@ class LatentDenoiser(Denoiser):
     # The network works on squares of so many latents.
     patch_size = 1
 
+    # Classes of diffusers whose latents the family knows how to scale.
+    autoencoders: tuple[str, ...] = ("AsymmetricAutoencoderKL", "AutoencoderKL", "AutoencoderTiny")
+
     def __init__(self, pipeline: Any, network: nn.Module, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(network, pipeline.scheduler)
         if latents not in ("mean", "sample"):
             raise ValueError(f'latents must be "mean" or "sample", got {latents!r}')
         kinds = [kind.__name__ for kind in type(pipeline.vae).__mro__]
-        if not set(kinds) & _AUTOENCODERS:
-            raise TypeError(f"vae of the pipeline must be one of {', '.join(sorted(_AUTOENCODERS))}, got {kinds[0]}")
+        if not set(kinds) & set(self.autoencoders):
+            raise TypeError(f"vae of the pipeline must be one of {', '.join(self.autoencoders)}, got {kinds[0]}")
         if latents == "sample" and "AutoencoderTiny" in kinds:
             raise ValueError("latents must be \"mean\" for an AutoencoderTiny, which has no posterior, got 'sample'")
         self.pipeline = pipeline

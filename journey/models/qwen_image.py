@@ -23,6 +23,7 @@ class QwenImage(Flow):
 
     # Its ``true_cfg_scale``; without a negative prompt it would not guide, here the empty one is taken.
     default_guidance = 4.0
+    autoencoders = ("AutoencoderKLQwenImage",)
 
     @property
     def in_channels(self) -> int:

@@ -26,6 +26,7 @@ class Sana(Flow):
     """
 
     default_guidance = 4.5
+    autoencoders = ("AutoencoderDC",)
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, latents=latents, seed=seed)
