@@ -6,7 +6,6 @@ timestep; intervals of timesteps), ``condition`` (what a network is told), ``gui
 ``encoding`` (the frozen parts, run once for each image), ``checkpoints`` (sets of weights).
 
 Families: ``latent`` (behind an autoencoder), ``conditional`` (a network that is told one thing), ``text``, ``dit``,
-``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``; by flow matching behind one contract, ``flow``:
-``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``, ``lumina_2``,
-``aura_flow``.
+``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``, ``pixart``; by flow matching behind one contract,
+``flow``: ``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``, ``lumina_2``, ``aura_flow``.
 """

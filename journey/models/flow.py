@@ -43,21 +43,6 @@ class Flow(TextDenoiser, LatentDenoiser):
         size = getattr(self.pipeline, "default_sample_size", None)
         return (int(self.config.sample_size if size is None else size),) * 2
 
-    @property
-    def encoder_device(self) -> torch.device:
-        """Where the text encoder is.
-
-        Raises:
-            ValueError: If the pipeline has none.
-        """
-        if self.pipeline.text_encoder is None:
-            raise ValueError(
-                f"text_encoder of the {type(self.pipeline).__name__} must be there to read a prompt, got None; load "
-                "the pipeline with it, or give record a condition"
-            )
-        device: torch.device = self.pipeline.text_encoder.device
-        return device
-
     @abstractmethod
     def velocity(self, x_t: Tensor, sigma: Tensor, told: Condition) -> Tensor:
         """Run the network: packing, positions, its own time and its sign belong here.

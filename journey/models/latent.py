@@ -61,6 +61,21 @@ class LatentDenoiser(Denoiser):
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
+    def encoder_device(self) -> torch.device:
+        """Where the text encoder is.
+
+        Raises:
+            ValueError: If the pipeline has none.
+        """
+        if self.pipeline.text_encoder is None:
+            raise ValueError(
+                f"text_encoder of the {type(self.pipeline).__name__} must be there to read a prompt, got None; load "
+                "the pipeline with it, or give record a condition"
+            )
+        device: torch.device = self.pipeline.text_encoder.device
+        return device
+
+    @property
     def in_channels(self) -> int:
         """Channels of an image."""
         return int(self.pipeline.vae.config.in_channels)
