@@ -22,6 +22,7 @@ from journey.models.flux import Flux
 from journey.models.flux_2 import Flux2, Flux2Klein
 from journey.models.lumina_2 import Lumina2
 from journey.models.network import check_known, unwrapped
+from journey.models.pixart import PixArt
 from journey.models.qwen_image import QwenImage
 from journey.models.sana import Sana
 from journey.models.stable_diffusion import StableDiffusion
@@ -45,6 +46,8 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "ChromaPipeline": Chroma,
     "Lumina2Pipeline": Lumina2,
     "AuraFlowPipeline": AuraFlow,
+    "PixArtAlphaPipeline": PixArt,
+    "PixArtSigmaPipeline": PixArt,
     "DiTPipeline": DiT,
 }
 

@@ -1,4 +1,4 @@
-"""Every family behind ``Flow``: gradients and losses are the trainer's, sampling is the pipeline's, a run goes through.
+"""Text-to-image transformers: gradients and losses are the trainer's, sampling is the pipeline's, a run goes through.
 
 Gradients, losses and samples are compared with loops over single rows that call the network as the official training
 script or the pipeline does. Prompts have different lengths.
@@ -38,7 +38,8 @@ def add_adapter(network: Any) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     targets = [name for name, part in network.named_modules() if isinstance(part, nn.Linear) and name.endswith(TARGETS)]
-    network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+    # As ``network.add_adapter`` does, which PixArt's transformer lacks.
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets), network)
     with torch.no_grad():
         for name, p in network.named_parameters():
             if ".lora_B." in name:
@@ -73,16 +74,13 @@ def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> 
 
     # A row at a time, under its prompt alone.
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-    index = len(scheduler.timesteps) - 1 - timesteps.flatten()
-    times, sigmas = scheduler.timesteps[index], scheduler.sigmas[index]
 
     def losses(rows: slice) -> Tensor:
         found = []
         for row in range(6)[rows]:
-            image, drawn, sigma = x0[row // 2][None], noise.flatten(0, 2)[row][None], sigmas[row]
-            noisy = (1.0 - sigma) * image + sigma * drawn
-            velocity = FLOWS[name].call(pipeline, noisy, times[row : row + 1], PROMPTS[row // 2])
-            found.append((velocity - (drawn - image)).square().mean())
+            image, drawn, t = x0[row // 2][None], noise.flatten(0, 2)[row][None], timesteps.flatten()[row : row + 1]
+            noisy, time, target = FLOWS[name].noised(scheduler, image, drawn, t)
+            found.append((FLOWS[name].call(pipeline, noisy, time, PROMPTS[row // 2]) - target).square().mean())
         return torch.stack(found)
 
     expected = one_at_a_time(denoiser.network, losses, 3, NUM_DRAWS)
@@ -170,7 +168,7 @@ def test_texts_of_different_lengths_are_padded_with_a_mask_and_trimmed() -> None
 def test_a_pipeline_whose_text_encoder_was_dropped_says_so() -> None:
     pipeline = make_flow("Z-Image")
     pipeline.text_encoder = None
-    with pytest.raises(ValueError, match="text_encoder of the ZImagePipeline must be there to read a prompt, got None"):
+    with pytest.raises(ValueError, match="text_encoder of the pipeline must be there to read a prompt, got None"):
         journey.record(pipeline, prompt="two", num_inference_steps=1, size=SIZE, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of the families behind ``journey.models.flow``, with random weights, built without any download."""
+"""Tiny pipelines of the families of text-to-image transformers, with random weights, built without any download."""
 
 from __future__ import annotations
 
@@ -54,8 +54,14 @@ class ByHand:
         raise NotImplementedError
 
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
-        """The velocity of one row as the training script has it, ``time`` from the scheduler. [1, C, H, W]"""
+        """The prediction of one row as the training script has it, ``time`` from the scheduler. [1, C, H, W]"""
         raise NotImplementedError
+
+    def noised(self, scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The script's noised latents, its time and its target, from the scheduler's table, which descends."""
+        index = len(scheduler.timesteps) - 1 - timestep
+        sigma = scheduler.sigmas[index]
+        return (1.0 - sigma) * x0 + sigma * noise, scheduler.timesteps[index], noise - x0
 
     def told(self, pipeline: Any, prompt: str, **options: Any) -> Any:
         """What the pipeline encodes a prompt as, once."""
@@ -501,6 +507,66 @@ class AuraFlow(ByHand):
         return super().run(pipeline, start, prompts, max_sequence_length=12, **options)
 
 
+class PixArtSigma(ByHand):
+    kind, more = "PixArtSigmaPipeline", False
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.PixArtTransformer2DModel(
+            sample_size=LATENT,
+            patch_size=2,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=12 if self.more else 8,
+            cross_attention_dim=24 if self.more else 16,
+            caption_channels=16,
+            use_additional_conditions=self.more,
+        ).eval()
+        return getattr(diffusers, self.kind)(
+            tokenizer=make_tokenizer(),
+            text_encoder=make_t5(),
+            vae=make_vae(),
+            transformer=transformer,
+            scheduler=diffusers.DPMSolverMultistepScheduler(),
+        )
+
+    def noised(self, scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler.from_config(scheduler.config).add_noise(x0, noise, timestep), timestep, noise
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, mask, *_ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        sizes = {"resolution": None, "aspect_ratio": None}
+        if self.more:
+            sizes = {"resolution": torch.tensor([SIZE]).float(), "aspect_ratio": torch.tensor([[1.0]])}
+        return pipeline.transformer(
+            noisy,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=time,
+            added_cond_kwargs=sizes,
+            return_dict=False,
+        )[0].chunk(2, dim=1)[0]
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, prompts, use_resolution_binning=False, **options)
+
+
+class PixArtAlpha(PixArtSigma):
+    kind, more = "PixArtAlphaPipeline", True
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        # It tells the sizes to networks of 128 latents alone.
+        pipeline.transformer.register_to_config(sample_size=128)
+        found = super().run(pipeline, start, prompts, **options)
+        pipeline.transformer.register_to_config(sample_size=LATENT)
+        return found
+
+
 FLOWS: dict[str, ByHand] = {
     "Z-Image": ZImage(),
     "Qwen-Image": QwenImage(),
@@ -510,6 +576,8 @@ FLOWS: dict[str, ByHand] = {
     "Chroma": Chroma(),
     "Lumina 2": Lumina2(),
     "AuraFlow": AuraFlow(),
+    "PixArt-sigma": PixArtSigma(),
+    "PixArt-alpha": PixArtAlpha(),
 }
 
 
