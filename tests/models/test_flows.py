@@ -23,6 +23,7 @@ from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
 from journey.models.load import as_denoiser
+from journey.models.schedules import as_schedule
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 from journey.projectors.exact import Identity
@@ -194,7 +195,7 @@ def test_a_solver_that_is_set_to_flow_matching_samples_as_in_its_pipeline(kind: 
     euler = as_denoiser(pipeline).schedule
     options = {"prediction_type": "flow_prediction", "flow_shift": 3.0}
     with pytest.raises(ValueError, match="must have use_flow_sigmas=True, got False"):
-        as_denoiser((pipeline.transformer, getattr(diffusers, kind)(**options)))
+        as_schedule(getattr(diffusers, kind)(**options))
     pipeline.scheduler = getattr(diffusers, kind)(**options, use_flow_sigmas=True)
     assert as_denoiser(pipeline).schedule.fingerprint() == euler.fingerprint()
     prompts = ["a red apple", "two"]
