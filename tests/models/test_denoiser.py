@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, KarrasVeScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, KarrasVeScheduler
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
@@ -96,9 +96,9 @@ def test_a_network_in_train_mode_is_refused() -> None:
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
-    message = "prediction_type of the scheduler must be one of epsilon, sample, v_prediction, got 'flow_prediction'"
+    message = "prediction_type of the scheduler must be one of epsilon, sample, v_prediction, got 'score'"
     with pytest.raises(ValueError, match=message):
-        Denoiser(SmallDenoiser(), DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True))
+        Denoiser(SmallDenoiser(), make_scheduler("score"))
 
 
 def test_a_scheduler_without_a_known_schedule_is_refused() -> None:
