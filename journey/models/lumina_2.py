@@ -14,8 +14,8 @@ from journey.models.flow import Flow, padded
 class Lumina2(Flow):
     """The transformer of a ``Lumina2Pipeline``, told token states of any length. Its output is ``x0 - noise``.
 
-    The system prompt precedes a prompt, but not a negative one. The network's time is that of the pipeline, 1 - sigma;
-    the LoRA script of diffusers gives it another.
+    The system prompt precedes a prompt, but not a negative one. At one noise level the loss is that of diffusers' LoRA
+    script, which draws its levels from the mirrored table.
 
     Reference:
         Qin et al., "Lumina-Image 2.0: A Unified and Efficient Image Generative Framework", ICCV 2025.

@@ -1,4 +1,4 @@
-"""PixArt-alpha and PixArt-sigma: a transformer on VAE latents that attends to the states of T5. Predicts the noise."""
+"""PixArt-alpha and -sigma: a transformer on VAE latents that attends to the states of T5 and predicts the noise."""
 
 from __future__ import annotations
 

@@ -96,11 +96,9 @@ def test_a_network_in_train_mode_is_refused() -> None:
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
-    scheduler = make_scheduler()
-    scheduler.register_to_config(prediction_type="score")
     message = "prediction_type of the scheduler must be one of epsilon, sample, v_prediction, got 'score'"
     with pytest.raises(ValueError, match=message):
-        Denoiser(SmallDenoiser(), scheduler)
+        Denoiser(SmallDenoiser(), make_scheduler("score"))
 
 
 def test_a_scheduler_without_a_known_schedule_is_refused() -> None:

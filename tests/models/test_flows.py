@@ -206,3 +206,17 @@ def test_a_solver_that_is_set_to_flow_matching_samples_as_in_its_pipeline(kind: 
     assert (found.images - expected).abs().max() <= 1e-5 * expected.abs().max()
     # What the last prediction implies is nearly where the sampler ends.
     assert (found.x0_hat[:, -1] - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_another_network_predicts_the_same_without_the_parts_that_encode(name: str) -> None:
+    denoiser = as_denoiser(make_flow(name))
+    x_t, timesteps = randn(2, *denoiser.shape_of(SIZE), seed=3), torch.tensor([30, 700])
+    told = denoiser.encode_prompt(["a red apple", "two"])
+    with torch.no_grad():
+        wanted = denoiser.predict(x_t, timesteps, told)
+        found = denoiser.around(denoiser.network).predict(x_t, timesteps, told)
+    assert torch.equal(found, wanted)
+    if name != "SANA":
+        sampled = as_denoiser(make_flow(name), latents="sample").encode_images(Captioned(2).images, [0, 1])
+        assert sampled.shape == (2, *denoiser.shape_of(SIZE))

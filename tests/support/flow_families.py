@@ -457,7 +457,7 @@ class Lumina2(ByHand):
         return pipeline
 
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
-        """As the pipeline has it; the script gives the network another time and image and noise in exchange."""
+        """As the pipeline has it; the script draws from a mirrored table, and has the same loss at one noise level."""
         states, mask, _, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
         return -pipeline.transformer(
             hidden_states=noisy,
