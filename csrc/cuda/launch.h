@@ -127,6 +127,52 @@ struct alignas(8) Float2 {
     float value[2];
 };
 
+// A pointer to global memory whose parts the compiler forgets: it would add them up anew for every load.
+__device__ __forceinline__ const char* computed(const char* pointer) {
+#ifdef JOURNEY_CUDA_EMULATION
+    return pointer;
+#else
+    size_t address = __cvta_generic_to_global(pointer);
+    asm("" : "+l"(address));
+    return static_cast<const char*>(__cvta_global_to_generic(address));
+#endif
+}
+
+#ifndef JOURNEY_CUDA_EMULATION
+template <size_t kBytes>
+struct WordsOf;
+template <>
+struct WordsOf<16> {
+    using type = uint4;
+};
+template <>
+struct WordsOf<8> {
+    using type = uint2;
+};
+template <>
+struct WordsOf<4> {
+    using type = uint32_t;
+};
+template <>
+struct WordsOf<2> {
+    using type = uint16_t;
+};
+#endif
+
+// A struct of 2 to 16 bytes by one instruction. A plain copy may become one of each member, or sink behind a branch.
+template <typename vector_t>
+__device__ __forceinline__ vector_t load_vector(const vector_t* from) {
+#ifdef JOURNEY_CUDA_EMULATION
+    return *from;
+#else
+    using words_t = typename WordsOf<sizeof(vector_t)>::type;
+    const words_t words = *reinterpret_cast<const words_t*>(from);
+    vector_t vector;
+    memcpy(&vector, &words, sizeof(vector));
+    return vector;
+#endif
+}
+
 // Work items cut into runs of equal length, a function of their number alone.
 struct Slices {
     int64_t count;

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import shutil
+from ctypes import c_int64
 
 import pytest
 import torch
@@ -82,6 +83,19 @@ def test_two_tf32_numbers_hold_23_bits_of_a_float(kernels):
     x = randn(10_000)
     high, low = kernels.split_tf32(x)
     assert torch.all((x.double() - high - low).abs() <= 2**-23 * x.abs())
+
+
+def test_a_nan_of_any_bits_stays_one_in_its_lower_part(kernels):
+    x = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    assert kernels.split_tf32(x)[1].isnan().all()
+
+
+def test_divisions_as_products_are_exact(kernels):
+    for divisor in (1, 2, 3, 7, 9, 31, 32, 33, 4095, 65_537, 2**28 + 1, 2**29 - 1, 2**29):
+        for quotient in (0, 1, 2, (2**31 - 1) // divisor):
+            for n in (quotient * divisor - 1, quotient * divisor, quotient * divisor + 1, 2**31 - 1):
+                if 0 <= n < 2**31:
+                    assert kernels.library.divide(n, c_int64(divisor)) == n // divisor, (n, divisor)
 
 
 def test_products_of_the_emulation_read_tf32_and_round_towards_zero(kernels):
@@ -425,7 +439,7 @@ def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
 
 def test_sums_that_do_not_fit_in_shared_memory_are_exact_too(kernels):
     a, g = integers(4, 9, 75, seed=1), integers(4, 9, 130, seed=2)
-    for proj_dim in (22_880, 22_912, 32_768):  # two copies and the stages fill 227 KiB
+    for proj_dim in (23_168, 23_200, 32_768):  # two copies and the stages fill 227 KiB
         expected = reference.sketch_outer(a, g, proj_dim, KEY, rows_per_group=2, nnz=4)
         assert torch.equal(kernels.sketch_outer(a, g, proj_dim, KEY, 2, nnz=4).double(), expected)
 

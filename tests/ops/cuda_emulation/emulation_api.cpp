@@ -2,7 +2,7 @@
 // computes them.
 #include "../../../csrc/common/dense_map.h"
 #include "../../../csrc/common/sketch_map.h"
-#include "../../../csrc/cuda/tile_matmul.h"
+#include "../../../csrc/cuda/layer_operand.h"
 
 using namespace journey;
 
@@ -91,6 +91,9 @@ void split_tf32(float* x, float* low, int64_t count) {
         low[i] = bits_float(split.low & cuda::kTf32Bits);
     }
 }
+
+// n / divisor, as the kernels divide.
+int divide(int n, int64_t divisor) { return cuda::divide(n, cuda::make_divisor(divisor)); }
 
 // Copies 16 bytes asynchronously and reads them too early if told so.
 int run_copy(const void* from, int bytes, int waits, void* out) {
