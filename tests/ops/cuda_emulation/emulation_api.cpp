@@ -50,8 +50,9 @@ int run_misaligned(const float* from, float* out) {
     return emulation::run(dim3(1), 1, 0, [&] { *out = reinterpret_cast<const cuda::Float4*>(from)->value[0]; });
 }
 
-// Of the device that is emulated; 1 and 227 KiB at first.
-void set_device(int tensor_cores, int max_shared_bytes) {
+// Of the device that is emulated; 1, 227 KiB and -1 at first.
+void set_device(int tensor_cores, int max_shared_bytes, int addend_bits) {
+    emulation::machine.addend_bits = addend_bits;
     emulation::machine.tensor_cores = tensor_cores != 0;
     emulation::machine.max_shared_bytes = max_shared_bytes;
 }
