@@ -4,12 +4,14 @@
 //
 // Tiles of 128 x 64 entries on tensor cores (tile_matmul.h), tiles below the diagonal left out. Products are summed in
 // fp32 over 512 samples and these sums in fp64 in memory, so the error does not grow with the number of samples beyond
-// that of a dot product of 512: at most 48 units of 2^-23 of the sum of magnitudes.
+// that of a dot product of 512: at most 48 units of 2^-23 of the sum of magnitudes (64 on tensor cores that would cut
+// every addend to the bits of a float, which the tests emulate too).
 //
 // Two numbers, for 4096 samples and proj_dim 4096 in float32: 69 GFLOP in the triangle, and 1.1 GB of fp64 sums, read
 // and written once per 512 samples, beside 67 MB of features. On an H200 (4.8 TB/s; about 400 TFLOP/s TF32, so about
 // 130 as 3xTF32): 0.53 ms of arithmetic, 0.23 ms of memory, which overlap.
-// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
+// Predicted on 30 November 2026, not yet measured on a GPU: no load is waited for before the products of its stage, of
+// which a warp issues 8 instructions each in bf16 and 7 in float32 (docs/results/machine-code.md). Tested by emulation.
 //
 // Runs side by side: proj_dim 1024 has 72 tiles, and an H200 has room for 264 blocks. Below about 4096 a block is
 // therefore one tile and one run of 512 samples; it leaves its fp32 sums in a workspace, and a second kernel adds the
@@ -51,13 +53,13 @@ struct Features {
 // Brings samples [n, n + kStageDepth) of kRows columns from `column` into registers; zeros beyond the matrix.
 template <typename input_t, int kRows>
 __device__ __forceinline__ void fetch(
-    const Features<input_t>& features, int64_t n, int64_t column, uint32_t (&words)[kRows / 8]) {
+    const Features<input_t>& features, int64_t n, int64_t column, uint32_t (&words)[kFetched<input_t, kRows>]) {
     const int64_t sample = n + fetched_depth<input_t>();
     const input_t* from = features.data + sample * features.stride + column;
     const int64_t samples_left = features.num_samples - sample, columns_left = features.proj_dim - column;
     if (features.aligned) {
-        fetch_across<input_t, kRows>(words, [&](int row, int half) -> const void* {
-            return half < samples_left && row < columns_left ? from + half * features.stride + row : nullptr;
+        fetch_across<input_t, kRows>(words, [&](int row, int half) {
+            return Place{from + half * features.stride + row, half < samples_left && row < columns_left};
         });
     } else {
         fetch_words<input_t, kRows>(words, 0, [&](int row, int half) -> uint32_t {
@@ -67,11 +69,12 @@ __device__ __forceinline__ void fetch(
 }
 
 template <typename input_t, int kRows>
-__device__ __forceinline__ void store(bool aligned, uint32_t* stage, const uint32_t (&words)[kRows / 8]) {
+__device__ __forceinline__ void store(
+    bool aligned, uint32_t* stage, const uint32_t (&words)[kFetched<input_t, kRows>]) {
     if (aligned)
         store_across<input_t, kRows>(stage, words);
     else
-        store_words<kRows>(stage, words, 0);
+        store_words<input_t, kRows>(stage, words, 0);
 }
 
 // Tiles of the triangle in the rows before row y: row y of `across` tiles begins on the diagonal, at tile 2 y.
@@ -132,11 +135,13 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
     const int64_t first_row = int64_t{blockIdx.y} * kTileRows, first_column = int64_t{blockIdx.x} * kTileCols;
     const int left_row = warp_id() / kWarpColumns * kMTiles * 16;
     const int right_row = warp_id() % kWarpColumns * kNTiles * 8;
+    const int64_t rows_left = features.proj_dim - first_row - left_row;
+    const int m_tiles = rows_left < kMTiles * 16 ? static_cast<int>((rows_left + 15) / 16) : kMTiles;
     const int64_t begin = kInPasses ? blockIdx.z * kRunSamples : 0;
     const int64_t end =
         kInPasses && begin + kRunSamples < features.num_samples ? begin + kRunSamples : features.num_samples;
 
-    uint32_t left[kTileRows / 8], right[kTileCols / 8];
+    uint32_t left[kFetched<input_t, kTileRows>], right[kFetched<input_t, kTileCols>];
     fetch<input_t, kTileRows>(features, begin, first_row, left);
     fetch<input_t, kTileCols>(features, begin, first_column, right);
     float entries[kMTiles][kNTiles][4] = {};
@@ -152,10 +157,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) accumulate_gram_kernel(
             fetch<input_t, kTileRows>(features, n + kDepth, first_row, left);
             fetch<input_t, kTileCols>(features, n + kDepth, first_column, right);
         }
-        const int depth = samples_left < kDepth ? static_cast<int>(samples_left) : kDepth;
         multiply_stage<input_t, kSplit>(
-            stages[stage], left_row, stages[stage], kTileRows + right_row, kMTiles,
-            (depth + kPerWord<input_t> - 1) / kPerWord<input_t>, entries);
+            stages[stage], left_row, stages[stage], kTileRows + right_row, m_tiles, entries);
         in_run += kDepth;
         if (in_run == kRunSamples || samples_left <= kDepth) {
             in_run = 0;

@@ -6,7 +6,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <mutex>
+#include <set>
 #include <type_traits>
+#include <utility>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -21,6 +24,27 @@
 namespace journey::cuda {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#ifndef JOURNEY_CUDA_EMULATION
+// Allows a kernel all the dynamic shared memory that the current device has, once for each kernel and device: a limit
+// that each launch set for itself could be lowered by another thread before the launch.
+[[nodiscard]] inline cudaError_t allow_shared(const void* kernel) {
+    static std::mutex mutex;
+    static std::set<std::pair<const void*, int>> allowed;
+    int device = 0, most = 0;
+    cudaError_t status = cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (status != cudaSuccess || allowed.count({kernel, device}) != 0) return status;
+    cudaFuncAttributes attributes{};
+    status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess) status = cudaFuncGetAttributes(&attributes, kernel);
+    const int dynamic = most - static_cast<int>(attributes.sharedSizeBytes);
+    if (status == cudaSuccess)
+        status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic);
+    if (status == cudaSuccess) allowed.insert({kernel, device});
+    return status;
+}
+#endif
 
 struct Grid {
     int64_t x;
@@ -47,8 +71,7 @@ template <typename... params_t, typename... args_t>
 #else
     // More than 48 KiB, with what a kernel declares (16 KiB at most beside dynamic memory), go to those who ask.
     if (shared_bytes > (32 << 10)) {
-        const cudaError_t status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        const cudaError_t status = allow_shared(reinterpret_cast<const void*>(kernel));
         if (status != cudaSuccess) return status;
     }
     kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(args...);
@@ -126,6 +149,52 @@ struct alignas(16) Float4 {
 struct alignas(8) Float2 {
     float value[2];
 };
+
+// A pointer to global memory whose parts the compiler forgets: it would add them up anew for every load.
+__device__ __forceinline__ const char* computed(const char* pointer) {
+#ifdef JOURNEY_CUDA_EMULATION
+    return pointer;
+#else
+    size_t address = __cvta_generic_to_global(pointer);
+    asm("" : "+l"(address));
+    return static_cast<const char*>(__cvta_global_to_generic(address));
+#endif
+}
+
+#ifndef JOURNEY_CUDA_EMULATION
+template <size_t kBytes>
+struct WordsOf;
+template <>
+struct WordsOf<16> {
+    using type = uint4;
+};
+template <>
+struct WordsOf<8> {
+    using type = uint2;
+};
+template <>
+struct WordsOf<4> {
+    using type = uint32_t;
+};
+template <>
+struct WordsOf<2> {
+    using type = uint16_t;
+};
+#endif
+
+// A struct of 2 to 16 bytes by one instruction. A plain copy may become one of each member, or sink behind a branch.
+template <typename vector_t>
+__device__ __forceinline__ vector_t load_vector(const vector_t* from) {
+#ifdef JOURNEY_CUDA_EMULATION
+    return *from;
+#else
+    using words_t = typename WordsOf<sizeof(vector_t)>::type;
+    const words_t words = *reinterpret_cast<const words_t*>(from);
+    vector_t vector;
+    memcpy(&vector, &words, sizeof(vector));
+    return vector;
+#endif
+}
 
 // Work items cut into runs of equal length, a function of their number alone.
 struct Slices {

@@ -23,9 +23,12 @@ struct OuterProblem {
     int pad_w;
     int dilation_h;
     int dilation_w;
+    Divisor by_kernel_h;
+    Divisor by_kernel_w;
     float* workspace;
     int64_t rows_per_group;
     int proj_dim;
+    Divisor by_bucket_rows;
     uint64_t key;
     uint32_t nnz;
 };
@@ -40,6 +43,8 @@ struct Tiling {
     int segments_per_group;  // of rows
     int spans;               // of columns
     int num_tiles;
+    Divisor by_segments;
+    Divisor by_spans;
 };
 
 inline bool fits_int(int64_t size) { return size >= 0 && size < (int64_t{1} << 29); }
@@ -60,7 +65,9 @@ inline Tiling make_tiling(const SketchOuterArgs& args) {
         as_int(group_channels),
         as_int(segments),
         as_int(spans),
-        as_int(args.conv_groups * segments * spans)};
+        as_int(args.conv_groups * segments * spans),
+        make_divisor(segments),
+        make_divisor(spans)};
 }
 
 // One tile: rows [row_begin, row_begin + num_rows) of the gradient matrix and columns [col_begin, col_begin +
@@ -74,8 +81,8 @@ struct TileAt {
 };
 
 __device__ __forceinline__ TileAt locate(const Tiling& tiling, int tile) {
-    const int segment = tile / tiling.spans, col = (tile - segment * tiling.spans) * kTileCols;
-    const int conv_group = segment / tiling.segments_per_group;
+    const int segment = divide(tile, tiling.by_spans), col = (tile - segment * tiling.spans) * kTileCols;
+    const int conv_group = divide(segment, tiling.by_segments);
     const int row = (segment - conv_group * tiling.segments_per_group) * kTileRows;
     const int rows_left = tiling.group_rows - row, cols_left = tiling.cols - col;
     return TileAt{
@@ -92,16 +99,12 @@ __device__ __forceinline__ void decode_lines(
     if (thread >= kTileCols) return;
     Offset column{0, kOutside, kOutside};
     if (thread < at.num_cols) {
-        const uint32_t col = static_cast<uint32_t>(at.col_begin) + static_cast<uint32_t>(thread);
-        const uint32_t kernel_row = col / static_cast<uint32_t>(problem.kernel_w);
-        const uint32_t i = kernel_row / static_cast<uint32_t>(problem.kernel_h);
+        const int col = at.col_begin + thread, kernel_row = divide(col, problem.by_kernel_w);
+        const int i = divide(kernel_row, problem.by_kernel_h);
         const Strides& strides = problem.a.strides;
-        column.y = static_cast<int>(kernel_row - i * static_cast<uint32_t>(problem.kernel_h)) * problem.dilation_h -
-                   problem.pad_h;
-        column.x = static_cast<int>(col - kernel_row * static_cast<uint32_t>(problem.kernel_w)) * problem.dilation_w -
-                   problem.pad_w;
-        column.elements = int64_t{at.first_channel + static_cast<int>(i)} * strides.channel + column.y * strides.y +
-                          column.x * strides.x;
+        column.y = (kernel_row - i * problem.kernel_h) * problem.dilation_h - problem.pad_h;
+        column.x = (col - kernel_row * problem.kernel_w) * problem.dilation_w - problem.pad_w;
+        column.bytes = int64_t{at.first_channel + i} * strides.channel + column.y * strides.y + column.x * strides.x;
     }
     columns[thread] = column;
 }
@@ -120,9 +123,12 @@ inline bool is_valid(const SketchOuterArgs& args) {
 }
 
 template <typename input_t>
-OuterProblem make_problem(const SketchOuterArgs& args, const Tiling& tiling, float* workspace) {
+OuterProblem make_problem(const SketchOuterArgs& args, float* workspace) {
     const auto as_int = [](int64_t size) { return static_cast<int>(size); };
-    const auto as_strides = [](const Strides4& s) { return Strides{s[0], s[1], s[2], s[3]}; };
+    const auto as_strides = [](const Strides4& elements) {
+        constexpr int64_t kBytes = sizeof(input_t);
+        return Strides{elements[0] * kBytes, elements[1] * kBytes, elements[2] * kBytes, elements[3] * kBytes};
+    };
     OuterProblem problem{};
     problem.kernel_h = as_int(args.kernel[1]), problem.kernel_w = as_int(args.kernel[2]);
     problem.pad_h = as_int(args.padding[1]), problem.pad_w = as_int(args.padding[2]);
@@ -130,32 +136,35 @@ OuterProblem make_problem(const SketchOuterArgs& args, const Tiling& tiling, flo
     problem.pairs.positions = as_int(args.out_size[1] * args.out_size[2]);
     problem.pairs.count = as_int(args.rows_per_group) * problem.pairs.positions;
     problem.pairs.out_width = as_int(args.out_size[2]);
-    const bool pointwise = problem.kernel_h == 1 && problem.kernel_w == 1 && problem.pad_h == 0 && problem.pad_w == 0;
-    const bool same_image = args.stride[1] == 1 && args.stride[2] == 1 && args.in_size[1] == args.out_size[1] &&
-                            args.in_size[2] == args.out_size[2];
-    const Strides g_strides = as_strides(args.g_strides), a_strides = as_strides(args.a_strides);
-    problem.g = Operand{
-        args.g,
-        g_strides,
-        1,
-        1,
-        as_int(args.out_size[1]),
-        as_int(args.out_size[2]),
-        choose_layout<input_t>(args.g, g_strides, problem.pairs, true, true, tiling.group_rows)};
-    problem.a = Operand{
-        args.a,
-        a_strides,
-        as_int(args.stride[1]),
-        as_int(args.stride[2]),
-        as_int(args.in_size[1]),
-        as_int(args.in_size[2]),
-        choose_layout<input_t>(args.a, a_strides, problem.pairs, pointwise, same_image, tiling.cols)};
+    problem.pairs.by_positions = make_divisor(problem.pairs.positions);
+    problem.pairs.by_width = make_divisor(problem.pairs.out_width);
+    problem.by_kernel_h = make_divisor(problem.kernel_h), problem.by_kernel_w = make_divisor(problem.kernel_w);
+    problem.by_bucket_rows = make_divisor(args.proj_dim / kLanes);
+    problem.g = Operand{static_cast<const char*>(args.g), as_strides(args.g_strides), 1, 1,
+                        as_int(args.out_size[1]),         as_int(args.out_size[2])};
+    problem.a = Operand{static_cast<const char*>(args.a), as_strides(args.a_strides), as_int(args.stride[1]),
+                        as_int(args.stride[2]),           as_int(args.in_size[1]),    as_int(args.in_size[2])};
     problem.workspace = workspace;
     problem.rows_per_group = args.rows_per_group;
     problem.proj_dim = as_int(args.proj_dim);
     problem.key = args.key;
     problem.nnz = static_cast<uint32_t>(args.nnz);
     return problem;
+}
+
+struct Layouts {
+    Layout g;
+    Layout a;
+};
+
+template <typename input_t>
+Layouts choose_layouts(const SketchOuterArgs& args, const Pairs& pairs, const Tiling& tiling) {
+    const bool pointwise = args.kernel[1] == 1 && args.kernel[2] == 1 && args.padding[1] == 0 && args.padding[2] == 0;
+    const bool same_image = args.stride[1] == 1 && args.stride[2] == 1 && args.in_size[1] == args.out_size[1] &&
+                            args.in_size[2] == args.out_size[2];
+    return Layouts{
+        choose_layout<input_t>(args.g, args.g_strides, pairs, true, true, tiling.group_rows),
+        choose_layout<input_t>(args.a, args.a_strides, pairs, pointwise, same_image, tiling.cols)};
 }
 
 }  // namespace journey::cuda

@@ -188,12 +188,13 @@ struct Gradients {
 // Starts to bring entries [d, d + depth of a stage) into a stage; finish_grads completes it.
 template <typename input_t, typename stage_t>
 __device__ __forceinline__ void begin_grads(
-    const Gradients<input_t>& grads, int64_t d, uint32_t* stage, uint32_t (&words)[kTileBatch / 8]) {
+    const Gradients<input_t>& grads, int64_t d, uint32_t* stage, uint32_t (&words)[kFetched<stage_t, kTileBatch>]) {
     if (std::is_same<input_t, stage_t>::value && grads.copied) {
         const int64_t first = d + copied_depth<stage_t>(), left = (grads.d_end - first) * int64_t{sizeof(input_t)};
         const int bytes = left < 0 ? 0 : left < 16 ? static_cast<int>(left) : 16;
-        copy_rows<kTileBatch>(stage, grads.data, bytes, [&](int row) -> const void* {
-            return row < grads.num_samples && bytes > 0 ? grads.data + row * grads.stride + first : nullptr;
+        copy_rows<kTileBatch>(stage, [&](int row) {
+            const bool inside = row < grads.num_samples && bytes > 0;
+            return inside ? Bytes{grads.data + row * grads.stride + first, bytes} : Bytes{grads.data, 0};
         });
         return;
     }
@@ -207,8 +208,8 @@ __device__ __forceinline__ void begin_grads(
 
 template <typename input_t, typename stage_t>
 __device__ __forceinline__ void finish_grads(
-    const Gradients<input_t>& grads, uint32_t* stage, const uint32_t (&words)[kTileBatch / 8]) {
-    if (!(std::is_same<input_t, stage_t>::value && grads.copied)) store_words<kTileBatch>(stage, words, 0);
+    const Gradients<input_t>& grads, uint32_t* stage, const uint32_t (&words)[kFetched<stage_t, kTileBatch>]) {
+    if (!(std::is_same<input_t, stage_t>::value && grads.copied)) store_words<stage_t, kTileBatch>(stage, words, 0);
 }
 
 // Parallel over [batch, proj_dim, slices of d]: a block is 64 samples, 128 columns and one slice, a warp owns 32 of the
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) project_kernel(
     grads.copied = copied;
     const int m_tiles = (grads.num_samples + 15) / 16;
 
-    uint32_t words[kTileBatch / 8];
+    uint32_t words[kFetched<stage_t, kTileBatch>];
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) {
         const int64_t d = d_begin + stage * kDepth;
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks) project_kernel(
             if (d + kDepth < grads.d_end)
                 draw_stage(args.key, args.row_begin + d + kDepth, column, step % 2 ^ 1, projection);
             multiply_stage<float, true>(
-                stages[stage], 0, projection.stage[step % 2], warp_id() * kWordColumns, m_tiles, kStageWords, run);
+                stages[stage], 0, projection.stage[step % 2], warp_id() * kWordColumns, m_tiles, run);
         }
         if (ahead < grads.d_end) finish_grads<input_t, stage_t>(grads, stages[free_stage], words);
         if (step % kRunStages == kRunStages - 1 || d + kDepth >= grads.d_end) {

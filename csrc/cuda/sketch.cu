@@ -11,8 +11,9 @@
 //
 // Two numbers, for 32 gradients of 256 x 2304 in float32: 75 MB read once (nnz > 1 reads again from L1 while a tile
 // fits) and one addition for each of 18.9 M entries. On an H200 (4.8 TB/s): 16 us.
-// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
-// Reference: journey/ops/reference.py::sketch.
+// Predicted on 30 November 2026, not yet measured on a GPU: memory bounds float32, because a thread has eight loads of
+// 16 bytes in flight (docs/results/machine-code.md). Tested on the CPU by emulation. Reference:
+// journey/ops/reference.py::sketch.
 #include <cmath>
 
 #include "../common/sketch_map.h"
@@ -77,6 +78,11 @@ struct alignas(sizeof(input_t) * kWidth) Vector {
     input_t value[kWidth];
 };
 
+template <int kWidth, typename input_t>
+__device__ __forceinline__ const Vector<input_t, kWidth>* vector_at(const input_t* at) {
+    return reinterpret_cast<const Vector<input_t, kWidth>*>(at);
+}
+
 // Adds value i ^ mask of the vector to sum i, signed by the bit of its lane.
 template <typename input_t, int kWidth>
 __device__ __forceinline__ void add_vector(
@@ -133,18 +139,29 @@ __global__ void __launch_bounds__(kThreads) sketch_kernel(
             routes[warp][lane] = route;
             // The routes of this step are written.
             __syncwarp();
-            // Loads of 4 bytes: those of one tile are enough in flight, and those of two would spill on sm_120.
-#pragma unroll(kWidth)
-            for (int t = 0; t < kTilesPerStep; ++t) {
+            // Load, then add: all vectors of a step are in flight, or the single entries of one tile, because those of
+            // two would spill on sm_120.
+            constexpr int kLoads = kRowsPerWarp / kWidth * (kWidth > 1 ? kTilesPerStep : 1);
+#pragma unroll 1
+            for (int first = 0; first < kTilesPerStep * kRowsPerWarp / kWidth; first += kLoads) {
+                Vector<input_t, kWidth> loaded[kLoads];
 #pragma unroll
-                for (int j = 0; j < kRowsPerWarp / kWidth; ++j) {
-                    const Route from = routes[warp][t * kRowsPerWarp + j * kWidth + first_row];
-                    const uint32_t mask = from.lanes & (kLanes - 1u), within = mask & (kWidth - 1u);
-                    const uint32_t source = first_lane ^ (mask - within);
+                for (int i = 0; i < kLoads; ++i) {
+                    const Route from = routes[warp][(first + i) * kWidth + first_row];
+                    const uint32_t source = first_lane ^ (from.lanes & (kLanes - kWidth));
+                    loaded[i] = Vector<input_t, kWidth>{};
                     if (source < from.lanes / 256u)
-                        add_vector<input_t, kWidth>(
-                            *reinterpret_cast<const Vector<input_t, kWidth>*>(grads + from.offset + source),
-                            from.signs >> source, within, sums[j]);
+                        loaded[i] = load_vector(vector_at<kWidth>(grads + from.offset + source));
+                }
+                // Keeps the compiler from adding what has come before all loads are on their way.
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < kLoads; ++i) {
+                    const Route from = routes[warp][(first + i) * kWidth + first_row];
+                    const uint32_t source = first_lane ^ (from.lanes & (kLanes - kWidth));
+                    add_vector(
+                        loaded[i], from.signs >> source, from.lanes & (kWidth - 1u),
+                        sums[(first + i) % (kRowsPerWarp / kWidth)]);
                 }
             }
         }

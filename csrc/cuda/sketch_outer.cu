@@ -15,9 +15,11 @@
 // and 1.0 MB of a and g. On an H200 (4.8 TB/s; 790 TFLOP/s bf16 as a large product measures, about 400 TF32): 1.5 us
 // of arithmetic, 0.2 us of memory; adding to the sums, 16 bytes of shared memory per entry at 128 bytes a cycle on
 // 132 multiprocessors, adds 0.3 us. At 4x4 positions the sums cost more than the product: they are then the bound.
-// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
-// Layers with few output channels (the last of a UNet, LoRA, depthwise) skip what they do not have by 16 rows in warps
-// of 64, but stage all 128 and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
+// Predicted on 30 November 2026, not yet measured on a GPU: a stage issues 391 instructions for 32 products of a 3x3
+// layer in bf16, 333 of a Linear and 204 of a 1x1 (docs/results/machine-code.md). At one a cycle and scheduler, 1.75
+// GHz: at most 310, 365 and 595 TFLOP/s, so that the example takes 4 us. Tested on the CPU by emulation.
+// Layers with few output channels (the last of a UNet, LoRA, depthwise) stage and, in half types, multiply rows that
+// they do not have, and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
 // Reference: journey/ops/reference.py::sketch_outer.
 #include <cmath>
 
@@ -26,7 +28,7 @@
 namespace journey::cuda {
 namespace {
 
-constexpr int kBlocks = 2;  // per multiprocessor: 255 registers per thread, and 77 KiB of shared memory at 4096
+constexpr int kBlocks = 2;  // per multiprocessor: 255 registers per thread, and 78 KiB of shared memory at 4096
 constexpr int kWarpColumns = 2;
 constexpr int kWarpRows = 2;
 constexpr int kMTiles = 4;  // of 16 rows, per warp
@@ -42,9 +44,9 @@ static_assert(kTileRows == kWarpRows * kMTiles * 16 && kTileCols == kWarpColumns
 // Dynamic shared memory; the sums follow it.
 struct Shared {
     uint32_t stages[kStages][kStageRows * kStageWords];  // rows of g, then columns of a
-    // Of two consecutive tiles, because the loads run ahead.
-    Offset rows[2][kTileRows];
-    Offset columns[2][kTileCols];
+    // Of consecutive tiles, because the loads run ahead: tile t at t % kStages.
+    Offset rows[kStages][kTileRows];
+    Offset columns[kStages][kTileCols];
     uint32_t signs[kWarpColumns][kTileRows];
 };
 
@@ -122,7 +124,8 @@ __device__ __forceinline__ void sketch_entries(
             if (thread < at.num_rows && c * kLanes < at.num_cols)
                 shared.signs[c][thread] = sketch_signs(
                     problem.key, repetition, int64_t{at.row_begin + thread} * tiling.chunks + first_chunk + c);
-        for (int block = at.row_begin / bucket_rows; block * bucket_rows < at.row_begin + at.num_rows; ++block) {
+        for (int block = divide(at.row_begin, problem.by_bucket_rows); block * bucket_rows < at.row_begin + at.num_rows;
+             ++block) {
             const Placement placement = sketch_placement(
                 problem.key, repetition, int64_t{block} * tiling.chunks + first_chunk + warp_column, bucket_rows);
             for (int turn = 0; turn < (kSharedSums ? 1 : kWarpColumns); ++turn) {
@@ -149,111 +152,110 @@ struct Cursor {
     }
 };
 
-// Words of both operands on their way into a stage.
-struct InFlight {
-    uint32_t g[kTileRows / 8];
-    uint32_t a[kTileCols / 8];
+// Decodes the lines of a tile, if there is one.
+__device__ __forceinline__ void decode_tile(
+    const OuterProblem& problem, const Tiling& tiling, int tile, int tile_end, Shared& shared) {
+    if (tile < tile_end)
+        decode_lines(problem, locate(tiling, tile), shared.rows[tile % kStages], shared.columns[tile % kStages]);
+}
+
+// How both operands lie, and what a thread has loaded of them on its way into a stage.
+template <typename input_t, Layout kG, Layout kA>
+struct Loader {
+    const char* g_data;  // from the group's first row on
+    const char* a_data;
+    Fetched<input_t, kTileRows> g;
+    Fetched<input_t, kTileCols> a;
+
+    __device__ __forceinline__ explicit Loader(const OuterProblem& problem) {
+        const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
+        g_data = computed(problem.g.data + first_row * problem.g.strides.row);
+        a_data = computed(problem.a.data + first_row * problem.a.strides.row);
+    }
+
+    __device__ __forceinline__ void begin(const OuterProblem& problem, const Cursor& at, int stage, Shared& shared) {
+        uint32_t* words = shared.stages[stage];
+        const Offset *rows = shared.rows[at.tile % kStages], *columns = shared.columns[at.tile % kStages];
+        begin_operand<input_t, kTileRows, kG>(problem.g, problem.pairs, g_data, at.pair, rows, words, g);
+        words += kTileRows * kStageWords;
+        begin_operand<input_t, kTileCols, kA>(problem.a, problem.pairs, a_data, at.pair, columns, words, a);
+    }
+
+    __device__ __forceinline__ void finish(int stage, Shared& shared) const {
+        uint32_t* words = shared.stages[stage];
+        finish_operand<input_t, kTileRows, kG>(words, g);
+        finish_operand<input_t, kTileCols, kA>(words + kTileRows * kStageWords, a);
+    }
 };
-
-template <typename input_t>
-__device__ __forceinline__ void begin_stage(
-    const OuterProblem& problem, const Cursor& at, int stage, Shared& shared, InFlight& words) {
-    uint32_t* g = shared.stages[stage];
-    const int buffer = at.tile & 1;
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * problem.rows_per_group;
-    begin_operand<input_t, kTileRows>(problem.g, problem.pairs, first_row, at.pair, shared.rows[buffer], g, words.g);
-    begin_operand<input_t, kTileCols>(
-        problem.a, problem.pairs, first_row, at.pair, shared.columns[buffer], g + kTileRows * kStageWords, words.a);
-}
-
-template <typename input_t>
-__device__ __forceinline__ void finish_stage(
-    const OuterProblem& problem, int stage, Shared& shared, const InFlight& words) {
-    uint32_t* g = shared.stages[stage];
-    finish_operand<input_t, kTileRows>(problem.g.layout, g, words.g);
-    finish_operand<input_t, kTileCols>(problem.a.layout, g + kTileRows * kStageWords, words.a);
-}
 
 // Parallel over [groups, slices of tiles]: a block is one group and slice and owns proj_dim sums, in shared memory or,
 // without kSharedSums, in its part of the workspace. A warp owns 64 x 32 entries of each tile.
-template <typename input_t, bool kSplit, bool kSharedSums>
+template <typename input_t, bool kSplit, bool kSharedSums, Layout kG, Layout kA>
 __global__ void __launch_bounds__(kTileThreads, kBlocks)
     sketch_outer_kernel(const OuterProblem problem, const Tiling tiling, const int tiles_per_slice) {
     constexpr int kDepth = kStageDepth<input_t>;
     Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
     const int thread = static_cast<int>(threadIdx.x);
     const int warp_row = warp_id() / kWarpColumns, warp_column = warp_id() % kWarpColumns;
+    const int left_row = warp_row * kMTiles * 16, right_row = kTileRows + warp_column * kLanes;
     const int tile_begin = static_cast<int>(blockIdx.y) * tiles_per_slice;
     const int tile_end =
         tile_begin + tiles_per_slice < tiling.num_tiles ? tile_begin + tiles_per_slice : tiling.num_tiles;
 
-    // Zero the sums.
+    // Zero the sums, and decode the lines of the tiles that the first stages may be of.
     float* sums = block_sums<kSharedSums>(problem);
     for (int k = thread; k < (kSharedSums ? kWarpColumns : 1) * problem.proj_dim; k += kTileThreads) sums[k] = 0.0f;
+    for (int ahead = 0; ahead < kStages - 1; ++ahead)
+        decode_tile(problem, tiling, tile_begin + ahead, tile_end, shared);
+    // The lines are decoded.
+    __syncthreads();
 
     // Fill the pipeline: bring the first two stages.
-    Cursor loading{tile_begin, 0}, using_stage = loading;
-    InFlight words;
+    Cursor loading{tile_begin, 0};
+    Loader<input_t, kG, kA> loader(problem);
     for (int stage = 0; stage < kStages - 1; ++stage) {
         if (loading.tile < tile_end) {
-            if (loading.pair == 0)
-                decode_lines(
-                    problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1],
-                    shared.columns[loading.tile & 1]);
-            // The lines are decoded.
-            __syncthreads();
-            begin_stage<input_t>(problem, loading, stage, shared, words);
-            finish_stage<input_t>(problem, stage, shared, words);
+            loader.begin(problem, loading, stage, shared);
+            loader.finish(stage, shared);
             loading.advance<kDepth>(problem.pairs.count);
         }
         commit_copies();
     }
-    // Decode the lines of a tile that begins with the third stage.
-    if (loading.pair == 0 && loading.tile < tile_end)
-        decode_lines(
-            problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1], shared.columns[loading.tile & 1]);
 
-    // For every stage of every tile: load, multiply, add.
-    int stage = 0;
-    float entries[kMTiles][kNTiles][4] = {};
-    while (using_stage.tile < tile_end) {
-        wait_for_copies<kStages - 2>();
-        // This stage is written, with the lines of the next to load, and the stage before has been used.
-        __syncthreads();
+    int stage = 0, free_stage = kStages - 1;
+    for (int tile = tile_begin; tile < tile_end; ++tile) {
+        const TileAt at = locate(tiling, tile);
+        const bool multiplies = left_row < at.num_rows && warp_column * kLanes < at.num_cols;
+        const int m_tiles = (at.num_rows - left_row + 15) / 16;
+        // Decode the lines of the last tile that loads reach during this one. Those of the tile before lay there, whose
+        // last load began two barriers ago.
+        decode_tile(problem, tiling, tile + kStages - 1, tile_end, shared);
 
-        // Load: start the stage that is two ahead.
-        const bool loads = loading.tile < tile_end;
-        const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-        if (loads) begin_stage<input_t>(problem, loading, free_stage, shared, words);
-        commit_copies();
+        // For every stage: load, multiply.
+        float entries[kMTiles][kNTiles][4] = {};
+#pragma unroll 1
+        for (int pair = 0; pair < problem.pairs.count; pair += kDepth) {
+            wait_for_copies<kStages - 2>();
+            // This stage is written, with the lines of the next to load, and the stage before has been used.
+            __syncthreads();
 
-        // Multiply this stage into the tile's entries.
-        const TileAt at = locate(tiling, using_stage.tile);
-        const int left_row = warp_row * kMTiles * 16, pairs_left = problem.pairs.count - using_stage.pair;
-        if (left_row < at.num_rows && warp_column * kLanes < at.num_cols)
-            multiply_stage<input_t, kSplit>(
-                shared.stages[stage], left_row, shared.stages[stage], kTileRows + warp_column * kLanes,
-                (at.num_rows - left_row + 15) / 16, (pairs_left + kPerWord<input_t> - 1) / kPerWord<input_t>, entries);
+            // Start the stage that is two ahead.
+            const bool loads = loading.tile < tile_end;
+            if (loads) loader.begin(problem, loading, free_stage, shared);
+            commit_copies();
 
-        // Complete the load, and decode the lines of the next tile.
-        if (loads) {
-            finish_stage<input_t>(problem, free_stage, shared, words);
+            if (multiplies)
+                multiply_stage<input_t, kSplit>(
+                    shared.stages[stage], left_row, shared.stages[stage], right_row, m_tiles, entries);
+
+            if (loads) loader.finish(free_stage, shared);
             loading.advance<kDepth>(problem.pairs.count);
-            // The other of the two buffers may still be read by begin_stage of other threads, this one no more.
-            if (loading.pair == 0 && loading.tile < tile_end)
-                decode_lines(
-                    problem, locate(tiling, loading.tile), shared.rows[loading.tile & 1],
-                    shared.columns[loading.tile & 1]);
+            free_stage = stage;
+            stage = stage + 1 == kStages ? 0 : stage + 1;
         }
 
-        // Add a finished tile to the sums.
-        if (pairs_left <= kDepth) {
-            sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
-#pragma unroll
-            for (int i = 0; i < kMTiles * kNTiles * 4; ++i) entries[i / (kNTiles * 4)][i / 4 % kNTiles][i % 4] = 0.0f;
-        }
-        using_stage.advance<kDepth>(problem.pairs.count);
-        stage = stage + 1 == kStages ? 0 : stage + 1;
+        // Add the finished tile to the sums.
+        sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
     }
 
     // Write the partial sums, once all sketch tiles have been added.
@@ -269,6 +271,23 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     }
 }
 
+using OuterKernel = void (*)(OuterProblem, Tiling, int);
+
+// The kernels that are compiled: the layouts that a Linear or a convolution of aligned channels or images comes in, and
+// one for anything else.
+template <typename input_t, bool kSplit>
+OuterKernel choose_kernel(const Layouts& layouts, bool shared_sums) {
+    constexpr Layout kPairs = Layout::kPairsContiguous, kLines = Layout::kLinesContiguous, kAny = Layout::kAnyStrides;
+    if (!shared_sums) return &sketch_outer_kernel<input_t, kSplit, false, kAny, kAny>;
+    if (layouts.g == kPairs)
+        return layouts.a == kPairs ? &sketch_outer_kernel<input_t, kSplit, true, kPairs, kPairs>
+                                   : &sketch_outer_kernel<input_t, kSplit, true, kPairs, kAny>;
+    if (layouts.g == kLines)
+        return layouts.a == kLines ? &sketch_outer_kernel<input_t, kSplit, true, kLines, kLines>
+                                   : &sketch_outer_kernel<input_t, kSplit, true, kLines, kAny>;
+    return &sketch_outer_kernel<input_t, kSplit, true, kAny, kAny>;
+}
+
 template <typename input_t, bool kSplit>
 cudaError_t launch_outer(
     const SketchOuterArgs& args, const Tiling& tiling, const Slices& slices, float* workspace, cudaStream_t stream) {
@@ -278,11 +297,11 @@ cudaError_t launch_outer(
     const int64_t stage_bytes = static_cast<int64_t>(sizeof(Shared));
     const int64_t sums_bytes = kWarpColumns * args.proj_dim * static_cast<int64_t>(sizeof(float));
     const bool shared_sums = stage_bytes + sums_bytes <= most_shared;
-    const auto kernel =
-        shared_sums ? &sketch_outer_kernel<input_t, kSplit, true> : &sketch_outer_kernel<input_t, kSplit, false>;
+    const OuterProblem problem = make_problem<input_t>(args, workspace);
+    const Layouts layouts = choose_layouts<input_t>(args, problem.pairs, tiling);
     return launch(
-        kernel, Grid{args.num_groups, slices.count}, kTileThreads, stage_bytes + (shared_sums ? sums_bytes : 0), stream,
-        make_problem<input_t>(args, tiling, workspace), tiling, static_cast<int>(slices.length));
+        choose_kernel<input_t, kSplit>(layouts, shared_sums), Grid{args.num_groups, slices.count}, kTileThreads,
+        stage_bytes + (shared_sums ? sums_bytes : 0), stream, problem, tiling, static_cast<int>(slices.length));
 }
 
 }  // namespace

@@ -39,9 +39,10 @@ struct Split {
     uint32_t low;
 };
 
-// x as the sum of two TF32 numbers. The rest is what products lose: only kTf32Bits of `high` count for them.
+// x as the sum of two TF32 numbers. The rest is what products lose. `high` is rounded as to_tf32 does, without its look
+// at NaN, whose highest bits may wrap to zero here: `low` is NaN then.
 __device__ __forceinline__ Split split_tf32(uint32_t bits) {
-    const uint32_t high = to_tf32(bits_float(bits)) & kTf32Bits;
+    const uint32_t high = (bits + 0x1000u) & kTf32Bits;
     return Split{high, to_tf32(bits_float(bits) - bits_float(high))};
 }
 
@@ -93,6 +94,13 @@ __device__ __forceinline__ void mma_split(
     for (int i = 0; i < 4; ++i) sums[i] += products[i];
 }
 
+// A word of an operand as products take it; `low` counts with kSplit alone.
+template <typename input_t, bool kSplit>
+__device__ __forceinline__ Split prepare(uint32_t word) {
+    if (sizeof(input_t) < 4) return Split{word, 0};
+    return kSplit ? split_tf32(word) : Split{to_tf32(bits_float(word)), 0};
+}
+
 template <typename input_t, bool kSplit, int kMTiles, int kNTiles>
 __device__ __forceinline__ void multiply_by_tensor_cores(
     const uint32_t* left,
@@ -100,13 +108,10 @@ __device__ __forceinline__ void multiply_by_tensor_cores(
     const uint32_t* right,
     int right_row,
     int m_tiles,
-    int words,
     float (&sums)[kMTiles][kNTiles][4]) {
     static_assert(kNTiles % 2 == 0, "one load brings two fragments b");
-    constexpr bool kFloat = sizeof(input_t) == 4;
 #pragma unroll
     for (int step = 0; step < kStageWords / kStepWords; ++step) {
-        if (step * kStepWords >= words) break;
         uint32_t b[kNTiles][2], b_low[kNTiles][2];
 #pragma unroll
         for (int j = 0; j < kNTiles; j += 2) {
@@ -115,25 +120,20 @@ __device__ __forceinline__ void multiply_by_tensor_cores(
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 uint32_t &high = b[j + i / 2][i % 2], &low = b_low[j + i / 2][i % 2];
-                high = pair[i];
-                low = 0;
-                if (kFloat) {
-                    const Split split = split_tf32(pair[i]);
-                    high = split.high, low = split.low;
-                }
+                const Split split = prepare<input_t, kSplit>(pair[i]);
+                high = split.high, low = split.low;
             }
         }
 #pragma unroll
         for (int i = 0; i < kMTiles; ++i) {
-            if (i >= m_tiles) break;
+            // Without a branch half types run ahead to the next fragments. Split products of all i would spill.
+            if (kSplit && i % 2 == 0 && i >= m_tiles) break;
             uint32_t a[4], a_low[4];
             load_left(a, left, left_row + 16 * i, step);
-            if (kFloat) {
 #pragma unroll
-                for (int w = 0; w < 4; ++w) {
-                    const Split split = split_tf32(a[w]);
-                    a[w] = split.high, a_low[w] = split.low;
-                }
+            for (int w = 0; w < 4; ++w) {
+                const Split split = prepare<input_t, kSplit>(a[w]);
+                a[w] = split.high, a_low[w] = split.low;
             }
 #pragma unroll
             for (int j = 0; j < kNTiles; ++j) {
@@ -149,16 +149,10 @@ __device__ __forceinline__ void multiply_by_tensor_cores(
 // The same with FMAs.
 template <typename input_t, int kMTiles, int kNTiles>
 __device__ __forceinline__ void multiply_by_fma(
-    const uint32_t* left,
-    int left_row,
-    const uint32_t* right,
-    int right_row,
-    int words,
-    float (&sums)[kMTiles][kNTiles][4]) {
+    const uint32_t* left, int left_row, const uint32_t* right, int right_row, float (&sums)[kMTiles][kNTiles][4]) {
     const int group = lane_id() / 4, t = lane_id() % 4;
 #pragma unroll 1
     for (int word = 0; word < kStageWords; ++word) {
-        if (word >= words) break;
         uint32_t b[kNTiles][2];
 #pragma unroll
         for (int j = 0; j < 2 * kNTiles; ++j)
@@ -177,9 +171,8 @@ __device__ __forceinline__ void multiply_by_fma(
     }
 }
 
-// Adds the products of rows [left_row, left_row + 16 * m_tiles) and [right_row, right_row + 8 * kNTiles) over the first
-// `words` words of a stage, or a few more, which must be finite zeros on one side. The whole warp calls, with equal
-// arguments.
+// Adds the products of rows [left_row, left_row + 16 * m_tiles), or more, and [right_row, right_row + 8 * kNTiles) of a
+// stage, which holds zeros on both sides where k ends. The whole warp calls, with equal arguments.
 template <typename input_t, bool kSplit, int kMTiles, int kNTiles>
 __device__ __forceinline__ void multiply_stage(
     const uint32_t* left,
@@ -187,12 +180,11 @@ __device__ __forceinline__ void multiply_stage(
     const uint32_t* right,
     int right_row,
     int m_tiles,
-    int words,
     float (&sums)[kMTiles][kNTiles][4]) {
     if (has_tensor_cores())
-        multiply_by_tensor_cores<input_t, kSplit>(left, left_row, right, right_row, m_tiles, words, sums);
+        multiply_by_tensor_cores<input_t, kSplit>(left, left_row, right, right_row, m_tiles, sums);
     else
-        multiply_by_fma<input_t>(left, left_row, right, right_row, words, sums);
+        multiply_by_fma<input_t>(left, left_row, right, right_row, sums);
 }
 
 }  // namespace journey::cuda

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import shutil
+from ctypes import c_int64
 
 import pytest
 import torch
@@ -31,11 +32,17 @@ def kernels(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def old_device(kernels):
-    """The emulated kernels on a device like sm_75: no tensor cores, 64 KiB of shared memory per block."""
-    kernels.set_device(tensor_cores=False, max_shared_bytes=64 << 10)
+def any_device(kernels):
+    """The emulated kernels on a device that the test may change."""
     yield kernels
     kernels.set_device()
+
+
+@pytest.fixture
+def old_device(any_device):
+    """The emulated kernels on a device like sm_75: no tensor cores, 64 KiB of shared memory per block."""
+    any_device.set_device(tensor_cores=False, max_shared_bytes=64 << 10)
+    return any_device
 
 
 def int64s(*values: int) -> Tensor:
@@ -84,6 +91,19 @@ def test_two_tf32_numbers_hold_23_bits_of_a_float(kernels):
     assert torch.all((x.double() - high - low).abs() <= 2**-23 * x.abs())
 
 
+def test_a_nan_of_any_bits_stays_one_in_its_lower_part(kernels):
+    x = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    assert kernels.split_tf32(x)[1].isnan().all()
+
+
+def test_divisions_as_products_are_exact(kernels):
+    for divisor in (1, 2, 3, 7, 9, 31, 32, 33, 4095, 65_537, 2**28 + 1, 2**29 - 1, 2**29):
+        for quotient in (0, 1, 2, (2**31 - 1) // divisor):
+            for n in (quotient * divisor - 1, quotient * divisor, quotient * divisor + 1, 2**31 - 1):
+                if 0 <= n < 2**31:
+                    assert kernels.library.divide(n, c_int64(divisor)) == n // divisor, (n, divisor)
+
+
 def test_products_of_the_emulation_read_tf32_and_round_towards_zero(kernels):
     ones, c = torch.ones(32, 4).view(torch.int32), torch.full((32, 4), 2.0**24)
     # 8 products of 1 with 1 + 2^-11, which is 1 to TF32: 2^24 + 8. Of halves of them: 2^24 + 4, which floats have.
@@ -91,6 +111,14 @@ def test_products_of_the_emulation_read_tf32_and_round_towards_zero(kernels):
     assert torch.all(kernels.mma(ones, almost_one, c, torch.float32) == 2.0**24 + 8)
     eighths = torch.full((32, 2), 3 / 8).view(torch.int32)  # 3 in all, between 2^24 + 2 and 2^24 + 4
     assert torch.all(kernels.mma(ones, eighths, c, torch.float32) == 2.0**24 + 2)
+
+
+def test_addends_are_cut_to_the_bits_of_the_largest(any_device):
+    ones, c = torch.ones(32, 4).view(torch.int32), torch.full((32, 4), 2.0**24)
+    eighths = torch.full((32, 2), 7 / 8).view(torch.int32)  # 7 in all, and floats near 2^24 are two apart
+    for bits, kept in [(-1, 6), (0, 0), (1, 0), (2, 4)]:
+        any_device.set_device(addend_bits=bits)
+        assert torch.all(any_device.mma(ones, eighths, c, torch.float32) == 2.0**24 + kept), bits
 
 
 def test_copies_of_the_emulation_arrive_late_and_end_in_zeros(kernels):
@@ -353,6 +381,26 @@ def test_linear_gradients_are_sketched_exactly_on_integers(kernels, positions, d
         assert torch.equal(actual.double(), expected)
 
 
+@pytest.mark.parametrize("addend_bits", [0, 1, 2])
+def test_tensor_cores_that_cut_every_addend_keep_what_is_promised(any_device, addend_bits):
+    kernels = any_device
+    kernels.set_device(addend_bits=addend_bits)
+    a, g = 1 + randn(2, 300, 24, seed=1), 1 + randn(2, 300, 16, seed=2)
+    grads = torch.stack([g_.T @ a_ for a_, g_ in zip(a, g, strict=True)])
+    buckets, signs = reference.sketch_map(KEY, 16, 24, 96)
+    plain = torch.zeros(2, 96).index_add_(1, buckets.flatten(), (grads * signs.float()).flatten(1))
+    expected = reference.sketch_outer(a, g, 96, KEY, rows_per_group=1)
+    assert_as_exact_as_torch(kernels.sketch_outer(a, g, 96, KEY, 2), plain, expected)
+    for dtype in DTYPES:
+        features = (1 + randn(600, 33)).to(dtype)
+        gram = torch.zeros(33, 33, dtype=torch.float64)
+        kernels.accumulate_gram_(gram, features)
+        magnitudes = features.double().abs().T @ features.double().abs()
+        # csrc/cuda/gram.cu promises so many units of 2^-23 of the sum of magnitudes.
+        units = 64 if addend_bits == 0 else 48
+        assert ((gram - reference.gram(features)).abs() / magnitudes).triu().max() <= units * 2**-23
+
+
 @pytest.mark.parametrize("name", [name for name, conv in CONVS.items() if len(conv.size) < 3])
 def test_convolution_gradients_are_sketched_exactly_on_integers(kernels, name):
     conv = CONVS[name]
@@ -425,7 +473,7 @@ def test_tf32_errs_as_much_as_operands_of_11_bits(kernels):
 
 def test_sums_that_do_not_fit_in_shared_memory_are_exact_too(kernels):
     a, g = integers(4, 9, 75, seed=1), integers(4, 9, 130, seed=2)
-    for proj_dim in (22_880, 22_912, 32_768):  # two copies and the stages fill 227 KiB
+    for proj_dim in (23_168, 23_200, 32_768):  # two copies and the stages fill 227 KiB
         expected = reference.sketch_outer(a, g, proj_dim, KEY, rows_per_group=2, nnz=4)
         assert torch.equal(kernels.sketch_outer(a, g, proj_dim, KEY, 2, nnz=4).double(), expected)
 

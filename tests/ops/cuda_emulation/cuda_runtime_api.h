@@ -78,6 +78,7 @@ struct Machine {
     uint64_t random = 1;               // state of the generator of the third
     bool tensor_cores = true;          // of the device
     int max_shared_bytes = 227 << 10;  // of a block of the device
+    int addend_bits = -1;              // beyond a float's that tensor cores keep of each addend; -1 keeps all
     const char* failure = nullptr;     // what a thread did wrong
     std::vector<Fiber> fibers{kMaxThreads};
     jmp_buf scheduler;

@@ -137,9 +137,11 @@ class Emulated:
         with self.ops.changed(precision=PRECISIONS[precision]):
             return self._added(groups, proj_dim, lambda x: self.ops.sketch_outer_(x, a, g, key, nnz, *sizes))
 
-    def set_device(self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10) -> None:
+    def set_device(
+        self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10, addend_bits: int = -1
+    ) -> None:
         """What the emulated device can do, until the next call."""
-        self.library.set_device(tensor_cores, max_shared_bytes)
+        self.library.set_device(tensor_cores, max_shared_bytes, addend_bits)
 
     def accumulate_gram_(
         self, gram: Tensor, features: Tensor, *, precision: str = "float32", workspace_floats: int | None = None

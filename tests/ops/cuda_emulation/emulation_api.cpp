@@ -2,7 +2,7 @@
 // computes them.
 #include "../../../csrc/common/dense_map.h"
 #include "../../../csrc/common/sketch_map.h"
-#include "../../../csrc/cuda/tile_matmul.h"
+#include "../../../csrc/cuda/layer_operand.h"
 
 using namespace journey;
 
@@ -50,8 +50,9 @@ int run_misaligned(const float* from, float* out) {
     return emulation::run(dim3(1), 1, 0, [&] { *out = reinterpret_cast<const cuda::Float4*>(from)->value[0]; });
 }
 
-// Of the device that is emulated; 1 and 227 KiB at first.
-void set_device(int tensor_cores, int max_shared_bytes) {
+// Of the device that is emulated; 1, 227 KiB and -1 at first.
+void set_device(int tensor_cores, int max_shared_bytes, int addend_bits) {
+    emulation::machine.addend_bits = addend_bits;
     emulation::machine.tensor_cores = tensor_cores != 0;
     emulation::machine.max_shared_bytes = max_shared_bytes;
 }
@@ -91,6 +92,9 @@ void split_tf32(float* x, float* low, int64_t count) {
         low[i] = bits_float(split.low & cuda::kTf32Bits);
     }
 }
+
+// n / divisor, as the kernels divide.
+int divide(int n, int64_t divisor) { return cuda::divide(n, cuda::make_divisor(divisor)); }
 
 // Copies 16 bytes asynchronously and reads them too early if told so.
 int run_copy(const void* from, int bytes, int waits, void* out) {

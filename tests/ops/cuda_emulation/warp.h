@@ -1,9 +1,10 @@
 // Warp instructions of csrc/cuda/tensor_core.h on the CPU. Every lane leaves its operands, waits for its warp, and
 // computes its own results from those of all lanes.
 //
-// Products are exact and a sum is rounded towards zero once, which errs on the side of the hardware. A number converted
-// to TF32 has arbitrary bits where TF32 has none. Asynchronous copies happen as late as they may, when their thread
-// waits for them, or as early, when they are started: by the machine's order.
+// Products are exact. A sum is rounded towards zero once, or, if the machine is told so, every addend is cut to the
+// bits of the largest and some more, as hardware does: how many it keeps is not documented. A number converted to TF32
+// has arbitrary bits where TF32 has none. Asynchronous copies happen as late as they may, when their thread waits for
+// them, or as early, when they are started: by the machine's order.
 #pragma once
 
 namespace emulation {
@@ -58,6 +59,16 @@ inline float truncated(double x) {
     return std::fabs(static_cast<double>(nearest)) > std::fabs(x) ? std::nextafter(nearest, 0.0f) : nearest;
 }
 
+// The sum of the first `count` addends as a tensor core forms it.
+inline float sum_of(const double* addends, int count) {
+    double largest = 0.0, sum = 0.0;
+    for (int i = 0; i < count; ++i) largest = std::max(largest, std::fabs(addends[i]));
+    const bool cuts = machine.addend_bits >= 0 && std::isfinite(largest) && largest > 0.0;
+    const double unit = cuts ? std::ldexp(1.0, std::ilogb(largest) - 23 - machine.addend_bits) : 0.0;
+    for (int i = 0; i < count; ++i) sum += cuts ? std::trunc(addends[i] / unit) * unit : addends[i];
+    return truncated(sum);
+}
+
 template <typename input_t>
 struct Elements;
 
@@ -97,14 +108,15 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     const int lane = machine.current % kWarp;
     for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        double sum = c[i];
+        double addends[17] = {c[i]};
+        int count = 1;
         for (int word = 0; word < 8; ++word) {
             const uint32_t left = lanes[row % 8 * 4 + word % 4].a[row / 8 + word / 4 * 2];
             const uint32_t right = lanes[column * 4 + word % 4].b[word / 4];
             for (int half = 0; half < Elements<input_t>::kPerWord; ++half)
-                sum += Elements<input_t>::at(left, half) * Elements<input_t>::at(right, half);
+                addends[count++] = Elements<input_t>::at(left, half) * Elements<input_t>::at(right, half);
         }
-        c[i] = truncated(sum);
+        c[i] = sum_of(addends, count);
     }
 }
 
