@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from journey.files.fingerprint import plain_parts
 from journey.gradients.engine import RowValues
 from journey.gradients.memory import is_out_of_memory
 from journey.locks import exclusively
@@ -98,13 +99,15 @@ def shifted(values: RowValues, part: slice) -> RowValues:
 
 def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
     """Return how many bytes autograd keeps for the backward pass of a run, without the network's own tensors."""
-    own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
+    tensors = (*network.parameters(), *network.buffers())
+    own = {part.untyped_storage().data_ptr() for x in tensors for _, part in plain_parts(x)}
     kept: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        for _, part in plain_parts(x):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
         return x.detach()
 
     with exclusively(network), torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):

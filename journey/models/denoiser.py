@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from journey.data.items import channels_are_last, check_finite, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
-from journey.models.network import check_network, sample_of, unwrapped
+from journey.models.network import check_network, compute_dtype, sample_of, unwrapped
 from journey.models.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the network's parameters."""
-        return next(self.network.parameters()).dtype
+        """What the network's layers compute in, see ``journey.models.network.compute_dtype``."""
+        return compute_dtype(self.network)
 
     @property
     def in_channels(self) -> int | None:

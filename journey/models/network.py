@@ -5,7 +5,11 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
+import torch
+from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor, nn
+
+_COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -33,8 +37,8 @@ def check_network(network: nn.Module) -> None:
         network: The network, unwrapped.
 
     Raises:
-        ValueError: If it or a dropout in it is in train mode, a layer is compiled, or a parameter was made in
-            ``torch.inference_mode()``.
+        ValueError: If it or a dropout in it is in train mode, a layer is compiled, or a parameter has no values or was
+            made in ``torch.inference_mode()``.
     """
     if network.training:
         raise ValueError("model must be in eval mode, got train mode; call model.eval()")
@@ -48,12 +52,36 @@ def check_network(network: nn.Module) -> None:
             f"model must not be compiled, for its layers are watched one by one, got {', '.join(compiled[:3])} "
             "compiled; load it again without compile()"
         )
+    absent = [name for name, p in network.named_parameters() if p.is_meta]
+    if absent:
+        raise ValueError(
+            f"model must have its weights in memory, got {absent[0]} on the device meta, as sequential offloading "
+            "leaves it; load it without, or move layers in groups (enable_group_offload)"
+        )
     made = [name for name, p in network.named_parameters() if p.is_inference()]
     if made:
         raise ValueError(
             f"model must be made or loaded outside of torch.inference_mode(), which {made[0]} was made in: nothing can "
             "be differentiated by it"
         )
+
+
+def compute_dtype(network: nn.Module) -> torch.dtype:
+    """Return the dtype that a network's layers compute in, whatever their weights are stored in.
+
+    Under diffusers' layerwise casting that is what weights are cast to; else the dtype of the first parameter in 16
+    bits or more. Integers and eight-bit floats are storage, of bitsandbytes, GGUF and the like.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The dtype.
+    """
+    told = get_parameter_dtype(network)
+    if told in _COMPUTED_IN:
+        return told
+    return next((p.dtype for p in network.parameters() if p.dtype in _COMPUTED_IN), torch.float32)
 
 
 def sample_of(output: Any) -> Tensor:
