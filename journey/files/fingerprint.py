@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -69,12 +69,18 @@ class TensorFingerprint:
 
         Args:
             name: Its name, different from all earlier ones.
-            tensor: Dense, any dtype, any device, any shape.
+            tensor: Dense, any dtype, any device, any shape; or one that wraps such tensors.
 
         Raises:
             ValueError: If the name was already added, or the tensor holds no data (device "meta").
             TypeError: If ``tensor`` is not a dense tensor.
         """
+        if isinstance(tensor, Tensor) and hasattr(tensor, "__tensor_flatten__"):
+            # What it is made of, as quantised numbers and their scales, and what that stands for.
+            form = f"{type(tensor).__name__} {tensor.dtype} {list(tensor.shape)}"
+            for part, plain in plain_parts(tensor):
+                self.update(f"{name} [{form}{part}]", plain)
+            return
         if name in self._digests:
             raise ValueError(f"name {name!r} was already added; every tensor needs its own name")
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
@@ -95,6 +101,23 @@ class TensorFingerprint:
         for name in sorted(self._digests):
             digest.update(self._digests[name])
         return digest.hexdigest()
+
+
+def plain_parts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that a tensor is made of: itself, or of a subclass that wraps others those.
+
+    Args:
+        tensor: The tensor, such as a weight that torchao or quanto quantised.
+
+    Yields:
+        Where each lies in it, and the tensor.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield "", tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        for inner, plain in plain_parts(getattr(tensor, name)):
+            yield f".{name}{inner}", plain
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> str:

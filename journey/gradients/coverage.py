@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from journey.errors import CoverageError
 from journey.gradients.names import name_some
 from journey.gradients.rules import Contribution, Rule, find_rule
+from journey.gradients.storage import is_computed_in
 from journey.projectors.base import ParameterSlot
 
 
@@ -26,7 +27,7 @@ class Coverage:
         uncovered: Names of the parameters that no rule covers.
 
     Raises:
-        CoverageError: If a parameter is complex.
+        CoverageError: If a parameter is complex, or in a dtype that nothing is computed in.
     """
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
@@ -35,6 +36,12 @@ class Coverage:
             raise CoverageError(
                 f"parameters must be real, got complex {name_some(strange)}, whose gradient is two numbers for one; "
                 "leave them out with select=..."
+            )
+        coarse = [name for name, p in parameters.items() if not is_computed_in(name, p, model)]
+        if coarse:
+            raise CoverageError(
+                f"parameters must be in 16 bits or more to be measured, got {parameters[coarse[0]].dtype} in "
+                f"{name_some(coarse)}; convert them, as with parameter.data = parameter.data.float()"
             )
         self.slots = parameter_slots(parameters)
         self._parameters = parameters

@@ -22,6 +22,7 @@ from journey.gradients.coverage import Coverage
 from journey.gradients.hooks import UnservedLayer, captured
 from journey.gradients.names import describe_uncovered, describe_unreached
 from journey.gradients.rules import Contribution, Direct, Outer
+from journey.gradients.storage import weights_as_computed
 from journey.locks import exclusively
 from journey.projectors.base import ParameterSlot, Projector
 
@@ -251,7 +252,7 @@ class GradientEngine:
                 "gradients cannot be measured inside torch.autocast, whose layers differ in dtype from their weights; "
                 "leave it, and convert the model instead, as with model.to(torch.bfloat16)"
             )
-        with exclusively(self.model):
+        with exclusively(self.model), weights_as_computed(self.model, except_for or ()):
             before = {p: p.requires_grad for p in self.model.parameters()}
             kept = {id(self.parameters[name]) for name in except_for or ()}
             try:

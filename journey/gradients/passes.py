@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from journey.files.fingerprint import plain_parts
 from journey.gradients.engine import RowValues
 from journey.gradients.memory import is_out_of_memory
+from journey.gradients.rules import find_rule
 from journey.locks import exclusively
 
 # What autograd may keep for the backward pass of one batch where nobody says how many rows it has; the pass itself
@@ -97,17 +99,45 @@ def shifted(values: RowValues, part: slice) -> RowValues:
 
 
 def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
-    """Return how many bytes autograd keeps for the backward pass of a run, without the network's own tensors."""
-    own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
+    """Return how many bytes are kept for the backward pass of a run, without the network's own tensors.
+
+    By autograd, and by the hooks on layers with trainable parameters, which hold the layers' inputs. They are mostly
+    the same tensors; under gradient checkpointing autograd keeps few and the hooks all.
+
+    Args:
+        network: The network.
+        run: Runs it; what it returns holds the graph.
+
+    Returns:
+        The bytes.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    own = {part.untyped_storage().data_ptr() for x in tensors for _, part in plain_parts(x)}
     kept: dict[int, int] = {}
 
+    def count(x: Tensor) -> None:
+        for _, part in plain_parts(x):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+
     def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        count(x)
         return x.detach()
 
-    with exclusively(network), torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
-        graph = run()  # held: what it keeps must not be freed and its address taken again
+    def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        count(x)
+        inputs.append(x.detach())
+
+    inputs: list[Tensor] = []
+    trained = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    handles = [m.register_forward_hook(hold, with_kwargs=True) for m in trained if find_rule(m) is not None]
+    try:
+        with exclusively(network), torch.enable_grad(), saved_tensors_hooks(keep, lambda x: x):
+            graph = run()  # held, as inputs are: what is kept must not be freed and its address taken again
+    finally:
+        for handle in handles:
+            handle.remove()
     del graph
     return sum(kept.values())

@@ -12,7 +12,7 @@ from journey.data.items import channels_are_last, check_finite, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
 from journey.models.guidance import Guidance
-from journey.models.network import check_network, sample_of, unwrapped
+from journey.models.network import check_network, compute_dtype, sample_of, unwrapped
 from journey.models.schedules import Schedule, as_schedule
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class Denoiser(Guidance):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the network's parameters."""
-        return next(self.network.parameters()).dtype
+        """What the network's layers compute in, see ``journey.models.network.compute_dtype``."""
+        return compute_dtype(self.network)
 
     @property
     def in_channels(self) -> int | None:

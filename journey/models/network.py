@@ -6,12 +6,16 @@ from copy import copy
 from functools import partial
 from typing import Any
 
+import torch
+from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Networks of diffusers whose arguments are known without their pipeline, and pipelines that know others.
 _KNOWN = {"UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"}
 _PIPELINES = {"FluxTransformer2DModel": "FluxPipeline", "SD3Transformer2DModel": "StableDiffusion3Pipeline"}
+
+_COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -55,6 +59,12 @@ def check_network(network: nn.Module) -> None:
         raise ValueError(
             f"model must not be compiled, for its layers are watched one by one, got {', '.join(compiled[:3])} "
             "compiled; load it again without compile()"
+        )
+    absent = [name for name, p in network.named_parameters() if p.is_meta]
+    if absent:
+        raise ValueError(
+            f"model must have its weights in memory, got {absent[0]} on the device meta, as sequential offloading "
+            "leaves it; load it without, or move layers in groups (enable_group_offload)"
         )
     made = [name for name, p in network.named_parameters() if p.is_inference()]
     if made:
@@ -122,6 +132,24 @@ def check_chance(module: nn.Module, what: str) -> None:
     chance = [name for name, layer in module.named_modules() if layer.training and _is_random(layer)]
     if chance:
         raise ValueError(f"layers must be in eval mode, {', '.join(chance[:3])} are in train mode; call {what}.eval()")
+
+
+def compute_dtype(network: nn.Module) -> torch.dtype:
+    """Return the dtype that a network's layers compute in, whatever their weights are stored in.
+
+    Under diffusers' layerwise casting that is what weights are cast to; else the dtype of the first parameter in 16
+    bits or more. Integers and eight-bit floats are storage, of bitsandbytes, GGUF and the like.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The dtype.
+    """
+    told = get_parameter_dtype(network)
+    if told in _COMPUTED_IN:
+        return told
+    return next((p.dtype for p in network.parameters() if p.dtype in _COMPUTED_IN), torch.float32)
 
 
 def sample_of(output: Any) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import journey
 from journey.curvature.ekfac import fit_ekfac
@@ -164,6 +165,34 @@ def test_larger_images_go_through_in_smaller_numbers(monkeypatch: pytest.MonkeyP
         network.seen.clear()
         one.features(randn(8, 1, side, side), torch.ones(8, 1, 1).long(), randn(8, 1, 1, 1, side, side))
         assert max(network.seen) in most
+
+
+def test_under_gradient_checkpointing_the_inputs_that_hooks_hold_are_counted() -> None:
+    width, depth, rows = 32, 6, 5
+
+    class Deep(nn.Module):
+        def __init__(self, checkpointed: bool) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+            self.checkpointed = checkpointed
+            self.eval()
+
+        def through(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x).tanh()
+            return x
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.through, x, use_reentrant=False) if self.checkpointed else self.through(x)
+
+    x = randn(rows, width)
+    plain, checkpointed = (kept_bytes(net, lambda net=net: net(x).sum()) for net in (Deep(False), Deep(True)))
+    assert plain == 4 * rows * width * (depth + 1)  # the input, and what each tanh gives
+    assert checkpointed == 4 * rows * width * depth  # every layer's input
+    frozen = Deep(True)
+    frozen.requires_grad_(False)
+    frozen.layers[0].requires_grad_(True)
+    assert kept_bytes(frozen, lambda: frozen(x).sum()) == 4 * rows * width, "layers that are not measured hold nothing"
 
 
 def test_running_out_halves_what_goes_through_at_once_and_loses_nothing(tmp_path: Path) -> None:
