@@ -86,7 +86,7 @@ def featurize(
         shard_size: Images per file.
         rank: Which of the processes this one is.
         world_size: How many processes share the work.
-        check: Compare the first batch with autograd, which costs one training step.
+        check: Compare the first batch with autograd, which costs two training steps.
         progress: Show a progress bar with samples per second and the time left.
 
     Returns:

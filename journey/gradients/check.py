@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from journey.errors import GradientCheckError
-from journey.gradients.compare import ParameterSums, group_weights, tolerance
+from journey.gradients.compare import ParameterSums, group_weights, row_tolerance, tolerance
 from journey.gradients.engine import GradientEngine, RowValues
 from journey.gradients.names import name_some
 from journey.projectors.base import Projector
@@ -18,7 +18,8 @@ def check_gradients(
 
     Every per-sample gradient enters a sum with a weight of its own, so a layer that is called in a way its rule
     does not know (through a functional, with rows in another dimension, sharing statistics between rows) is found.
-    Costs one training step.
+    What remains are rows that influence each other, which the batch's gradient does too: so the last row's gradient
+    is compared with the one that it has alone. Costs two training steps.
 
     Args:
         engine: What added them.
@@ -28,7 +29,7 @@ def check_gradients(
         projector: As for ``GradientEngine.add_gradients_``.
 
     Raises:
-        GradientCheckError: If they differ, naming the parameters.
+        GradientCheckError: If they differ, naming the parameters, or a row's gradient depends on the others.
     """
     num_groups = features.shape[0]
     expected = features.new_zeros(1, features.shape[1])
@@ -44,6 +45,7 @@ def check_gradients(
         projector.add_(expected, engine.slots[name], grad)
     allowed = tolerance(engine.model)
     if (weights @ features - expected[0]).norm() <= allowed * expected.norm():
+        _check_alone(engine, values, num_rows)
         return
     sums = ParameterSums()
     engine.add_gradients_(weights[:, None], values, num_rows=num_rows, projector=sums)
@@ -54,3 +56,28 @@ def check_gradients(
         "functional or with samples in another dimension than the first, or rows of a batch influence each other. "
         'Leave these parameters out with select=..., or measure them with uncovered="autograd"'
     )
+
+
+def _check_alone(engine: GradientEngine, values: RowValues, num_rows: int) -> None:
+    """Refuse rows that influence each other: the last one, which may see all others, is run alone, too."""
+    if num_rows == 1:
+        return
+    last = num_rows - 1
+
+    def among(rows: slice) -> Tensor:
+        return values(slice(0, num_rows))[rows]
+
+    found, alone = (
+        {slot.name: grad for slot, grad in engine.by_autograd(run, slice(last, num_rows), 1, list(engine.parameters))}
+        for run in (among, values)
+    )
+    sums = ParameterSums()
+    sums.of = {name: grad.float() for name, grad in found.items()}
+    off, whole = sums.distance(alone), sums.distance({})
+    if off > row_tolerance(engine.model) * whole:
+        raise GradientCheckError(
+            f"rows of a batch influence each other: the gradient of one of {num_rows} is off by {off / whole:.2g} of "
+            "its size from the one that it has alone, so that features would depend on what else is in a batch. Likely "
+            "causes: statistics of the batch, or attention between images. Load the model without them; "
+            "batch_size=1 keeps images, though not the draws of each, apart"
+        )

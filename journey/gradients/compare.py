@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from journey.projectors.base import ParameterSlot, Projector
 # Relative difference between the sum of per-sample gradients and autograd's batch gradient that rounding explains, with
 # a wide margin: a missing layer or a wrong rule is off by far more.
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+
+_INTEGER_INPUTS = 3e-2
 
 
 def tolerance(network: nn.Module) -> float:
@@ -24,6 +28,21 @@ def tolerance(network: nn.Module) -> float:
         The tolerance. Stored integers and eight-bit floats do not count: layers compute in what they convert them to.
     """
     return max((_TOLERANCE[p.dtype] for p in network.parameters() if p.dtype in _TOLERANCE), default=1e-3)
+
+
+def row_tolerance(network: nn.Module) -> float:
+    """Return how far a row's gradient may be from the one that it has alone.
+
+    Layers in integers round their inputs, too, and bitsandbytes keeps out of it the columns in which any row is large.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The relative difference.
+    """
+    rounds_inputs = any(p.dtype == torch.int8 for p in network.parameters())
+    return max(tolerance(network), _INTEGER_INPUTS if rounds_inputs else 0.0)
 
 
 def group_weights(num_groups: int, device: torch.device) -> Tensor:
@@ -66,6 +85,11 @@ class ParameterSums(Projector):
         """
         total = sum(float(grad.float().norm()) ** 2 for grad in grads.values()) ** 0.5
         return [name for name in names if self._difference(grads, name) > tolerance * total]
+
+    def distance(self, grads: dict[str, Tensor]) -> float:
+        """Return the norm of the difference between the sums and some gradients, over all parameters."""
+        names = self.of.keys() | grads.keys()
+        return math.hypot(*(self._difference(grads, name) for name in names))
 
     def _difference(self, grads: dict[str, Tensor], name: str) -> float:
         """Norm of the difference of two gradients, either of which may be missing, which is zero."""

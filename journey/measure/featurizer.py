@@ -113,7 +113,7 @@ class Featurizer:
             weights: How much each draw counts in the mean over its bin (``Draws.row_weights``); None is one each.
                 [num_samples, bins, num_draws]
             ids: Names the images in errors.
-            check: Also compare the first batch with autograd's gradient of it, which costs one training step.
+            check: Also compare the first batch with autograd's gradient of it, which costs two training steps.
 
         Returns:
             Features, float32 [num_samples, bins, proj_dim], and the mean measurements, float32 [num_samples, bins], on

@@ -491,3 +491,35 @@ def test_a_float32_adapter_on_a_coarse_base_passes_the_check_by_the_bases_roundi
     check(model, values, uncovered=uncovered)
     found, expected = per_sample(model, values, 3, 2, uncovered=uncovered), one_at_a_time(model, values, 3, 2)
     assert ((found - expected).norm(dim=1) <= 3e-2 * expected.norm(dim=1)).all()
+
+
+# Each row's output has a little of the other rows'.
+INFLUENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean of the batch": lambda y: y + 0.1 * y.mean(0),
+    "a tenth of batch statistics": lambda y: 0.9 * y + 0.1 * (y - y.mean(0)) / y.std(0, correction=0),
+    "the first row": lambda y: y + 0.05 * y[:1],
+    "neighbours": lambda y: y + 0.02 * y.roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("name", INFLUENCES)
+@pytest.mark.parametrize("options", [{}, {"uncovered": "autograd"}], ids=str)
+def test_rows_that_influence_each_other_a_little_are_found(name: str, options: dict[str, str]) -> None:
+    shared = INFLUENCES[name]
+    model = Stack(lambda m, x: m.last(shared(torch.tanh(m.first(x)))), first=nn.Linear(4, 5), last=nn.Linear(5, 3))
+    with pytest.raises(GradientCheckError, match=r"rows of a batch influence each other|Likely causes"):
+        check(model, values_of(model, randn(6, 4)), **options)
+
+
+def test_rows_that_influence_no_sum_are_found_with_how_far_off() -> None:
+    model = Stack(
+        lambda m, x: m.last(torch.tanh(m.first(x))) + 0.1 * x.mean(0)[:3], first=nn.Linear(4, 5), last=nn.Linear(5, 3)
+    )
+    with pytest.raises(GradientCheckError, match=r"the gradient of one of 6 is off by 0\.\d+ of its size from the one"):
+        check(model, values_of(model, randn(6, 4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_unets_row_is_the_same_alone_to_rounding(dtype: torch.dtype) -> None:
+    model = make_unet().to(dtype)
+    check(model, values_of(model, randn(6, 1, 8, 8, dtype=dtype), torch.arange(0, 96, 16)))
