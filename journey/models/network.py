@@ -60,12 +60,6 @@ def check_network(network: nn.Module) -> None:
             f"model must not be compiled, for its layers are watched one by one, got {', '.join(compiled[:3])} "
             "compiled; load it again without compile()"
         )
-    absent = [name for name, p in network.named_parameters() if p.is_meta]
-    if absent:
-        raise ValueError(
-            f"model must have its weights in memory, got {absent[0]} on the device meta, as sequential offloading "
-            "leaves it; load it without, or move layers in groups (enable_group_offload)"
-        )
     made = [name for name, p in network.named_parameters() if p.is_inference()]
     if made:
         raise ValueError(
