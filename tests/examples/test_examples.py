@@ -58,12 +58,14 @@ def test_the_adapter_alone_is_measured_and_proponents_have_the_prompts_colour(tm
     measured, *ranked = run("lora.py", "--out", tmp_path)
     counts = [int(count.replace(",", "")) for count in re.findall(r"[\d,]+", measured)]
     assert 0 < counts[0] < counts[1] / 5
-    # A third would be chance; eight of eight are usual.
+    matches = 0
     for prompt, line in zip(("red", "green", "blue"), ranked, strict=True):
         asked, *found = re.findall(r"\w+", line)
         assert asked == prompt
         assert len(found) == 8
-        assert found.count(prompt) >= 5
+        matches += found.count(prompt)
+    # Chance is 8 of 24, give or take 2. Seen: 23 on one thread, 20 on two; a training ends elsewhere by its rounding.
+    assert matches >= 16
 
 
 def test_every_step_of_the_saved_run_is_printed_with_its_proponents(tmp_path: Path) -> None:
