@@ -123,7 +123,9 @@ def test_warnings_elsewhere_are_still_given_once(tmp_path: Path) -> None:
         "folder = ImageFolder(sys.argv[1])\n"
         "for _ in range(3): folder[0]; warnings.warn('said before')"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    # Elsewhere, for python -c takes the package of its folder, which may not be built.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stderr.count("UserWarning: said before") == 1, "reading an image made Python forget what it had said"
 
 

@@ -154,7 +154,7 @@ def test_a_measured_parameter_in_eight_bits_is_refused() -> None:
 def test_weights_that_are_nowhere_are_refused() -> None:
     network = SmallDenoiser()
     network.inward.to("meta")
-    with pytest.raises(ValueError, match=r"got inward\.weight on the device meta, as sequential offloading leaves it"):
+    with pytest.raises(ValueError, match=r"got inward\.weight on the meta device, as sequential offload leaves it"):
         Denoiser(network, make_scheduler())
 
 
