@@ -93,10 +93,12 @@ print(json.dumps(found))
 
 def run_core(kind: str, value: str) -> dict[str, str]:
     """The hashes of a run of the core in a process of its own, whose torch has that default."""
-    path = os.pathsep.join([str(PACKAGE.parent), str(PACKAGE.parent / "tests" / "support")])
+    # In the folder of the helpers, for python -c takes the modules of its folder; the sources may not be built.
+    installed = str(Path(journey.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", CORE, kind, value],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=PACKAGE.parent / "tests" / "support",
+        env={**os.environ, "PYTHONPATH": installed, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
