@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import journey
+
 PACKAGE = Path(__file__).parents[1] / "journey"
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -47,7 +47,8 @@ class Flux2(Flow):
         states, device = told["encoder_hidden_states"].to(self.dtype), x_t.device
         one = torch.zeros(1, dtype=torch.int64, device=device)
         rows, columns, words = (
-            torch.arange(length, device=device) for length in (x_t.shape[2] // 2, x_t.shape[3] // 2, states.shape[1])
+            torch.arange(length, dtype=torch.int64, device=device)
+            for length in (x_t.shape[2] // 2, x_t.shape[3] // 2, states.shape[1])
         )
         found = self.network(
             hidden_states=pack(x_t),

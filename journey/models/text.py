@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from journey.data.items import captions_of
+from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
@@ -73,4 +74,4 @@ class TextDenoiser(Denoiser):
                 f"{name} must carry {' and '.join(absent)}, for {', '.join(self._dropped)} of the pipeline is None and "
                 "cannot read its caption"
             )
-        return Condition({part: torch.as_tensor(item[part]).unsqueeze(0) for part in self.embeddings})
+        return Condition({part: as_tensor(item[part]).unsqueeze(0) for part in self.embeddings})
