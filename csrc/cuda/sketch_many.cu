@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(kLanes) sketch_many_kernel(
     const int64_t end = begin + steps_per_slice < items.num_steps ? begin + steps_per_slice : items.num_steps;
     for (int64_t first = begin; first < end; first += kLanes) {
         for (uint32_t repetition = 0; repetition < nnz; ++repetition) {
-            // The routes before have been used.
-            __syncwarp();
+            // The routes before have been used since the barrier of their last step.
             routes[lane] = first + lane < end ? make_route(items, first + lane, proj_dim, repetition) : Route{};
             // These are written, and so are the zeros.
             __syncwarp();

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
+import os
 import shutil
+import signal
 from ctypes import c_int64
 
 import pytest
@@ -144,6 +147,18 @@ def test_what_is_undefined_on_a_device_is_an_error_here(kernels):
     assert kernels.read_vector(values[4:]) == 4.0
     with pytest.raises(emulated.CudaError):  # not aligned to 16 bytes
         kernels.read_vector(values[1:])
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_read_beside_an_input_ends_the_process(at_end):
+    x = emulated.guarded(torch.arange(4.0), at_end=at_end)
+    assert x.tolist() == [0.0, 1.0, 2.0, 3.0]
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # without pytest's report
+        ctypes.string_at(x.data_ptr() + (16 if at_end else -1), 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGSEGV
 
 
 # ----------------------------------------------------------------------------------------------- random

@@ -3,8 +3,8 @@
 // Every thread of a block is a fiber that runs alone until it reaches a barrier or its end. A warp runs as far ahead of
 // the others as block barriers let it: the first warp before all others, the last before all others, or, in the third
 // order, by chance; threads of a warp between its barriers, and blocks, likewise. So a missing barrier, a race or a
-// read of shared memory that the block has not written shows as results that differ from one order to the next; static
-// shared memory keeps what the block before left there and dynamic shared memory is NaN. A barrier that not all threads
+// read of shared memory that the block has not written shows as results that differ from one order to the next, or as
+// NaN, which all shared memory is at a block's start. A barrier that not all threads
 // reach is an error, as are grids and blocks beyond the limits of the hardware, and whatever the compiler's sanitizer
 // reports (emulation_api.cpp): vectors that are not aligned, overflow, shifts by too much.
 // warp.h beside this file adds matrix products and asynchronous copies.
@@ -20,14 +20,17 @@
 #include <numeric>
 #include <vector>
 
+#include <link.h>
 #include <setjmp.h>
 #include <ucontext.h>
+
+#include "races.h"
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__ static thread_local  // so that it is found, by shared_statics
 
 enum cudaError_t {
     cudaSuccess = 0,
@@ -65,7 +68,8 @@ constexpr size_t kStackBytes = 128 << 10;
 
 enum class Order : int { kForward = 0, kBackward = 1, kShuffled = 2 };
 
-enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
+// An exchange is where the lanes of a warp meet in an instruction, which orders no accesses to memory.
+enum class State { kReady, kAtWarpBarrier, kAtExchange, kAtBlockBarrier, kDone };
 
 struct Fiber {
     std::vector<char> stack;
@@ -95,13 +99,20 @@ inline int chance(uint64_t count) {
     return static_cast<int>((machine.random >> 33) % count);
 }
 
+// Asks the race detector, if the kernels are compiled for it.
+inline void note_access(const void* at, uintptr_t bytes, bool writes) {
+    races.access(reinterpret_cast<uintptr_t>(at), bytes, writes, machine.current);
+}
+
 inline void* dynamic_shared() { return machine.dynamic_shared.data(); }
 
 // Gives control back to the scheduler; returns when the thread goes on.
 inline void pause(State state) {
+    races.running = false;
     Fiber& fiber = machine.fibers[machine.current];
     fiber.state = state;
     if (_setjmp(fiber.at) == 0) _longjmp(machine.scheduler, 1);
+    races.running = true;
 }
 
 // The launch goes on, and its status tells.
@@ -113,6 +124,7 @@ inline void clear_warps();
 // A fiber lives on and runs one thread of each block.
 inline void fiber_main() {
     for (;;) {
+        races.running = true;
         (*machine.kernel)();
         end_copies(machine.current);
         pause(State::kDone);
@@ -162,16 +174,44 @@ struct Permutation {
 inline bool run_warp(int begin, int end) {
     const Permutation order(end - begin);
     for (int i = 0; i < end - begin; ++i) resume(begin + static_cast<int>(order.at(i)));
-    return release(begin, end, State::kAtWarpBarrier);
+    if (release(begin, end, State::kAtExchange)) return true;
+    if (!release(begin, end, State::kAtWarpBarrier)) return false;
+    races.pass_warp_barrier(begin / kWarp);
+    return true;
 }
 
-inline bool run_block(int threads) {
+// Where the static shared memory of all kernels lies: among the thread-local variables of the library that this is part
+// of. Those of pybind11 are there too.
+inline Races::Range shared_statics() {
+    static thread_local char anchor;
+    Races::Range found{reinterpret_cast<uintptr_t>(&anchor), 0};
+    dl_iterate_phdr(
+        [](dl_phdr_info* library, size_t, void* into) {
+            Races::Range& range = *static_cast<Races::Range*>(into);
+            const auto begin = reinterpret_cast<uintptr_t>(library->dlpi_tls_data);
+            for (int i = 0; i < library->dlpi_phnum; ++i) {
+                const uintptr_t end = begin + library->dlpi_phdr[i].p_memsz;
+                if (library->dlpi_phdr[i].p_type != PT_TLS || range.first < begin || range.first >= end) continue;
+                range = {begin, end};
+                return 1;
+            }
+            return 0;
+        },
+        &found);
+    return found;
+}
+
+inline bool run_block(int threads, const Races::Range& statics) {
     std::fill(machine.dynamic_shared.begin(), machine.dynamic_shared.end(), static_cast<char>(0xFF));
+    std::memset(reinterpret_cast<void*>(statics.first), 0xFF, statics.second - statics.first);
+    const auto dynamic = reinterpret_cast<uintptr_t>(machine.dynamic_shared.data());
+    races.begin_block(statics, {dynamic, dynamic + machine.dynamic_shared.size()});
     for (int i = 0; i < threads; ++i) machine.fibers[i].state = State::kReady;
     clear_warps();
 
     std::vector<int> ready;
     do {
+        races.pass_block_barrier();
         for (int warp = (threads + kWarp - 1) / kWarp - 1; warp >= 0; --warp) ready.push_back(warp);
         if (machine.order == Order::kBackward) std::reverse(ready.begin(), ready.end());
         // The warp at the end runs.
@@ -194,6 +234,19 @@ inline bool run_block(int threads) {
     return false;
 }
 
+inline cudaError_t run_grid(dim3 grid, int threads, const Races::Range& statics) {
+    const uint64_t plane = uint64_t{grid.x} * grid.y;
+    const Permutation order(plane * grid.z);
+    for (uint64_t i = 0; i < order.count; ++i) {
+        const uint64_t block = order.at(i);
+        blockIdx = dim3(
+            static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block % plane / grid.x),
+            static_cast<unsigned>(block / plane));
+        if (!run_block(threads, statics)) return cudaErrorLaunchFailure;
+    }
+    return cudaSuccess;
+}
+
 inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
     if (threads < 1 || threads > kMaxThreads || shared_bytes > static_cast<size_t>(machine.max_shared_bytes) ||
         grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535 || grid.x == 0 || grid.y == 0 || grid.z == 0)
@@ -203,15 +256,14 @@ inline cudaError_t run(dim3 grid, int threads, size_t shared_bytes, const std::f
     machine.dynamic_shared.resize(shared_bytes);
     machine.kernel = &kernel;
     machine.failure = nullptr;
-    const uint64_t plane = uint64_t{grid.x} * grid.y;
-    const Permutation order(plane * grid.z);
-    for (uint64_t i = 0; i < order.count; ++i) {
-        const uint64_t block = order.at(i);
-        blockIdx = dim3(
-            static_cast<unsigned>(block % grid.x), static_cast<unsigned>(block % plane / grid.x),
-            static_cast<unsigned>(block / plane));
-        if (!run_block(threads)) return cudaErrorLaunchFailure;
-    }
+    races.begin_launch();
+    // Blocks poison what is not theirs too, which nobody looks at meanwhile.
+    const Races::Range statics = shared_statics();
+    char* begin = reinterpret_cast<char*>(statics.first);
+    const std::vector<char> kept(begin, begin + (statics.second - statics.first));
+    const cudaError_t status = run_grid(grid, threads, statics);
+    std::copy(kept.begin(), kept.end(), begin);
+    if (status != cudaSuccess) return status;
     if (machine.failure == nullptr) return cudaSuccess;
     std::fprintf(stderr, "cuda emulation: %s\n", machine.failure);
     return cudaErrorLaunchFailure;

@@ -1,12 +1,14 @@
 """Builds the CUDA kernels for the CPU and calls them, each in three orders of warps, threads and blocks.
 
 Arguments are CPU tensors. Every call checks what every kernel promises: all orders give the same bits (a race or a
-missing barrier would not), the workspace may hold anything before, and nothing outside outputs and workspace changes.
+missing barrier would not), the workspace may hold anything before, nothing outside outputs and workspace changes, and
+nothing before or behind an input is read.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ class CheckedKernels(CudaKernels):
     """The ops over the emulated kernels, for CPU tensors: each run is checked to write within its workspace."""
 
     def __init__(self, bindings: ModuleType) -> None:
+        self.library: ctypes.CDLL | None = None
         self.bindings = bindings  # as journey.ops._native.cuda, over the emulated kernels
         self.changes: dict[str, object] = {}
         self.workspace_floats: int | None = None
@@ -61,28 +64,57 @@ class CheckedKernels(CudaKernels):
         if size is None:
             size = getattr(self.bindings, f"{op}_workspace_floats")(args)
         workspace = _poisoned(size + 2 * _GUARD, torch.float32)
+        self._watch(workspace, memory)
         getattr(self.bindings, op)(args, workspace[_GUARD:].data_ptr() if size else 0, size, 0)
         outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
         assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
 
+    def _watch(self, *written: Tensor) -> None:
+        """Tell the race detector, if there is one, what the kernel writes."""
+        if not hasattr(self.library, "add_output"):
+            return
+        self.library.clear_outputs()
+        for x in written:
+            self.library.add_output(c_void_p(x.data_ptr()), c_int64(_span(x) * x.element_size()))
 
-def build(compiler: str, folder: Path) -> Emulated:
-    """Compile every ``.cu`` file, the bindings and the test's C interface into one shared library."""
+
+_HERE = Path(__file__).parent
+# Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
+_FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+_FLAGS += ["-DJOURNEY_CUDA_EMULATION"]
+_FLAGS += [f"-I{path}" for path in (_HERE, pybind11.get_include(), sysconfig.get_path("include"))]
+# What would be undefined on a device too is reported to emulation_api.cpp, accesses to memory to races.cpp.
+_UNDEFINED = ["-O2", "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
+_RACES = ["-O2", "-fsanitize=thread", "-Wno-tsan"]
+
+
+def compile_file(compiler: str, source: Path, folder: Path, *, races: bool = False) -> Path:
+    """Compile one file to an object, which is returned."""
+    checks = _RACES if races else _UNDEFINED
+    if source.name in ("emulated_module.cpp", "races.cpp"):
+        checks = []  # the bindings are slow to optimize and run once a call; the detector must not look at itself
+    built = folder / f"{source.name}.o"
+    subprocess.run([compiler, *_FLAGS, *checks, "-c", "-x", "c++", source, "-o", built], check=True)
+    return built
+
+
+def link(compiler: str, objects: list[Path], folder: Path) -> Emulated:
+    """Link objects, without the libraries of the compiler's checks: ours take their calls."""
     library = folder / f"emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    here = Path(__file__).parent
-    includes = [here, pybind11.get_include(), sysconfig.get_path("include")]
-    # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack. What would be
-    # undefined on a device too is reported to emulation_api.cpp.
-    flags = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-    flags += ["-DJOURNEY_CUDA_EMULATION", *(f"-I{path}" for path in includes)]
-    flags += ["-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
-    bindings = folder / "bindings.o"
-    module = here / "emulated_module.cpp"
-    subprocess.run([compiler, *flags, "-c", module, "-o", bindings], check=True)  # slow to optimize, run once a call
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), here / "emulation_api.cpp"]
-    command = [compiler, *flags, "-O2", "-shared", bindings, "-x", "c++", *sources]
-    subprocess.run([*command, "-o", library], check=True)
+    subprocess.run([compiler, "-shared", *objects, "-o", library], check=True)
     return Emulated(library)
+
+
+def build(compiler: str, folder: Path, *, races: bool = False) -> Emulated:
+    """Compile every ``.cu`` file, the bindings and the test's C interface into one shared library.
+
+    With ``races`` every access to shared memory and to what kernels write is looked at (races.h).
+    """
+    kernels = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = [*kernels, _HERE / "emulated_module.cpp", _HERE / "emulation_api.cpp"]
+    if races:
+        sources.append(_HERE / "races.cpp")
+    return link(compiler, [compile_file(compiler, source, folder, races=races) for source in sources], folder)
 
 
 class Emulated:
@@ -94,6 +126,19 @@ class Emulated:
         module = module_from_spec(spec_from_loader("emulated", loader))
         loader.exec_module(module)
         self.ops = CheckedKernels(module.cuda)
+        self.ops.library = self.library
+
+    @property
+    def races(self) -> int:
+        """Races that were seen so far; only of a library that was built to look for them."""
+        self.library.count_races.restype = c_uint64
+        return self.library.count_races()
+
+    @property
+    def accesses(self) -> int:
+        """Accesses to memory that were looked at so far."""
+        self.library.count_accesses.restype = c_uint64
+        return self.library.count_accesses()
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
         """Words of each draw, int64. [n, 4]."""
@@ -109,16 +154,20 @@ class Emulated:
 
     def sketch(self, grads: Tensor, proj_dim: int, key: int, *, row_begin: int = 0, nnz: int = 1) -> Tensor:
         """Sketch of gradients. [batch, proj_dim]."""
-        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.sketch_(x, grads, key, row_begin, nnz))
+        return self._added(grads.shape[0], proj_dim, [grads], lambda x, y: self.ops.sketch_(x, y, key, row_begin, nnz))
 
     def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
         """Sketch of (gradients, key, row_begin), summed. [batch, proj_dim]."""
-        lists = [list(column) for column in zip(*parameters, strict=True)] or [[], [], []]
-        return self._added(batch, proj_dim, lambda x: self.ops.sketch_many_(x, *lists, nnz))
+        grads, keys, row_begins = [list(column) for column in zip(*parameters, strict=True)] or [[], [], []]
+        return self._added(
+            batch, proj_dim, grads, lambda x, *y: self.ops.sketch_many_(x, list(y), keys, row_begins, nnz)
+        )
 
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
         """Dense projection of gradients. [batch, proj_dim]."""
-        return self._added(grads.shape[0], proj_dim, lambda x: self.ops.project_(x, grads, key, KINDS[kind], row_begin))
+        return self._added(
+            grads.shape[0], proj_dim, [grads], lambda x, y: self.ops.project_(x, y, key, KINDS[kind], row_begin)
+        )
 
     def sketch_outer(
         self,
@@ -135,7 +184,7 @@ class Emulated:
         """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
         sizes = ([], [], [], [], 1) if conv is None else conv_arguments(conv)
         with self.ops.changed(precision=PRECISIONS[precision]):
-            return self._added(groups, proj_dim, lambda x: self.ops.sketch_outer_(x, a, g, key, nnz, *sizes))
+            return self._added(groups, proj_dim, [a, g], lambda x, *y: self.ops.sketch_outer_(x, *y, key, nnz, *sizes))
 
     def set_device(
         self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10, addend_bits: int = -1
@@ -152,7 +201,7 @@ class Emulated:
             gram.copy_(before)
             self.library.set_order(order)
             with self.ops.changed(workspace_floats, precision=PRECISIONS[precision]):
-                self.ops.accumulate_gram_(gram, features, 1)
+                self.ops.accumulate_gram_(gram, guarded(features, at_end=order != SHUFFLED), 1)
             results.append(gram.clone())
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
 
@@ -231,7 +280,7 @@ class Emulated:
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
         return results[0].reshape(n, columns)
 
-    def _added(self, rows: int, proj_dim: int, add: Callable[[Tensor], None]) -> Tensor:
+    def _added(self, rows: int, proj_dim: int, inputs: list[Tensor], add: Callable[..., None]) -> Tensor:
         """Run an op that adds to features inside a larger buffer: twice onto zeros, then onto the result."""
         buffer = torch.zeros(rows + 2, proj_dim + 64)
         features = buffer[1 : rows + 1, 32 : 32 + proj_dim]
@@ -240,7 +289,7 @@ class Emulated:
             if order == SHUFFLED:
                 features.zero_()
             self.library.set_order(order)
-            add(features)
+            add(features, *(guarded(x, at_end=order != SHUFFLED) for x in inputs))
             results.append(features.clone())
         features.zero_()
         assert not buffer.any(), "it wrote outside the features"
@@ -248,6 +297,31 @@ class Emulated:
         # x + x is exact, so the third run must give twice the second to the last bit.
         assert _same_bits(2 * results[1], results[2]), "the order of threads or blocks shows, or it does not add"
         return results[0]
+
+
+def _span(x: Tensor) -> int:
+    """Elements from the first to the last of a tensor."""
+    return sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) + 1 if x.numel() else 0
+
+
+def guarded(x: Tensor, *, at_end: bool) -> Tensor:
+    """A copy at the same alignment beside a page that must not be touched: a read there ends the process.
+
+    The page follows the last byte, or comes before the first, by less than 16 bytes. Large inputs are left as they are.
+    """
+    num_bytes, alignment, page = _span(x) * x.element_size(), x.data_ptr() % 16, mmap.PAGESIZE
+    if not 0 < num_bytes < 1 << 24:
+        return x
+    inside = -(-(num_bytes + alignment) // page) * page
+    memory = mmap.mmap(-1, inside + 2 * page)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (begin, begin + page + inside):
+        assert ctypes.CDLL(None).mprotect(c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    slack = inside - num_bytes
+    offset = page + (slack - (slack - alignment) % 16 if at_end else alignment)
+    flat = torch.frombuffer(memory, dtype=x.dtype, count=_span(x), offset=offset)  # keeps the memory
+    flat.copy_(x.as_strided((_span(x),), (1,)))
+    return flat.as_strided(x.shape, x.stride())
 
 
 def _poisoned(count: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ namespace {
 // Eight values travel to thread t from thread t ^ 33, in another warp: with the barriers that this takes, or without
 // one of them.
 void exchange(bool before_reading, bool before_writing, float* out) {
-    static float shared[64];
+    __shared__ float shared[64];
     const int thread = static_cast<int>(threadIdx.x);
     for (int round = 0; round < 8; ++round) {
         shared[thread] = static_cast<float>(100 * round + thread);

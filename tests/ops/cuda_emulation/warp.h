@@ -32,7 +32,7 @@ inline const Operands* exchange(const Operands& own) {
     Warp& warp = warps[machine.current / kWarp];
     Operands* set = warp.lanes[warp.calls[lane]++ % 2];
     set[lane] = own;
-    pause(State::kAtWarpBarrier);
+    pause(State::kAtExchange);
     return set;
 }
 
@@ -140,6 +140,7 @@ inline std::vector<std::vector<Copy>> copies[kMaxThreads];
 inline void copy_async(void* to, const void* from, int bytes) {
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
         fail("a copy of 16 bytes is not aligned");
+    note_access(to, 16, true);  // it may land from here on, whenever it does
     auto& groups = copies[machine.current];
     if (groups.empty()) groups.emplace_back();
     groups.back().push_back(Copy{to, from, bytes, false});
@@ -156,7 +157,10 @@ inline void commit_copies() {
 inline void wait_for_copies(int younger) {
     auto& groups = copies[machine.current];
     while (static_cast<int>(groups.size()) > younger + 1) {
-        for (Copy& copy : groups.front()) land(copy);
+        for (Copy& copy : groups.front()) {
+            note_access(copy.to, 16, true);
+            land(copy);
+        }
         groups.erase(groups.begin());
     }
 }

@@ -1,0 +1,49 @@
+"""Every kernel and path on shapes that have many tiles, stages and slices, small enough for the race detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from cases import CONVS, KEY, integers
+from cuda_emulation.emulated import Emulated
+from torch import Tensor
+
+
+def _outer(kernels: Emulated, c_in: int, c_out: int, dtype: torch.dtype, proj_dim: int = 96, nnz: int = 1) -> Tensor:
+    positions = 160 // dtype.itemsize  # two and a half stages
+    a, g = integers(2, positions, c_in, seed=1).to(dtype), integers(2, positions, c_out, seed=2).to(dtype)
+    return kernels.sketch_outer(a, g, proj_dim, KEY, 2, nnz=nnz)
+
+
+def _conv(kernels: Emulated, name: str, dtype: torch.dtype) -> Tensor:
+    conv = CONVS[name]
+    a = integers(4, conv.c_in, *conv.size, seed=1).to(dtype)
+    g = integers(4, conv.c_out, *conv.size_out, seed=2).to(dtype)
+    return kernels.sketch_outer(a, g, 96, KEY, 2, conv=conv.geometry, nnz=2)
+
+
+def _gram(kernels: Emulated, samples: int, columns: int, dtype: torch.dtype) -> Tensor:
+    gram = torch.zeros(columns, columns, dtype=torch.float64)
+    kernels.accumulate_gram_(gram, integers(samples, columns).to(dtype))
+    return gram
+
+
+# Each returns what a kernel computed, the same in every run.
+EXERCISES: dict[str, Callable[[Emulated], Tensor]] = {
+    "sketch, aligned": lambda k: k.sketch(integers(2, 50, 100), 96, KEY, nnz=2),
+    "sketch, any columns": lambda k: k.sketch(integers(1, 20, 99).bfloat16(), 96, KEY, nnz=2),
+    "sketch_many": lambda k: k.sketch_many([(integers(2, 3, 50), KEY, 0), (integers(2, 1, 3300), KEY, 0)], 2, 96, 2),
+    "project signs": lambda k: k.project(integers(3, 400), 40, KEY, "rademacher"),
+    "project signs, bf16": lambda k: k.project(integers(3, 401).bfloat16(), 40, KEY, "rademacher"),
+    "project normals": lambda k: k.project(integers(3, 100), 40, KEY, "normal"),
+    "linear, bf16": lambda k: _outer(k, 72, 136, torch.bfloat16),
+    "linear, float32": lambda k: _outer(k, 72, 20, torch.float32, nnz=2),
+    "linear, odd channels": lambda k: _outer(k, 73, 131, torch.float16),
+    "linear, sums in memory": lambda k: _outer(k, 72, 40, torch.bfloat16, proj_dim=32_768),
+    "3x3": lambda k: _conv(k, "3x3", torch.bfloat16),
+    "1x1": lambda k: _conv(k, "1x1", torch.float32),
+    "wide": lambda k: _conv(k, "wide", torch.float16),
+    "gram": lambda k: _gram(k, 520, 40, torch.bfloat16),
+    "gram, odd columns": lambda k: _gram(k, 40, 67, torch.float32),
+}
