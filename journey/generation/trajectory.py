@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,19 +192,11 @@ class Trajectory:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or holds something else. One of version 0.1 is read with a warning.
+            ValueError: If the file is damaged, holds something else or is of an older version.
         """
         saved = read_tensors(path, "trajectory", (*_TENSORS, "settings"))
         try:
-            settings = json.loads(bytes(saved["settings"].tolist()))
-            if isinstance(settings, dict) and "schedule" not in settings:
-                warnings.warn(
-                    f"{os.fspath(path)} is of version 0.1, which did not keep the noise schedule: whether that is the "
-                    "one of the features cannot be checked; record it again to be sure",
-                    stacklevel=2,
-                )
-                settings["schedule"] = None
-            settings = check_fields(settings, _SETTINGS, "settings")
+            settings = check_fields(json.loads(bytes(saved["settings"].tolist())), _SETTINGS, "settings")
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is damaged: {error}; record it again") from error
 

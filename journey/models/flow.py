@@ -29,15 +29,21 @@ class Flow(TextDenoiser, LatentDenoiser):
         seed: See ``LatentDenoiser``.
 
     Raises:
-        ValueError: If a part is in train mode.
+        ValueError: If a part is in train mode, or the network embeds guidance that the family does not give.
     """
 
     patch_size = 2
+    gives_guidance = False
     embeddings: tuple[str, ...] = ("encoder_hidden_states", "encoder_hidden_states_mask")
     encoders: tuple[str, ...] = ("text_encoder",)
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        if getattr(self.config, "guidance_embeds", False) and not self.gives_guidance:
+            raise ValueError(
+                f"transformer of a {type(pipeline).__name__} must not embed guidance, got guidance_embeds=True, as "
+                "distilled networks have it, whose training loss is another"
+            )
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ class Flux(Flow):
         ValueError: If a part is in train mode.
     """
 
+    gives_guidance = True
     default_guidance = 3.5
     embeddings = TextDenoiser.embeddings
     encoders = TextDenoiser.encoders

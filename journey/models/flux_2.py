@@ -19,6 +19,7 @@ class Flux2(Flow):
     default.
     """
 
+    gives_guidance = True
     default_guidance = 4.0
     autoencoders = ("AutoencoderKLFlux2",)
     embeddings = ("encoder_hidden_states",)

@@ -173,15 +173,14 @@ def test_a_trajectory_keeps_its_schedule_and_the_noise_of_its_steps(scheduler: A
     assert torch.equal(found.levels, torch.stack([signal.flatten(), sigma.flatten()], 1))
 
 
-def test_a_file_of_before_schedules_were_kept_is_read_with_a_warning(tmp_path: Path) -> None:
+def test_a_file_of_before_schedules_were_kept_is_refused(tmp_path: Path) -> None:
     tensors = {name: torch.zeros(1, 1, 1, 8, 8) for name in ("x_t", "x0_hat")}
     settings = b'{"guidance_scale": 1.0, "num_inference_steps": 1, "prompts": []}'
     tensors |= {"timesteps": torch.zeros(1, dtype=torch.int64), "images": torch.zeros(1, 1, 8, 8)}
     tensors["settings"] = torch.frombuffer(bytearray(settings), dtype=torch.uint8)
     write_tensors(tmp_path / "old.safetensors", "trajectory", tensors)
-    with pytest.warns(UserWarning, match=r"old\.safetensors is of version 0\.1, .* record it again to be sure"):
-        found = Trajectory.load(tmp_path / "old.safetensors")
-    assert (found.schedule, found.levels) == (None, None)
+    with pytest.raises(ValueError, match="it lacks schedule; record it again"):
+        Trajectory.load(tmp_path / "old.safetensors")
 
 
 def flow(shift: float = 1.0, num: int = 100) -> FlowMatchEulerDiscreteScheduler:

@@ -220,3 +220,11 @@ def test_another_network_predicts_the_same_without_the_parts_that_encode(name: s
     if name != "SANA":
         sampled = as_denoiser(make_flow(name), latents="sample").encode_images(Captioned(2).images, [0, 1])
         assert sampled.shape == (2, *denoiser.shape_of(SIZE))
+
+
+@pytest.mark.parametrize("family", ["SANA", "Qwen-Image"])
+def test_a_distilled_network_that_embeds_guidance_is_refused(family: str) -> None:
+    pipeline = make_flow(family)
+    pipeline.transformer.register_to_config(guidance_embeds=True)
+    with pytest.raises(ValueError, match=r"Pipeline must not embed guidance, got guidance_embeds=True"):
+        as_denoiser(pipeline)
