@@ -43,6 +43,7 @@ def test_the_losses_are_those_of_this_tier_and_unaltered() -> None:
     assert len(tuned) == len(tuning) == TIER.num_tuning
     assert not torch.isnan(tuning).any()
     assert truth.trajectory.timesteps.tolist() == list(STEPS)
+    assert truth.trajectory.schedule == untrained().schedule.fingerprint()
 
 
 def test_a_response_is_the_mean_loss_over_the_noises() -> None:
