@@ -81,7 +81,7 @@ class CheckedKernels(CudaKernels):
 _HERE = Path(__file__).parent
 # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
 _FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-_FLAGS += ["-DJOURNEY_CUDA_EMULATION"]
+_FLAGS += ["-DJOURNEY_CUDA_EMULATION", "-fno-gnu-unique"]  # two libraries in a process: two of every variable
 _FLAGS += [f"-I{path}" for path in (_HERE, pybind11.get_include(), sysconfig.get_path("include"))]
 # What would be undefined on a device too is reported to emulation_api.cpp, accesses to memory to races.cpp.
 _UNDEFINED = ["-O2", "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
@@ -122,8 +122,10 @@ class Emulated:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        loader = ExtensionFileLoader("emulated", str(path))
-        module = module_from_spec(spec_from_loader("emulated", loader))
+        # pybind11 keeps modules by name: a second library of the same name would be the first one.
+        name = f"{path.parent.name}.emulated"
+        loader = ExtensionFileLoader(name, str(path))
+        module = module_from_spec(spec_from_loader(name, loader))
         loader.exec_module(module)
         self.ops = CheckedKernels(module.cuda)
         self.ops.library = self.library
