@@ -11,6 +11,8 @@ from journey import errors, evaluate, methods, ops
 from journey.data.folder import ImageFolder
 from journey.features.features import Features
 from journey.features.featurize import featurize
+from journey.features.fit import fit
+from journey.features.fitted import Fit
 from journey.features.open import open_features
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
@@ -39,6 +41,7 @@ __all__ = [
     "CountSketch",
     "Features",
     "Featurizer",
+    "Fit",
     "Health",
     "Identity",
     "ImageFolder",
@@ -54,6 +57,7 @@ __all__ = [
     "errors",
     "evaluate",
     "featurize",
+    "fit",
     "influence_matrix",
     "inspect",
     "methods",

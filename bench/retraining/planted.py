@@ -32,7 +32,7 @@ from journey.methods import baselines, journey_trak
 from journey.methods.influence import recommended
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
-from journey.scores.preconditioners import Gram
+from journey.methods.preconditioners import Gram
 from journey.scores.regions import Box
 
 NUM_DUPLICATES = 8

@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from journey.scores.spectrum import DEFAULT_DAMPING
+from journey.curvature.gram import DEFAULT_DAMPING
+from journey.measure.left_out import LeftOutLoss
+from journey.measure.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
+from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch, Gaussian, Rademacher
+from journey.projectors.scaled import Scaled
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -23,6 +28,19 @@ RECORDING = {
     "num_images": "num_images",
     "num_inference_steps": "num_inference_steps",
     "size": "size",
+}
+
+MEASUREMENTS: dict[str, type[Measurement]] = {
+    "left-out-loss": LeftOutLoss,
+    "loss": TrainingLoss,
+    "squared-norm": SquaredNorm,
+    "mean-output": MeanOutput,
+}
+PROJECTORS: dict[str, Callable[..., Projector]] = {
+    "scaled": lambda proj_dim, seed: Scaled(CountSketch(proj_dim, seed=seed)),
+    "count-sketch": CountSketch,
+    "rademacher": Rademacher,
+    "gaussian": Gaussian,
 }
 
 
@@ -154,22 +172,22 @@ def add_completion_steps(parser: argparse.ArgumentParser) -> None:
 
 def add_damping(parser: argparse.ArgumentParser) -> None:
     """Declare how much the Gram matrix is damped."""
-    text = f'multiple of the mean eigenvalue (default {DEFAULT_DAMPING:g}), or "auto"'
-    parser.add_argument("--damping", default=f"{DEFAULT_DAMPING:g}", help=text)
+    text = f"ridge in mean diagonals of the Gram matrix (default {DEFAULT_DAMPING:g})"
+    parser.add_argument("--damping", type=float, default=DEFAULT_DAMPING, help=text)
 
 
-def parse_damping(text: str) -> float | Literal["auto"]:
-    """Return the damping as a number, or ``"auto"``.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if text == "auto":
-        return "auto"
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f'damping must be "auto" or a number >= 0, got {text!r}') from None
+def add_projection(parser: argparse.ArgumentParser) -> None:
+    """Declare what is differentiated, and where gradients go."""
+    parser.add_argument(
+        "--measurement", choices=MEASUREMENTS, default="left-out-loss", help="what is differentiated (default: this)"
+    )
+    parser.add_argument(
+        "--projector",
+        choices=PROJECTORS,
+        default="scaled",
+        help="how gradients are projected (default: one scale per parameter, then count-sketch)",
+    )
+    parser.add_argument("--proj-dim", type=int, default=4096, help="features per image (default 4096)")
 
 
 def parse_region(words: list[str] | None) -> Any:

@@ -15,7 +15,6 @@ from journey.cli.arguments import (
     add_model,
     add_running,
     add_trajectory,
-    parse_damping,
     parse_region,
 )
 from journey.cli.inputs import load_denoiser, load_features, load_trajectory
@@ -49,7 +48,7 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     prepare_file(options.csv, "csv")
-    damping, region = parse_damping(options.damping), parse_region(options.region)
+    region = parse_region(options.region)
     denoiser = load_denoiser(options)
     found = influence_matrix(
         load_features(options, denoiser),
@@ -58,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
         query=options.query,
         steps=options.steps,
         region=region,
-        damping=damping,
+        damping=options.damping,
         num_draws=options.query_draws,
         seed=options.seed,
         progress=not options.quiet,

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from journey.cli.arguments import RECORDING
+from journey.cli.arguments import MEASUREMENTS, PROJECTORS, RECORDING
 from journey.data.folder import ImageFolder
 from journey.features.features import Features
 from journey.features.open import open_features
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
+from journey.measure.measurements import Measurement
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser, load_pipeline
 from journey.models.lora_files import load_lora
+from journey.projectors.base import Projector
 
 TRAJECTORY = "trajectory.safetensors"
 
@@ -52,6 +54,12 @@ def _device(name: str) -> torch.device:
 def load_features(options: argparse.Namespace, denoiser: Denoiser) -> Features:
     """Return the features that the arguments of ``add_features`` name."""
     return open_features(options.features, denoiser, checkpoints=options.checkpoints, select=options.select)
+
+
+def load_projection(options: argparse.Namespace) -> tuple[Measurement, Projector]:
+    """Return what the arguments of ``add_projection`` name."""
+    measurement: Measurement = MEASUREMENTS[options.measurement]()
+    return measurement, PROJECTORS[options.projector](options.proj_dim, seed=options.seed)
 
 
 def load_data(options: argparse.Namespace, denoiser: Denoiser) -> ImageFolder:

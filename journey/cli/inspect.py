@@ -13,7 +13,6 @@ from journey.cli.arguments import (
     add_model,
     add_running,
     add_trajectory,
-    parse_damping,
 )
 from journey.cli.inputs import load_denoiser, load_features, load_trajectory
 from journey.cli.outputs import prepare_file
@@ -43,17 +42,16 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     prepare_file(options.json, "json")
-    damping = parse_damping(options.damping)
     if (options.model is None) != (options.trajectory is None):
         raise ValueError("model and trajectory must be given together: --model MODEL --trajectory PATH")
     if options.model is None:
-        health = inspect(options.features, damping=damping)
+        health = inspect(options.features, damping=options.damping)
     else:
         health = inspect(
             load_features(options, load_denoiser(options)),
             load_trajectory(options),
             steps=options.steps,
-            damping=damping,
+            damping=options.damping,
             num_draws=options.query_draws,
             seed=options.seed,
             progress=not options.quiet,

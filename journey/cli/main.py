@@ -1,4 +1,4 @@
-"""The command line: ``journey info | demo | featurize | record | score | transitions | ...``."""
+"""The command line: ``journey info | demo | fit | featurize | record | score | transitions | ...``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from journey import ops
-from journey.cli import demo, featurize, influence, inspect, record, report, score, transitions
+from journey.cli import demo, featurize, fit, influence, inspect, record, report, score, transitions
 from journey.cli.arguments import add_command, hidden_bars
 from journey.cli.info import describe_installation
 
-_COMMANDS = (demo, featurize, record, score, transitions, influence, report, inspect)
+_COMMANDS = (demo, fit, featurize, record, score, transitions, influence, report, inspect)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
 
 

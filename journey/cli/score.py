@@ -16,7 +16,6 @@ from journey.cli.arguments import (
     add_recording,
     add_running,
     add_trajectory,
-    parse_damping,
     parse_region,
 )
 from journey.cli.inputs import load_data, load_denoiser, load_features, load_trajectory, record_images
@@ -82,7 +81,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    damping, region = parse_damping(options.damping), parse_region(options.region)
+    region = parse_region(options.region)
     for name in ("num_scored", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
@@ -101,7 +100,7 @@ def _run(options: argparse.Namespace) -> None:
         region=region,
         completions=options.completions,
         num_inference_steps=options.completion_steps,
-        damping=damping,
+        damping=options.damping,
         num_draws=options.query_draws,
         seed=options.seed,
         progress=not options.quiet,

@@ -18,11 +18,6 @@ from journey.files.fingerprint import fingerprint_tensors
 from journey.files.tensors import read_tensors, write_tensors
 from journey.ops.geometry import ConvGeometry
 from journey.projectors.base import ParameterSlot, Projector
-from journey.projectors.random import CountSketch
-
-# How featurize fits a curvature itself: Kronecker factors of some images, in runs of neighbours so that few shards need
-# to be encoded for it. With the model and the images that a store names this determines it.
-FITTED_TO_STORE: dict[str, Any] = {"fit": "kfac", "num_images": 512, "run": 32, "num_draws": 2}
 
 
 class Curvature:
@@ -30,12 +25,10 @@ class Curvature:
 
     Args:
         blocks: The block of each parameter, by name.
-        origin: How it follows from what is named elsewhere, as JSON values; takes the place of a hash of the tensors.
     """
 
-    def __init__(self, blocks: Mapping[str, Block], origin: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, blocks: Mapping[str, Block]) -> None:
         self.blocks = dict(blocks)
-        self.origin = origin
 
     def block(self, slot: ParameterSlot) -> Block:
         """Return the block of a parameter.
@@ -65,12 +58,11 @@ class Curvature:
         write_tensors(path, "curvature", self._tensors(), exclusive=exclusive)
 
     @staticmethod
-    def load(path: str | Path, origin: Mapping[str, Any] | None = None) -> Curvature:
+    def load(path: str | Path) -> Curvature:
         """Read what ``save`` wrote.
 
         Args:
             path: The file.
-            origin: See ``Curvature``.
 
         Returns:
             The curvature, on the CPU.
@@ -89,11 +81,11 @@ class Curvature:
             if kind is None:
                 raise ValueError(f"{path} is damaged or of another version: {name} has the parts {', '.join(found)}")
             blocks[name] = kind(**found)
-        return Curvature(blocks, origin)
+        return Curvature(blocks)
 
-    def fingerprint(self) -> Any:
-        """Return the origin, or else the hash of all tensors, as JSON values."""
-        return fingerprint_tensors(self._tensors()) if self.origin is None else dict(self.origin)
+    def fingerprint(self) -> str:
+        """Return the hash of all tensors."""
+        return fingerprint_tensors(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{part}": t for name, block in self.blocks.items() for part, t in block.tensors().items()}
@@ -104,14 +96,12 @@ class Whitened(Projector, name="whitened"):
     """Gradients times the inverse root of the damped curvature, then another projector.
 
     Inner products of the features estimate ``g (G + damping I)^-1 g'``, the influence function, if both sides go
-    through this map: the inverse is split between them. Scores follow retraining better than those of plain gradients
-    (docs/results/choices.md).
+    through this map: the inverse is split between them.
 
     Args:
         inner: What whitened gradients go to.
-        curvature: The curvature, of all parameters that are measured. None lets ``journey.featurize`` fit Kronecker
-            factors (``journey.curvature.kfac.fit_kfac``) to some of the images and keep them in the store; nothing else
-            takes None.
+        curvature: The curvature, of all parameters that are measured, see ``journey.curvature.kfac.fit_kfac`` and
+            ``journey.curvature.ekfac.fit_ekfac``.
         damping: Ridge, as a fraction of the mean eigenvalue: of each parameter, or with Kronecker factors of each
             factor.
 
@@ -119,8 +109,8 @@ class Whitened(Projector, name="whitened"):
         ValueError: If ``damping`` is not positive.
     """
 
-    inner: Projector = CountSketch()  # noqa: RUF009 - frozen
-    curvature: Curvature | None = None
+    inner: Projector
+    curvature: Curvature
     damping: float = 0.1
 
     def __post_init__(self) -> None:
@@ -134,14 +124,14 @@ class Whitened(Projector, name="whitened"):
 
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add the image of whitened gradients, see ``Projector.add_``."""
-        whitened, row_begin = self._block(slot).whiten(grads, row_begin, self.damping)
+        whitened, row_begin = self.curvature.block(slot).whiten(grads, row_begin, self.damping)
         self.inner.add_(features, slot, whitened, row_begin)
 
     def add_outer_(
         self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
     ) -> None:
         """Add the image of whitened weight gradients, which Kronecker factors never form, see ``Projector``."""
-        block = self._block(slot)
+        block = self.curvature.block(slot)
         if isinstance(block, KroneckerBlock):
             self.inner.add_outer_(features, slot, *block.whiten_outer(a, g, conv, self.damping), conv)
         else:
@@ -152,20 +142,10 @@ class Whitened(Projector, name="whitened"):
         return {
             "class": self.fingerprint_name,
             "inner": self.inner.fingerprint(),
-            "curvature": FITTED_TO_STORE if self.curvature is None else self.curvature.fingerprint(),
+            "curvature": self.curvature.fingerprint(),
             "damping": self.damping,
         }
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Whitened | None:
-        """Return the projector whose curvature is the store's; None for a curvature of the caller's."""
-        inner = Projector.from_fingerprint(fields["inner"])
-        return cls(inner, damping=fields["damping"]) if fields["curvature"] == FITTED_TO_STORE else None
-
-    def _block(self, slot: ParameterSlot) -> Block:
-        if self.curvature is None:
-            raise ValueError(
-                "curvature must be given, got None, which journey.featurize alone replaces by what it fits to its "
-                "images; fit it with journey.curvature.kfac.fit_kfac"
-            )
-        return self.curvature.block(slot)
+    def from_fields(cls, fields: Mapping[str, Any]) -> None:
+        """Return None: a hash does not tell the curvature."""

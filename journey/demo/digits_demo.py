@@ -18,7 +18,6 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.curvature.whitened import Whitened
 from journey.demo.digits import DigitsDataset, knn_labels, load_digits_dataset, train
 from journey.features.featurize import featurize
 from journey.generation.likelihood import chance_of_more
@@ -27,6 +26,7 @@ from journey.generation.transitions import Transition, transitions
 from journey.measure.draws import StratifiedDraws
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
+from journey.projectors.scaled import Scaled
 from journey.report.run import Run
 from journey.scores.score import score
 from journey.scores.scores import Scores
@@ -91,7 +91,7 @@ def run_demo(
     seed: int = 0,
     num_images: int = 16,
     train_steps: int = 1200,
-    num_draws: int = 2,
+    num_draws: int = 20,
     progress: bool = True,
 ) -> DemoResult:
     """Run the demo.
@@ -101,7 +101,7 @@ def run_demo(
         seed: Names everything random; the same seed repeats the run.
         num_images: Images to generate and attribute.
         train_steps: Optimiser steps of the DDPM.
-        num_draws: Timesteps per training image and bin, of ten bins.
+        num_draws: Timesteps per training image.
         progress: Show progress bars.
 
     Returns:
@@ -125,8 +125,8 @@ def run_demo(
         denoiser,
         dataset,
         out / "features",
-        draws=StratifiedDraws(num_draws=num_draws, bins=10, seed=seed),
-        projector=Whitened(CountSketch(seed=seed)),
+        draws=StratifiedDraws(num_draws, seed=seed),
+        projector=Scaled(CountSketch(seed=seed)),
         progress=progress,
     )
     clock.lap("featurize")

@@ -74,7 +74,7 @@ def run_text_demo(
     seed: int = 0,
     num_images: int = 4,
     train_steps: int = 3000,
-    num_draws: int = 2,
+    num_draws: int = 20,
     progress: bool = True,
 ) -> TextDemoResult:
     """Run the demo on one prompt.
@@ -88,7 +88,7 @@ def run_text_demo(
             it, so that all seeds share them.
         num_images: Images to make of the prompt.
         train_steps: Optimiser steps of the model.
-        num_draws: Timesteps per training image and bin, of ten bins.
+        num_draws: Timesteps per training image.
         progress: Show progress bars.
 
     Returns:
@@ -128,8 +128,8 @@ def run_text_demo(
     features = featurize(
         denoiser,
         dataset,
-        folder / f"features-whitened-10x{num_draws}",
-        draws=StratifiedDraws(num_draws=num_draws, bins=10),
+        folder / f"features-{num_draws}",
+        draws=StratifiedDraws(num_draws),
         progress=progress,
     )
     clock.lap("featurize")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from journey.errors import StoreMismatchError
-from journey.features.identity import fingerprints
+from journey.features.fitted import Fit
+from journey.features.identity import fingerprint_model
 from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
 from journey.models.checkpoints import Checkpoint
@@ -24,12 +27,14 @@ class Features:
         featurizer: The measurement, on the network whose weights ``checkpoints`` replace in turn.
         draws: Which timesteps and noise the training images were measured with.
         checkpoints: The weights, as given; None stands for the network's own.
+        fit: What was learned before: prior and scales, which the featurizer has, and the Gram matrices of scores.
     """
 
     store: FeatureStore
     featurizer: Featurizer
     draws: Draws
     checkpoints: tuple[Checkpoint | None, ...]
+    fit: Fit
 
     @property
     def num_samples(self) -> int:
@@ -57,14 +62,25 @@ class Features:
         Raises:
             StoreMismatchError: Names what differs.
         """
-        now = fingerprints(self.featurizer, self.draws, self.checkpoints)
-        current = replace(self.store.manifest, fingerprints={**self.store.manifest.fingerprints, **now})
-        differences = [
-            f"{name}: {old} in the store, {new} now" for name, old, new in self.store.manifest.differences(current)
-        ]
-        if differences:
-            raise StoreMismatchError(
-                f"the model is not the one of the features in {self.store.path}: {'; '.join(differences[:5])}. "
-                "Give the model, checkpoints and select that they were made with, or featurize again into another "
-                "folder"
-            )
+        now = {**fingerprint_model(self.featurizer, self.checkpoints), "draws": self.draws.fingerprint()}
+        check_run(self.store, now)
+
+
+def check_run(store: FeatureStore, now: Mapping[str, Any]) -> None:
+    """Refuse fingerprints that are not those of a store.
+
+    Args:
+        store: The features.
+        now: Some fingerprints, by name.
+
+    Raises:
+        StoreMismatchError: Names what differs.
+    """
+    current = replace(store.manifest, fingerprints={**store.manifest.fingerprints, **now})
+    differences = [f"{name}: {old} in the store, {new} now" for name, old, new in store.manifest.differences(current)]
+    if differences:
+        raise StoreMismatchError(
+            f"the model is not the one of the features in {store.path}: {'; '.join(differences[:5])}. "
+            "Give the model, checkpoints, select and fit that they were made with, or featurize again into another "
+            "folder"
+        )

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from journey.features.features import Features
 from journey.features.layer_sizes import sampled_ids, write_sizes
 from journey.gradients.sizes import LayerSizes
-from journey.measure.batch import draw_batch, measure_batch
+from journey.measure.batch import Measured, draw_batch, measure_batch
 from journey.models.checkpoints import loaded
 from journey.models.condition import Encoded
 from journey.models.encoding import EncodedDataset
@@ -54,24 +54,23 @@ def fill_store(
             with loaded(featurizer.denoiser.network, checkpoint):
                 for index in todo[name]:
                     begin, end = store.shard_range(index)
-                    rows, values, sizes = [], [], dict[int, LayerSizes]()
+                    measured, sizes = list[Measured](), dict[int, LayerSizes]()
                     read = encoded.reader(index, begin, end)
                     for first in range(begin, end, batch_size):
                         ids = list(range(first, min(first + batch_size, end)))
                         samples = read(ids)
-                        found, measured = measure_batch(featurizer, features.draws, samples, ids, check=check)
+                        found = measure_batch(featurizer, features.draws, samples, ids, check=check)
                         check = False
-                        rows.append(found.cpu())
-                        values.append(measured.cpu())
+                        measured.append(Measured(*(part.cpu() for part in found)))
                         sizes |= _layer_sizes(features, samples, ids)
-                        zeros += [i for i, row in zip(ids, rows[-1], strict=True) if not row.any()]
+                        zeros += [i for i, row in zip(ids, measured[-1].features, strict=True) if not row.any()]
                         bar.update(len(ids))
                     write_sizes(store, name, index, sizes)
+                    parts = zip(*measured, strict=True)
                     store.write_shard(
                         name,
                         index,
-                        features=torch.cat(rows),
-                        values=torch.cat(values),
+                        **dict(zip(Measured._fields, map(torch.cat, parts), strict=True)),
                         ids=torch.arange(begin, end, dtype=torch.int64, device="cpu"),
                     )
     if zeros:

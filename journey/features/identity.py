@@ -7,7 +7,6 @@ from typing import Any
 
 from journey.data.items import Dataset, check_range, image_of
 from journey.files.fingerprint import TensorFingerprint, fingerprint_json, fingerprint_tensors
-from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.denoiser import Denoiser
@@ -16,20 +15,23 @@ from journey.models.denoiser import Denoiser
 _FINGERPRINTED_IMAGES = 64
 
 
-def check_choices(measurement: Any, draws: Any, projector: Any) -> None:
+def check_choices(**choices: Any) -> None:
     """Refuse what cannot be a choice of how to measure: a class instead of one of its objects, a name, a number.
+
+    Args:
+        **choices: ``measurement``, ``draws`` or ``projector``.
 
     Raises:
         TypeError: If one has no fingerprint to tell it from others.
     """
     examples = {"measurement": "SquaredNorm()", "draws": "StratifiedDraws()", "projector": "CountSketch(4096)"}
-    for (name, example), given in zip(examples.items(), (measurement, draws, projector), strict=True):
+    for name, given in choices.items():
         if isinstance(given, type) or not hasattr(given, "fingerprint"):
-            raise TypeError(f"{name} must be an object such as journey.{example}, got {given!r}")
+            raise TypeError(f"{name} must be an object such as journey.{examples[name]}, got {given!r}")
 
 
-def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any]:
-    """Return what the features of an image depend on besides the image, as JSON values."""
+def fingerprint_model(featurizer: Featurizer, checkpoints: Sequence[Checkpoint | None]) -> dict[str, Any]:
+    """Return what rows depend on besides the image and its draws, as JSON values."""
     denoiser = featurizer.denoiser
     hashes = []
     for checkpoint in checkpoints:
@@ -44,7 +46,6 @@ def fingerprints(featurizer: Featurizer, draws: Draws, checkpoints: Sequence[Che
         "parameters": {"count": featurizer.engine.num_parameters, "names": fingerprint_json(names)},
         "measurement": featurizer.measurement.fingerprint(),
         "projector": featurizer.projector.fingerprint(),
-        "draws": draws.fingerprint(),
         **({"encoding": encoding} if (encoding := denoiser.fingerprint()) else {}),
     }
 

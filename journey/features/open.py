@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from journey.features.features import Features
-from journey.features.fits import CURVATURE_FILE, PRIOR_FILE, use_store_fits
+from journey.features.features import Features, check_run
+from journey.features.featurize import FIT_FOLDER
+from journey.features.fitted import Fit, use_fit
+from journey.features.identity import fingerprint_model
 from journey.gradients.selection import Selection
 from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
@@ -22,6 +24,7 @@ def open_features(
     path: str | os.PathLike[str],
     model: Any,
     *,
+    fit: Fit | str | os.PathLike[str] | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -34,7 +37,8 @@ def open_features(
     Args:
         path: Folder of the store.
         model: The model they were measured with, as for ``featurize``.
-        measurement: As given to ``featurize``; the library's own are read from the store.
+        fit: As given to ``featurize``; by default that of the store.
+        measurement: Likewise; the library's own are read from the store.
         draws: Likewise.
         projector: Likewise.
         checkpoints: As given to ``featurize``.
@@ -45,12 +49,13 @@ def open_features(
         The features.
 
     Raises:
-        FileNotFoundError: If there is no store at ``path``.
+        FileNotFoundError: If there is no store at ``path``, or its fit lies elsewhere and is not given.
         ValueError: If the store was made with a measurement, draws or projector of the caller's own that is not given.
         StoreMismatchError: If the model or an argument is not that of the features; names what differs.
     """
     store = FeatureStore.open(path)
     stored: Mapping[str, Any] = store.manifest.fingerprints
+    weights = as_checkpoints(checkpoints)
     featurizer = Featurizer(
         as_denoiser(model),
         measurement=measurement or Measurement.from_fingerprint(stored["measurement"]),
@@ -58,12 +63,12 @@ def open_features(
         select=select,
         uncovered=uncovered,
     )
-    if not use_store_fits(featurizer, store.path):
-        raise FileNotFoundError(
-            f"{store.path} is without the {PRIOR_FILE} or {CURVATURE_FILE} that its features were measured by; run "
-            "featurize again with the same arguments, it measures only what is missing"
-        )
-    weights = as_checkpoints(checkpoints)
-    features = Features(store, featurizer, draws or Draws.from_fingerprint(stored["draws"]), weights)
-    features.check_model()
-    return features
+    inside = store.path / FIT_FOLDER
+    if fit is None and not inside.is_dir():
+        raise FileNotFoundError(f"fit must be given: {store.path} was made with one that lies elsewhere")
+    told = fingerprint_model(featurizer, weights)
+    draws = draws or Draws.from_fingerprint(stored["draws"])
+    check_run(store, {**told, "draws": draws.fingerprint()})
+    fitted = use_fit(inside if fit is None else fit, featurizer, told)
+    check_run(store, {"fit": fitted.fingerprint})
+    return Features(store, featurizer, draws, weights, fitted)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from journey.curvature.whitened import Whitened
 from journey.data.items import Dataset
 from journey.gradients.memory import default_budget, largest_batch
 from journey.measure.batch import draw_batch
@@ -17,7 +16,8 @@ from journey.measure.featurizer import Featurizer
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import TrainingLoss
 from journey.models.condition import Encoded
-from journey.store.store import FeatureStore
+from journey.projectors.scaled import Scaled
+from journey.store.store import stored_manifest
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
@@ -93,21 +93,19 @@ class RowPlan:
     @staticmethod
     def stored(out: str | os.PathLike[str], draws_per_image: int) -> RowPlan | None:
         """Return the plan of what is stored already; None if nothing is."""
-        try:
-            stored = FeatureStore.open(out).manifest.fingerprints.get("batch_size")
-        except FileNotFoundError:
-            return None
+        manifest = stored_manifest(out)
+        stored = None if manifest is None else manifest.fingerprints.get("batch_size")
         if not isinstance(stored, int | float):
             return None
         return RowPlan(round(stored * draws_per_image), draws_per_image)
 
 
 def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
-    """Measure batches of the first sample, again and again; whitening, one layer at a time, adds little to them."""
+    """Measure batches of the first sample, again and again."""
     # What may still have to be fitted is left away.
     if isinstance(featurizer.measurement, LeftOutLoss):
         featurizer = featurizer.change(measurement=TrainingLoss())
-    if isinstance(featurizer.projector, Whitened):
+    if isinstance(featurizer.projector, Scaled):
         featurizer = featurizer.change(projector=featurizer.projector.inner)
     denoiser, each = featurizer.denoiser, draws.bins * draws.num_draws
     sample = denoiser.encode([dataset[0]], [0])

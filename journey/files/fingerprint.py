@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+_ABSENT = "(absent)"
 JSONValue: TypeAlias = "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
 
 
@@ -149,3 +150,29 @@ def _check_keys(value: JSONValue) -> None:
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_keys(item)
+
+
+def json_differences(ours: JSONValue, theirs: JSONValue) -> list[tuple[str, str, str]]:
+    """List where two JSON values differ.
+
+    Args:
+        ours: One.
+        theirs: The other.
+
+    Returns:
+        For every innermost value that differs: its path (such as ``draws.seed``), and both as JSON.
+    """
+    mine, other = _leaves(ours), _leaves(theirs)
+    pairs = [(name, mine.get(name, _ABSENT), other.get(name, _ABSENT)) for name in sorted(mine.keys() | other.keys())]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _leaves(value: JSONValue, path: str = "") -> dict[str, str]:
+    """Flatten nested JSON to ``{path: canonical JSON}``, so that a difference deep inside is shown alone."""
+    if isinstance(value, Mapping) and value:
+        items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)) and value:
+        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {path: canonical_json(value)}
+    return {name: text for key, item in items for name, text in _leaves(item, key).items()}

@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.features.features import Features
+from journey.features.featurize import FIT_FOLDER
+from journey.features.fitted import DESCRIPTION, Fit, gram_path
 from journey.generation.trajectory import Trajectory
 from journey.health.layers import LayersHealth, inspect_layers
-from journey.health.score_noise import ScoreNoise, measure_score_noise
-from journey.scores.gram import decompose_bins
-from journey.scores.spectrum import DEFAULT_DAMPING, Spectrum, check_damping
+from journey.health.score_noise import ScoreNoise, score_noise
+from journey.scores.score import check_damping, score
 from journey.store.store import FeatureStore
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -61,9 +63,9 @@ class CheckpointHealth:
         name: The checkpoint.
         bins: Each range of timesteps.
         layers: Each layer in a sample of the images; None if the features were written without one.
-        damping: Relative damping of the scores, as given or chosen.
+        damping: Damping of the scores, in mean diagonals of the Gram matrix; None where the fit has none.
         effective_rank: Directions that are in use under this damping.
-        rank_bound: The most that there could be, min(num_samples * bins, proj_dim).
+        rank_bound: The most that there could be, min(rows of the Gram matrix, proj_dim).
         condition: Condition number of the Gram matrix, without the directions that are rounding.
         damped_condition: Condition number of what is inverted.
         largest_share: Part of the largest eigenvalue in the trace.
@@ -129,7 +131,7 @@ def _table(health: CheckpointHealth) -> list[str]:
     if health.damping is not None:
         lines.append(
             f"  effective rank {health.effective_rank:.1f} of {health.rank_bound}, damping {health.damping:.3g} of the "
-            f"mean eigenvalue, condition number {health.condition:.2g}, damped {health.damped_condition:.2g}"
+            f"mean diagonal, condition number {health.condition:.2g}, damped {health.damped_condition:.2g}"
         )
     return lines if health.layers is None else [*lines, *health.layers.lines()]
 
@@ -139,7 +141,7 @@ def inspect(
     trajectory: Trajectory | None = None,
     *,
     steps: Sequence[int] | None = None,
-    damping: float | Literal["auto"] = DEFAULT_DAMPING,
+    damping: float = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -147,12 +149,12 @@ def inspect(
     """Look for what is numerically wrong with stored features, and measure the Monte-Carlo noise of their scores.
 
     Args:
-        features: Features, or the folder of a store, which is enough without ``trajectory``.
+        features: Features, or the folder of a store, which is enough without ``trajectory``; of a fit that lies
+            elsewhere it says nothing.
         trajectory: Generated images: the noise of their scores is measured too, see ``journey.health.score_noise``.
         steps: Which of its steps; all by default.
         damping: As for ``journey.score``.
-        num_draws: Noises per query and step, as for ``journey.score``; a multiple of 4, since halves of antithetic
-            pairs are compared.
+        num_draws: Noises per query and step, as for ``journey.score``.
         seed: Names the noises.
         progress: Show a progress bar.
 
@@ -170,6 +172,7 @@ def inspect(
     if isinstance(features, Features):
         store = features.store
         weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
+        fit: Fit | None = features.fit
     else:
         if trajectory is not None:
             raise ValueError(
@@ -178,31 +181,38 @@ def inspect(
         store = FeatureStore.open(features)
         # The folder does not tell the number of timesteps; bins of equal width differ by at most one of them.
         weights = torch.full((store.manifest.bins,), 1 / store.manifest.bins, dtype=torch.float64, device="cpu")
-    checkpoints = [_inspect_checkpoint(store, name, weights, damping) for name in store.manifest.checkpoints]
+        inside = store.path / FIT_FOLDER
+        fit = Fit.load(inside) if (inside / DESCRIPTION).exists() else None
+    grams = [
+        fit.gram(number) if fit is not None and gram_path(Path(fit.path), number).exists() else None
+        for number in range(len(store.manifest.checkpoints))
+    ]
+    checkpoints = [
+        _inspect_checkpoint(store, name, weights, gram, damping)
+        for name, gram in zip(store.manifest.checkpoints, grams, strict=True)
+    ]
     warnings = [text for checkpoint in checkpoints for text in _warnings(checkpoint, store.manifest.proj_dim)]
     noise = None
     if trajectory is not None:
         assert isinstance(features, Features)
-        noise = measure_score_noise(
-            features, trajectory, steps=steps, damping=damping, num_draws=num_draws, seed=seed, progress=progress
+        noise = score_noise(
+            score(features, trajectory, steps=steps, damping=damping, num_draws=num_draws, seed=seed, progress=progress)
         )
         warnings += noise.warnings()
     return Health(store.manifest.num_samples, store.manifest.proj_dim, checkpoints, noise, warnings)
 
 
 def _inspect_checkpoint(
-    store: FeatureStore, name: str, weights: Tensor, damping: float | Literal["auto"]
+    store: FeatureStore, name: str, weights: Tensor, gram: GramMatrix | None, damping: float
 ) -> CheckpointHealth:
     norms, faults = [], []
     for shard in store.iter_shards(name):
-        norms.append(shard.features.double().norm(dim=-1))
-        faults.append(_faults(shard.features))
+        found = shard.features
+        norms.append(found.double().norm(dim=-1))
+        faults.append(_faults(found))
     bins = _inspect_bins(torch.cat(norms), torch.cat(faults), weights)
     layers = inspect_layers(store, name, weights)
-    if any(part.nan_rows or part.inf_rows for part in bins) or not any(part.norms for part in bins):
-        return CheckpointHealth(name, bins, layers)  # nothing that could be decomposed
-    spectrum, used = decompose_bins(store, name, weights, damping, torch.device("cpu"))
-    return CheckpointHealth(name, bins, layers, *_inspect_spectrum(spectrum, used))
+    return CheckpointHealth(name, bins, layers, *(() if gram is None else _inspect_gram(gram, damping)))
 
 
 def _faults(features: Tensor) -> Tensor:
@@ -230,14 +240,16 @@ def _inspect_bins(norms: Tensor, faults: Tensor, weights: Tensor) -> list[BinHea
     return bins
 
 
-def _inspect_spectrum(spectrum: Spectrum, damping: float) -> tuple[float, float, int, float, float, float]:
+def _inspect_gram(gram: GramMatrix, damping: float) -> tuple[float, float, int, float, float, float]:
     """The fields of ``CheckpointHealth`` from ``damping`` on."""
-    eigenvalues, ridge = spectrum.eigenvalues, damping * spectrum.mean_eigenvalue
-    present = eigenvalues[eigenvalues > spectrum.noise_floor]
-    smallest, largest = present[0].item(), present[-1].item()
-    damped = (largest + ridge) / max(eigenvalues[0].item() + ridge, spectrum.noise_floor)
-    share = (eigenvalues[-1] / eigenvalues.sum()).item()
-    return damping, spectrum.effective_rank(damping), len(eigenvalues), largest / smallest, damped, share
+    eigenvalues = torch.linalg.eigvalsh(gram.matrix.double()).clamp(min=0)
+    # It is kept as float32.
+    floor = torch.finfo(torch.float32).eps * len(eigenvalues) * eigenvalues[-1].item()
+    present, largest = eigenvalues[eigenvalues > floor], eigenvalues[-1].item()
+    rank = (eigenvalues / (eigenvalues + max(damping, floor))).sum().item()
+    bound = min(len(eigenvalues), int(gram.parts[:, 0][gram.parts[:, 1] > 0].sum()))
+    damped = (largest + damping) / max(eigenvalues[0].item() + damping, floor)
+    return damping, rank, bound, largest / present[0].item(), damped, (eigenvalues[-1] / eigenvalues.sum()).item()
 
 
 def _warnings(health: CheckpointHealth, proj_dim: int) -> list[str]:

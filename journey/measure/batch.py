@@ -36,6 +36,23 @@ class Drawn(NamedTuple):
     condition: Condition | None
     weights: Tensor | None
 
+    def in_groups(self, count: int, together: int) -> Drawn:
+        """Return the draws of one bin as several bins, dealt out by turns.
+
+        Args:
+            count: How many bins; divides the draws.
+            together: Neighbouring draws that stay together.
+        """
+        timesteps, noise, told, weights = self
+        draws = timesteps.shape[2]
+        order = torch.arange(draws, dtype=torch.int64, device="cpu").view(-1, count, together)
+        order = order.transpose(0, 1).reshape(count, -1)
+        if told is not None and len(told) == timesteps.numel():
+            rows = torch.arange(len(told), dtype=torch.int64, device="cpu").view(-1, draws)[:, order.flatten()]
+            told = told.select(rows.flatten())
+        grouped = None if weights is None else weights[:, 0, order]
+        return Drawn(timesteps[:, 0, order], noise[:, 0, order.to(noise.device)], told, grouped)
+
     def apart(self, count: int) -> Drawn:
         """Return the first draws of one image, each as that of an image of its own."""
         timesteps, noise, told, weights = self
@@ -47,9 +64,27 @@ class Drawn(NamedTuple):
         )
 
 
+class Measured(NamedTuple):
+    """Some images, measured.
+
+    Attributes:
+        features: Projected gradients, float32. [num_samples, bins, proj_dim]
+        norm: Norm of the whole-range feature. float32 [num_samples]
+        noise: Norm of half the difference of the whole-range features of two disjoint halves of the draws: the standard
+            error of the row, at most, since the halves are of other timesteps too; NaN of fewer than two independent
+            draws. float32 [num_samples]
+        values: Mean measurements, float32. [num_samples, bins]
+    """
+
+    features: Tensor
+    norm: Tensor
+    noise: Tensor
+    values: Tensor
+
+
 def measure_batch(
     featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool = False
-) -> tuple[Tensor, Tensor]:
+) -> Measured:
     """Measure some images.
 
     Args:
@@ -60,10 +95,36 @@ def measure_batch(
         check: As for ``Featurizer.features``.
 
     Returns:
-        What ``Featurizer.features`` returns.
+        Their features, on the model's device.
+
+    Raises:
+        NonFiniteGradientError: As ``Featurizer.features``.
     """
     drawn = draw_batch(featurizer.denoiser, draws, samples, ids)
-    return featurizer.features(samples.x0, **drawn._asdict(), ids=ids, check=check)
+    halved = draws.bins == 1 and draws.num_draws % (2 * _together(draws)) == 0
+    if halved:
+        drawn = drawn.in_groups(2, _together(draws))
+    features, values = featurizer.features(samples.x0, **drawn._asdict(), ids=ids, check=check)
+    if halved:
+        mean, noise = features.mean(1), (features[:, 0] - features[:, 1]).norm(dim=1) / 2
+        return Measured(mean[:, None], mean.norm(dim=1), noise, values.mean(1, keepdim=True))
+    shares = draws.weights(featurizer.denoiser.num_train_timesteps).to(features)
+    norm = torch.einsum("nbk,b->nk", features, shares).norm(dim=1)
+    if draws.bins == 1:
+        return Measured(features, norm, torch.full_like(norm, torch.nan), values)
+    shares[1::2] *= -1
+    return Measured(features, norm, torch.einsum("nbk,b->nk", features, shares).norm(dim=1), values)
+
+
+def _together(draws: Draws) -> int:
+    """Neighbouring draws that are not independent."""
+    return 2 if getattr(draws, "antithetic", False) else 1
+
+
+def num_groups(num_draws: int, together: int, most: int = 8) -> int:
+    """Return in how many groups of equal size draws can be dealt out, at most ``most``."""
+    units = num_draws // together if num_draws % together == 0 else 1
+    return max(count for count in range(1, most + 1) if units % count == 0)
 
 
 def draw_batch(denoiser: Denoiser, draws: Draws, samples: Encoded, ids: Sequence[int]) -> Drawn:

@@ -133,8 +133,9 @@ class _KeyedDraws(Draws):
 class StratifiedDraws(_KeyedDraws, name="stratified"):
     """One uniform timestep in each of as many strata as there are independent draws.
 
-    Features of bins are what scores of single steps need: ``StratifiedDraws(num_draws=2, bins=10)``, one antithetic
-    pair in each tenth of the range, is what ``journey.featurize`` takes. One bin takes a tenth of the storage.
+    ``StratifiedDraws(20)``, an antithetic pair in each tenth of the range, is what ``journey.featurize`` takes. The
+    same draws with ``StratifiedDraws(2, bins=10)`` keep a feature for each tenth, in ten times the storage, which
+    ``train_interval`` and ``influence_matrix`` need.
 
     Args:
         num_draws: Draws per sample and bin.
@@ -151,9 +152,8 @@ class StratifiedDraws(_KeyedDraws, name="stratified"):
         return (strata + self._uniforms(ids, independent)) / independent
 
 
-# What journey.featurize takes: a feature for each tenth of the range, of an antithetic pair, as scores of single steps
-# need it.
-DEFAULT_DRAWS = StratifiedDraws(num_draws=2, bins=10)
+# What journey.featurize takes: an antithetic pair in each tenth of the range.
+DEFAULT_DRAWS = StratifiedDraws(num_draws=20)
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,23 @@ class Featurizer:
         norms = self.budget.run(measure, values, num_rows, tuple(images.shape[1:]))
         return norms.view(*timesteps.shape, -1)
 
+    def sketch_rows(self, values: RowValues, num_rows: int, shape: tuple[int, ...]) -> Tensor:
+        """Project the gradient of every row of a batch by itself.
+
+        Args:
+            values: Runs the model on some rows and returns what is differentiated.
+            num_rows: How many there are.
+            shape: That of an image.
+
+        Returns:
+            float32, on the model's device. [num_rows, proj_dim]
+        """
+
+        def project(most: int) -> Tensor:
+            return self._project(values, num_rows, 1, most, False)[0]
+
+        return self.budget.run(project, values, num_rows, shape)
+
     def _project(
         self, values: RowValues, num_groups: int, num_draws: int, rows: int, check: bool
     ) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from journey.files.fingerprint import fingerprint_tensors
 from journey.files.tensors import read_tensors, write_tensors
 from journey.measure.measurements import PixelMeasurement, Prediction
 
-# How featurize finds the prior itself; with the images that a store names this determines it.
-PRIOR_OF_STORE: dict[str, Any] = {"fit": "mean and variance", "num_images": 512, "run": 32}
+# Stands for the prior in a fingerprint where it is that of a fit, which is named beside it.
+PRIOR_OF_FIT = "of the fit"
 # Below the variance of any images but constant ones, for which nothing is missed.
 _LEAST_VARIANCE = 1e-6
 
@@ -30,12 +30,12 @@ class Prior:
     Args:
         mean: The mean image, float32. [C, H, W]
         variance: Mean square of the images' pixels about it, float32. [1]
-        origin: How they follow from what is named elsewhere, as JSON values; takes the place of their hash.
+        origin: Where they are named; takes the place of their hash.
     """
 
     mean: Tensor
     variance: Tensor
-    origin: dict[str, Any] | None = None
+    origin: str | None = None
 
     @staticmethod
     def of(images: Tensor) -> Prior:
@@ -71,7 +71,7 @@ class Prior:
         write_tensors(path, "prior", self._tensors(), exclusive=exclusive)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], origin: dict[str, Any] | None = None) -> Prior:
+    def load(path: str | os.PathLike[str], origin: str | None = None) -> Prior:
         """Read what ``save`` wrote.
 
         Args:
@@ -88,9 +88,9 @@ class Prior:
         found = read_tensors(path, "prior", ("mean", "variance"))
         return Prior(found["mean"], found["variance"], origin)
 
-    def fingerprint(self) -> Any:
-        """Return the origin, or else the hash of mean and variance, as JSON values."""
-        return fingerprint_tensors(self._tensors()) if self.origin is None else dict(self.origin)
+    def fingerprint(self) -> str:
+        """Return the origin, or else the hash of mean and variance."""
+        return fingerprint_tensors(self._tensors()) if self.origin is None else self.origin
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": self.mean, "variance": self.variance}
@@ -98,7 +98,7 @@ class Prior:
 
 @dataclass(frozen=True, eq=False)
 class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
-    """The training loss with the residual of an image that was left out: the default where gradients are whitened.
+    """The training loss with the residual of an image that was left out: the default.
 
     By leave-one-out, removing image i changes a least-squares model's prediction by its kernel with i times the
     residual that i leaves *without being trained on*. The gradient of the training loss has the residual that is left
@@ -116,8 +116,8 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
 
     Args:
         weight: How much of what is missed is added; 0 is the training loss.
-        prior: Of the training images. None lets ``journey.featurize`` take it from some of them and keep it in the
-            store; nothing else takes None.
+        prior: Of the training images. None lets ``journey.fit`` take it from some of them; nothing
+            else takes None.
 
     Raises:
         ValueError: If ``weight`` is negative.
@@ -151,7 +151,7 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
         """Target of the guess minus target of the image, at the same noised image. [num_rows, C, H, W]"""
         if self.prior is None:
             raise ValueError(
-                "prior must be given, got None, which journey.featurize alone replaces by that of its images; "
+                "prior must be given, got None, which journey.fit alone replaces by that of its images; "
                 "Prior.of(images) is that of any"
             )
         if self.prior.mean.shape != p.x0.shape[1:]:
@@ -169,10 +169,10 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
         return {
             "class": self.fingerprint_name,
             "weight": self.weight,
-            "prior": PRIOR_OF_STORE if self.prior is None else self.prior.fingerprint(),
+            "prior": PRIOR_OF_FIT if self.prior is None else self.prior.fingerprint(),
         }
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> LeftOutLoss | None:
-        """Return the measurement whose prior is the store's; None for a prior of the caller's."""
-        return cls(fields["weight"]) if fields["prior"] == PRIOR_OF_STORE else None
+        """Return the measurement whose prior is the fit's; None for a prior of the caller's."""
+        return cls(fields["weight"]) if fields["prior"] == PRIOR_OF_FIT else None

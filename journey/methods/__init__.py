@@ -6,7 +6,7 @@ replaces a part. Damping is a fraction of the mean eigenvalue. Where a paper tun
 preset takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/guides/retraining.md``).
 
 In reading order: ``method`` (the engine), ``in_memory`` (features of images that are held in memory), ``trak_family``,
-``tracin_family``, ``compressed``, ``influence`` (published methods, and our ``recommended`` for whole images),
+``tracin_family``, ``compressed``, ``influence`` (published methods),
 ``selective_mask`` (a mask that is fitted), ``baselines`` (scores without gradients).
 
 All follow the papers and, where available, the published code; each docstring states known differences.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from journey.methods.compressed import factgrass, grass, logra
-from journey.methods.influence import kfac_influence, recommended
+from journey.methods.influence import kfac_influence
 from journey.methods.method import Method
 from journey.methods.tracin_family import carv, diffusion_retrac, dmin, tracin
 from journey.methods.trak_family import das, dtrak, journey_trak, trak
@@ -34,7 +34,6 @@ __all__ = [
     "journey_trak",
     "kfac_influence",
     "logra",
-    "recommended",
     "tracin",
     "trak",
 ]

@@ -7,12 +7,12 @@ from typing import Literal
 from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss
 from journey.methods.method import Method
+from journey.methods.preconditioners import BlockGram, Gram
 from journey.methods.selective_mask import Selected, fit_selective_mask
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
 from journey.projectors.structured import Factored, Masked
-from journey.scores.preconditioners import BlockGram, Gram
 
 
 def logra(*, num_draws: int = 8, in_dim: int = 16, out_dim: int = 16, seed: int = 0) -> Method:

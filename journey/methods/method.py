@@ -20,6 +20,7 @@ from journey.measure.draws import Draws, StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, TrainingLoss
 from journey.methods.in_memory import DrawFeatures, PerDraw, normalized
+from journey.methods.preconditioners import Gram, Preconditioner
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
@@ -27,7 +28,6 @@ from journey.models.encoding import choose_captions, encode_all
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
-from journey.scores.preconditioners import Gram, Preconditioner
 from journey.scores.queries import check_query_noise
 from journey.scores.scores import Scores
 

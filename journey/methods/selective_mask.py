@@ -111,7 +111,7 @@ def fit_selective_mask(
     for index in range(count):
         i = index * len(samples) // count
         sample = samples.select(i, i + 1)
-        features, _ = measure_batch(featurizer, draws, sample, [i])
+        features = measure_batch(featurizer, draws, sample, [i]).features
         grads.append(features.mean(1))
     whole = torch.cat(grads)
     queries = torch.arange(count, dtype=torch.int64, device="cpu") % _QUERY_SHARE == 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from journey.measure.draws import GridDraws, StratifiedDraws
 from journey.measure.shared_draws import CubicDraws, SharedDraws
 from journey.methods.method import Method
+from journey.methods.preconditioners import Plain
 from journey.projectors.random import CountSketch
-from journey.scores.preconditioners import Plain
 
 
 def tracin(*, num_draws: int = 10, proj_dim: int = 4096, seed: int = 0) -> Method:

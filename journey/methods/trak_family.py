@@ -12,8 +12,8 @@ from journey.measure.draws import GridDraws, UniformDraws
 from journey.measure.measurements import MeanOutput, SquaredNorm, TrainingLoss
 from journey.measure.shared_draws import SharedDraws
 from journey.methods.method import Method, Scored
+from journey.methods.preconditioners import Gram
 from journey.projectors.random import Gaussian
-from journey.scores.preconditioners import Gram
 
 
 def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = True, seed: int = 0) -> Method:
@@ -28,7 +28,7 @@ def journey_trak(*, num_draws: int = 20, proj_dim: int = 2048, rescaled: bool = 
     Args:
         num_draws: Uniform timesteps per training image, and noises per query and step.
         proj_dim: Features.
-        rescaled: As published: see ``journey.scores.preconditioners.Gram``.
+        rescaled: As published: see ``journey.methods.preconditioners.Gram``.
         seed: Names draws and projection.
 
     Returns:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from journey.curvature.gram import DEFAULT_DAMPING
 from journey.data.numbers import as_tensor
 from journey.features.features import Features
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
-from journey.scores.queries import check_arguments, plan_queries
+from journey.scores.queries import check_features, plan_queries
 from journey.scores.regions import Region
-from journey.scores.score import solved
-from journey.scores.spectrum import DEFAULT_DAMPING, check_damping
+from journey.scores.score import check_damping
 
 _TENSORS = ("values", "edges", "timesteps", "train_ids")
 
@@ -74,19 +73,20 @@ def influence_matrix(
     query: int = 0,
     steps: Sequence[int] | None = None,
     region: Region | None = None,
-    damping: float | Literal["auto"] = DEFAULT_DAMPING,
+    damping: float = DEFAULT_DAMPING,
     num_draws: int = 16,
     seed: int = 0,
     progress: bool = True,
 ) -> InfluenceMatrix:
     """Split the scores of one training image, or of a group, by the timestep of training.
 
-    ``values[b, t] = sum over i of query(t)^T (gram + damping I)^-1 w_b features[i, b]``, averaged over checkpoints,
-    with w_b the bin's share of all timesteps and the Gram matrix of the whole range. Columns add up to
+    ``values[b, t] = sum over i of query(t)^T (M + damping I)^-1 w_b features[i, b]``, averaged over checkpoints,
+    with w_b the bin's share of all timesteps and the Gram matrix M of the fit. Columns add up to
     ``journey.score``.
 
     Args:
-        features: The training images, featurized with as many bins as the matrix is to have rows.
+        features: The training images, featurized with as many bins as the matrix is to have rows, such as
+            ``draws=StratifiedDraws(2, bins=10)``.
         trajectory: The generated images.
         train_ids: One dataset index, or several whose scores are summed.
         query: Which generated image.
@@ -101,13 +101,18 @@ def influence_matrix(
         The matrix.
 
     Raises:
-        ValueError: If an id, a query or a step does not exist, or an argument is out of range.
+        ValueError: If an id, a query or a step does not exist, an argument is out of range, or there is one bin alone.
         TypeError: As ``journey.score``.
         StoreMismatchError: If the model's weights are no longer those of the features.
         IncompleteStoreError: If features are missing.
         CorruptShardError: If a file of the store was damaged.
     """
-    check_arguments(features, trajectory)
+    check_features(features)
+    if features.draws.bins == 1:
+        raise ValueError(
+            "influence_matrix needs features in several bins of timesteps, got one bin: featurize with "
+            "draws=StratifiedDraws(2, bins=10)"
+        )
     chosen = as_tensor(train_ids).flatten()
     if len(chosen) and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
         raise TypeError(f"train_ids must be integers, got {chosen.dtype}")
@@ -115,20 +120,21 @@ def influence_matrix(
     outside = sorted({i for i in chosen.tolist() if not 0 <= i < features.num_samples})
     if outside or len(chosen) == 0:
         raise ValueError(f"train_ids must be in 0..{features.num_samples - 1}, got {outside or 'none'}")
-    if not 0 <= query < trajectory.num_queries:
-        raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     check_damping(damping)
     queries = plan_queries(
         features, trajectory, steps=steps, interval=None, region=region, num_draws=num_draws, seed=seed
     )
+    if not 0 <= query < trajectory.num_queries:
+        raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     queries = replace(queries, ids=[query])
 
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     weights = features.draws.weights(num_train_timesteps)
     total = None
-    for name, checkpoint in zip(features.store.manifest.checkpoints, features.checkpoints, strict=True):
-        spectrum, used = solved(features, name, damping)
-        rows = spectrum.precondition(queries.measure(features, checkpoint, progress)[0], used)
+    names = features.store.manifest.checkpoints
+    for number, (name, checkpoint) in enumerate(zip(names, features.checkpoints, strict=True)):
+        measured = queries.measure(features, checkpoint, progress)[0].mean(1)
+        rows = features.fit.gram(number).solve(measured, damping)
         group = _sum_of(features, name, chosen).to(rows) * weights.to(rows)[:, None]
         total = group @ rows.T if total is None else total + group @ rows.T
     assert total is not None

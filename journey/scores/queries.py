@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from journey.features.features import Features
 from journey.generation.completions import Completer
 from journey.generation.trajectory import Trajectory
+from journey.measure.batch import num_groups
 from journey.measure.measurements import PixelMeasurement
 from journey.models.checkpoints import Checkpoint, loaded
 from journey.models.condition import Condition
@@ -39,7 +40,6 @@ class Queries:
         num_draws: Noises per query and step.
         seed: Names the noises.
         noise: The caller's own noises instead. [num_queries, num_steps, num_draws, C, H, W]
-        draws: First and end of the noises that are used; all by default.
     """
 
     images: Tensor
@@ -51,7 +51,6 @@ class Queries:
     num_draws: int
     seed: int
     noise: Tensor | None
-    draws: tuple[int, int | None] = (0, None)
 
     @property
     def timesteps(self) -> list[int]:
@@ -61,11 +60,11 @@ class Queries:
     def _noise(self, step: int, query: int, number: int, device: torch.device) -> Tensor:
         """The noises of one image of a query at one of the steps. [num_draws, C, H, W]"""
         if self.noise is not None:
-            return self.noise[query, step, slice(*self.draws)].to(device)
+            return self.noise[query, step].to(device)
         # Each completion has noises of its own, the first those that the predicted image has.
         seed = self.seed if number == 0 else derive_key(self.seed, "completion", number)
         shape = tuple(self.images.shape[3:])
-        return query_noise(seed, [query], self.steps[step], self.num_draws, shape, device)[0, slice(*self.draws)]
+        return query_noise(seed, [query], self.steps[step], self.num_draws, shape, device)[0]
 
     def measure(self, features: Features, checkpoint: Checkpoint | None, progress: bool) -> Tensor:
         """Measure the predicted images under one checkpoint, noised again to their own step.
@@ -76,7 +75,8 @@ class Queries:
             progress: Show a progress bar.
 
         Returns:
-            float32, on the model's device; one step where they are averaged. [num_queries, num_steps, proj_dim]
+            Features of groups of draws, whose mean is the query's, float32, on the model's device; one step where they
+            are averaged. [num_queries, num_steps, num_groups, proj_dim]
         """
         network = features.featurizer.denoiser.network
         total = len(self.steps) * len(self.ids) * self.images.shape[2]
@@ -85,11 +85,13 @@ class Queries:
         return measured.mean(1, keepdim=True) if self.averaged else measured
 
     def _measure_step(self, features: Features, step: int, bar: tqdm) -> Tensor:
-        """Measure the queries at one step. [len(ids), proj_dim]"""
+        """Measure the queries at one step. [len(ids), num_groups, proj_dim]"""
         count = self.images.shape[2]
         pairs = [(query, number) for query in self.ids for number in range(count)]
         device = features.featurizer.denoiser.device
-        batch = max(1, _ROWS_PER_BATCH // (self.num_draws if self.noise is None else self.noise.shape[2]))
+        # The caller's own noises may be pairs as well.
+        draws = self.num_draws if self.noise is None else self.noise.shape[2]
+        groups, batch = num_groups(draws, 2), max(1, _ROWS_PER_BATCH // draws)
         rows = []
         for first in range(0, len(pairs), batch):
             some = pairs[first : first + batch]
@@ -101,20 +103,21 @@ class Queries:
                 masks = resample_masks(self.masks[queries], images.shape[2:]).unsqueeze(1)
             measured, _ = features.featurizer.features(
                 images,
-                torch.full((len(some), 1, noise.shape[1]), self.steps[step], dtype=torch.int64, device="cpu"),
-                noise.unsqueeze(1),
+                torch.full((len(some), groups, draws // groups), self.steps[step], dtype=torch.int64, device="cpu"),
+                noise.unflatten(1, (groups, -1)),
                 condition=None if self.condition is None else self.condition.select(queries),
                 mask=masks,
                 ids=queries,
             )
-            rows.append(measured[:, 0])
+            rows.append(measured)
             bar.update(len(some))
-        return torch.cat(rows).view(len(self.ids), count, -1).mean(1)
+        measured = torch.cat(rows)
+        return measured.view(len(self.ids), count, *measured.shape[1:]).mean(1)
 
 
 def plan_queries(
     features: Features,
-    trajectory: Trajectory,
+    trajectory: Trajectory | None,
     *,
     steps: Sequence[int] | None,
     interval: Interval | None,
@@ -133,9 +136,12 @@ def plan_queries(
     Raises:
         ValueError: If a step was not recorded, an argument is out of range, or the trajectory is of another noise
             schedule than the features.
-        TypeError: If the measurement cannot be restricted to a region.
+        TypeError: If there is no trajectory, or the measurement cannot be restricted to a region.
         StoreMismatchError: If the model's weights are no longer those of the features.
     """
+    if not isinstance(trajectory, Trajectory):
+        cure = "journey.Trajectory.load(path) reads it"
+        raise TypeError(f"trajectory must be a Trajectory, {cure} from a file, got {type(trajectory).__name__}")
     trajectory.check_schedule(features.featurizer.denoiser.schedule)
     recorded = trajectory.timesteps.tolist()
     if steps is not None and not hasattr(steps, "__iter__"):
@@ -163,15 +169,7 @@ def plan_queries(
             f"num_inference_steps is of completions' sampler, got {num_inference_steps} with completions=0, which "
             "measures the predicted image"
         )
-    masks = None
-    if region is not None:
-        measurement = features.featurizer.measurement
-        if not isinstance(measurement, PixelMeasurement):
-            raise TypeError(
-                "region needs a measurement that is a mean over pixels (a journey.measure PixelMeasurement), as "
-                f"TrainingLoss; these features were made with {type(measurement).__name__}"
-            )
-        masks = pixel_masks(region, trajectory.image_pixels)
+    masks = None if region is None else check_region(features, region, trajectory.image_pixels)
     features.check_model()
     columns = [recorded.index(t) for t in chosen]
     images = trajectory.x0_hat[:, columns].unsqueeze(2)
@@ -191,18 +189,31 @@ def plan_queries(
     return Queries(images, trajectory.condition, ids, chosen, interval is not None, masks, num_draws, seed, noise)
 
 
-def check_arguments(features: Features, trajectory: Trajectory) -> None:
-    """Refuse what is neither features nor a trajectory, such as their paths.
+def check_region(features: Features, region: Region | list[Region], pictures: Tensor) -> Tensor:
+    """Return the masks of a region in pictures [num_queries, C, H, W], float32. [num_queries, H, W]
 
     Raises:
-        TypeError: If one of them is of another type.
+        TypeError: If the measurement cannot be restricted to a region.
+        ValueError: As ``pixel_masks``.
+    """
+    measurement = features.featurizer.measurement
+    if not isinstance(measurement, PixelMeasurement):
+        raise TypeError(
+            "region needs a measurement that is a mean over pixels (a journey.measure PixelMeasurement), as "
+            f"TrainingLoss; these features were made with {type(measurement).__name__}"
+        )
+    return pixel_masks(region, pictures)
+
+
+def check_features(features: Features) -> None:
+    """Refuse what is no features, such as their path.
+
+    Raises:
+        TypeError: If it is not.
     """
     if not isinstance(features, Features):
         cure = "journey.open_features(path, model) reads them"
         raise TypeError(f"features must be Features, {cure} from a folder, got {type(features).__name__}")
-    if not isinstance(trajectory, Trajectory):
-        cure = "journey.Trajectory.load(path) reads it"
-        raise TypeError(f"trajectory must be a Trajectory, {cure} from a file, got {type(trajectory).__name__}")
 
 
 def check_query_noise(noise: Tensor, num_queries: int, steps: Sequence[int], shape: tuple[int, ...]) -> int:

@@ -1,88 +1,97 @@
-"""Scores of every training image for every generated image at every step."""
+"""Scores of every training image for every generated image: at every step, or as a whole."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
+from journey.data.items import Dataset
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
+from journey.models.condition import Condition
 from journey.models.schedules import Interval, check_interval
-from journey.scores.gram import decompose_bins
-from journey.scores.queries import check_arguments, plan_queries
+from journey.scores.errors import ScoreErrors
+from journey.scores.image_queries import IMAGE_DRAWS, ImageQueries, plan_images
+from journey.scores.queries import Queries, check_features, plan_queries
 from journey.scores.regions import Region
 from journey.scores.scores import Scores
-from journey.scores.spectrum import DEFAULT_DAMPING, Spectrum, check_damping
+from journey.store.shard import Shard
 
-# Decompositions that are kept of some features, each of up to 2 * proj_dim**2 float64: 256 MiB at proj_dim 4096.
-_KEPT_SPECTRA = 2
-# By the features they are of, while those live; then by checkpoint and damping.
-_SPECTRA: WeakKeyDictionary[Features, dict[tuple[str, float | str], tuple[Spectrum, float]]] = WeakKeyDictionary()
+_STEP_DRAWS = 16
+# Rows whose scores under groups of a query's draws tell the noise of the query.
+_NOISE_ROWS = 64
 
 
 def score(
     features: Features,
-    trajectory: Trajectory,
+    trajectory: Trajectory | None = None,
     *,
+    images: Trajectory | Dataset | Tensor | str | os.PathLike[str] | None = None,
+    conditions: Condition | None = None,
     steps: Sequence[int] | None = None,
     interval: Interval | None = None,
     train_interval: Interval | None = None,
     region: Region | list[Region] | None = None,
     completions: int = 0,
     num_inference_steps: int | None = None,
-    damping: float | Literal["auto"] = DEFAULT_DAMPING,
-    num_draws: int = 16,
+    damping: float = DEFAULT_DAMPING,
+    num_draws: int | None = None,
     seed: int = 0,
     noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
     progress: bool = True,
 ) -> Scores:
-    """Score every training image for every generated image at chosen steps.
+    """Score every training image for every generated image, at chosen steps or as a whole.
 
-    ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (gram + damping I)^-1 features[i]``
+    ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (M + damping I)^-1 features[i]``
 
-    The query at step t is the image predicted there, noised again to t, measured as the training images were, and
-    averaged over ``num_draws`` noises. The Gram matrix is always that of the whole range of timesteps: the sum, over
-    images and bins, of the outer products of the bins' features, weighted by their share of the timesteps.
+    with the Gram matrix M of the fit (``journey.curvature.gram``). The query at step t is the image predicted there,
+    noised again to t, measured as the training images were, and averaged over noises. The query of a whole image is
+    the image itself, measured over the whole range of timesteps.
 
     Args:
         features: The training images, from ``journey.featurize`` with the same model.
-        trajectory: The generated images, from ``journey.record``.
+        trajectory: The generated images, from ``journey.record``, to score their steps.
+        images: Whole images instead: generated ones, as a trajectory; or pictures from anywhere, in the forms of a
+            dataset or as the folder that holds them, with captions or labels where the model reads them.
+        conditions: What the model is told with ``images`` that have no captions or labels, one row per image.
         steps: Timesteps among the recorded ones, each scored by itself; all by default.
         interval: Average the recorded steps in timesteps (t0, t1), t1 excluded, into one score instead;
             ``(0, num_train_timesteps)`` is the whole generation.
         train_interval: Count the training images' draws in timesteps (t0, t1) alone, as their part of the whole score:
             intervals that cut the range in pieces have scores that add up to it. Bins that lie in it in part enter by
             the share of their timesteps; features in one bin have no such part.
-        region: Score a part of the generated images alone: a box (top, left, bottom, right) in pixels, a mask image or
-            a function, for all or one for each, see ``journey.scores.regions.pixel_masks``. The scores of a region and
+        region: Score a part of the images alone: a box (top, left, bottom, right) in pixels, a mask image or a
+            function, for all or one for each, see ``journey.scores.regions.pixel_masks``. The scores of a region and
             of its complement add up to those of the whole image.
         completions: Measure so many images that the model completes from x_t, and average their features, instead of
             the one predicted image: 0 is the published method; where a step leaves much open, the prediction is a blur
             of what completions show one by one. Each costs as much as the prediction, and sampling it.
         num_inference_steps: Steps of the completions' sampler, the trajectory's by default; fewer are faster, and must
             visit the scored steps too.
-        damping: Ridge as a multiple of the mean eigenvalue of the Gram matrix. 10 by default, which agrees best with
-            retraining for whitened features; for plain gradients it is 1. ``"auto"`` chooses it for each checkpoint by
-            generalised cross-validation on the training images, which is too little damping on models that were
-            retrained.
-        num_draws: Noises per query and step, in antithetic pairs.
+        damping: Ridge in mean diagonals of the Gram matrix; 1 agrees best with retraining (docs/results/choices.md).
+            It may be changed without featurizing again.
+        num_draws: Noises per query and step, in antithetic pairs, 16 by default; of whole images 40, stratified over
+            the range.
         seed: Names the noises.
         noise: The caller's own noises instead, as when comparing with another implementation; completions share them.
             [num_queries, num_steps, num_draws, C, H, W]
         progress: Show a progress bar.
 
     Returns:
-        Scores, without a unit: the gradients' unit cancels. Positive is a proponent.
+        Scores, without a unit: the gradients' unit cancels. Positive is a proponent. Whole images have one step,
+        named 0.
 
     Raises:
         ValueError: If a step was not recorded, an argument is out of range, ``train_interval`` is given with features
-            in one bin, or the trajectory is of another noise schedule than the features.
+            in one bin, the trajectory is of another noise schedule than the features, or arguments of steps are given
+            with ``images``.
         TypeError: If ``features`` or ``trajectory`` is a path, ``region`` is of an unknown form, or the features'
             measurement cannot be restricted to one.
+        FileNotFoundError: If the fit of the features has no Gram matrix.
         StoreMismatchError: If the model's weights are no longer those of the features.
         IncompleteStoreError: If features are missing.
         CorruptShardError: If a file of the store was damaged.
@@ -90,90 +99,122 @@ def score(
     Reference:
         Georgiev et al., "The Journey, Not the Destination: How Data Guides Diffusion Models", 2023, section 3.
     """
-    check_arguments(features, trajectory)
+    check_features(features)
     check_damping(damping)
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     if train_interval is not None:
         check_interval("train_interval", train_interval, num_train_timesteps)
         if features.draws.bins == 1:
             raise ValueError(
-                "train_interval needs features in several bins of timesteps, such as StratifiedDraws(num_draws=2, "
-                "bins=10) gives, got one bin"
+                "train_interval needs features in several bins of timesteps, got one bin: featurize with "
+                "draws=StratifiedDraws(2, bins=10)"
             )
     weights = features.draws.weights(num_train_timesteps, train_interval)
-    queries = plan_queries(
-        features,
-        trajectory,
-        steps=steps,
-        interval=interval,
-        region=region,
-        num_draws=num_draws,
-        seed=seed,
-        noise=noise,
-        completions=completions,
-        num_inference_steps=num_inference_steps,
-    )
-    store = features.store
-    total, dampings = None, []
-    for name, checkpoint in zip(store.manifest.checkpoints, features.checkpoints, strict=True):
-        spectrum, used = solved(features, name, damping)
-        query = queries.measure(features, checkpoint, progress)
-        rows = query.flatten(0, 1)
-        if features.draws.bins == 1:
-            scores = spectrum.scores(rows, used)
-        else:
-            solution = spectrum.precondition(rows, used)
-            scores = torch.cat([solution @ some.double().T for some in weighted_rows(features, name, weights)], 1)
-        scores = scores.view(*query.shape[:2], -1)
-        total = scores if total is None else total + scores
-        dampings.append(used)
+    if (trajectory is None) == (images is None):
+        raise ValueError("give a trajectory, to score its steps, or images, to score whole ones")
+    queries: Queries | ImageQueries
+    if images is not None:
+        of_steps = {"steps": steps, "interval": interval, "noise": noise, "num_inference_steps": num_inference_steps}
+        given = [name for name, value in of_steps.items() if value is not None] + ["completions"] * bool(completions)
+        if given:
+            raise ValueError(f"{', '.join(given)} belong to the steps of a trajectory, got images")
+        draws = IMAGE_DRAWS if num_draws is None else num_draws
+        queries = plan_images(features, images, conditions, region=region, num_draws=draws, seed=seed)
+    else:
+        if conditions is not None:
+            raise ValueError("conditions belong to images; a trajectory has its own")
+        queries = plan_queries(
+            features,
+            trajectory,
+            steps=steps,
+            interval=interval,
+            region=region,
+            num_draws=_STEP_DRAWS if num_draws is None else num_draws,
+            seed=seed,
+            noise=noise,
+            completions=completions,
+            num_inference_steps=num_inference_steps,
+        )
+    total, errors = None, []
+    for number, (name, checkpoint) in enumerate(
+        zip(features.store.manifest.checkpoints, features.checkpoints, strict=True)
+    ):
+        gram = features.fit.gram(number)
+        groups = queries.measure(features, checkpoint, progress)  # [num_queries, num_steps, num_groups, proj_dim]
+        solution = gram.solve(groups.mean(2).flatten(0, 1), damping).cpu()
+        shape = groups.shape[:2]
+        found = row_products(features, name, solution, weights).unflatten(0, shape)
+        total = found if total is None else total.add_(found)
+        row_gain = gram.row_errors(solution).unflatten(0, shape)
+        errors.append((*_noises(features, name), row_gain.float(), _query_gain(features, name, gram, groups, damping)))
     assert total is not None
     return Scores(
-        (total / len(dampings)).float().cpu(),
-        torch.tensor(queries.timesteps, dtype=torch.int64, device="cpu"),
+        total.div_(len(errors)),
+        torch.tensor([0] if isinstance(queries, ImageQueries) else queries.timesteps, dtype=torch.int64, device="cpu"),
         train_ids(features),
-        sum(dampings) / len(dampings),
+        float(damping),
         interval,
         train_interval,
         queries.masks,
+        None if train_interval is not None else ScoreErrors(*map(torch.stack, zip(*errors, strict=True))),
     )
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is no number >= 0.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(damping, bool) or not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
+        raise ValueError(f"damping must be a number >= 0, got {damping!r}")
 
 
 def train_ids(features: Features) -> list[int]:
     """Return the dataset index of each row of the features."""
-    store = features.store
-    ids: list[int] = torch.cat([shard.ids for shard in store.iter_shards(store.manifest.checkpoints[0])]).tolist()
+    ids: list[int] = torch.cat([shard.ids for shard in _shards(features)]).tolist()
     return ids
 
 
-def weighted_rows(features: Features, name: str, weights: Tensor) -> Iterator[Tensor]:
-    """Yield a checkpoint's features summed over bins, shard by shard, on the model's device. Each [num_rows, proj_dim]
+def row_products(features: Features, name: str, solution: Tensor, weights: Tensor) -> Tensor:
+    """Return the inner products of solved queries with the features of all training images.
 
     Args:
         features: The training images.
         name: Which checkpoint, as the store names it.
-        weights: Weight of each bin. [bins]
-    """
-    for shard in features.store.iter_shards(name):
-        rows = torch.einsum("nbk,b->nk", shard.features, weights.float())
-        yield rows.to(features.featurizer.denoiser.device)
-
-
-def solved(features: Features, name: str, damping: float | Literal["auto"]) -> tuple[Spectrum, float]:
-    """Decompose a checkpoint's Gram matrix and settle the damping, with its warnings.
-
-    The last few decompositions are kept: a complete store does not change, and eigenvectors cost more than scores.
+        solution: On the CPU. [num_queries, proj_dim]
+        weights: Of each bin. [bins]
 
     Returns:
-        The spectrum and the relative damping.
+        float32. [num_queries, num_train]
     """
-    kept, denoiser = _SPECTRA.setdefault(features, {}), features.featurizer.denoiser
-    if (name, damping) not in kept:
-        weights = features.draws.weights(denoiser.num_train_timesteps)
-        found = decompose_bins(features.store, name, weights, damping, denoiser.device)
-        while len(kept) >= _KEPT_SPECTRA:
-            kept.pop(next(iter(kept)))
-        kept[name, damping] = found
-    spectrum, used = kept[name, damping]
-    spectrum.check(used)
-    return spectrum, used
+    queries, shares = solution.float(), weights.float()
+    found = torch.empty(len(queries), features.num_samples, dtype=torch.float32, device="cpu")
+    for shard in features.store.iter_shards(name):
+        found[:, shard.begin : shard.end] = shard.products(queries) @ shares
+    return found
+
+
+def _shards(features: Features) -> Iterator[Shard]:
+    return features.store.iter_shards(features.store.manifest.checkpoints[0], verify=False)
+
+
+def _noises(features: Features, name: str) -> tuple[Tensor, Tensor]:
+    """Noise and norm of every row. Each [num_train]"""
+    pairs = [(shard.noise, shard.norm) for shard in features.store.iter_shards(name, verify=False)]
+    noise, norm = zip(*pairs, strict=True)
+    return torch.cat(noise), torch.cat(norm)
+
+
+def _query_gain(features: Features, name: str, gram: GramMatrix, groups: Tensor, damping: float) -> Tensor:
+    """Standard error of scores from the query's draws, per unit norm of the row. [num_queries, num_steps]"""
+    count = groups.shape[2]
+    if count == 1:
+        return torch.full(groups.shape[:2], torch.nan, dtype=torch.float32, device="cpu")
+    shard = features.store.read_shard(name, 0)
+    chosen = torch.linspace(0, shard.end - shard.begin - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)
+    weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
+    rows = torch.einsum("nbk,b->nk", shard.features[chosen.long().unique()].double(), weights)
+    scores = groups.cpu().double() @ gram.solve(rows, damping).T  # [num_queries, num_steps, num_groups, num_rows]
+    variance = scores.var(2) / count
+    return (variance.mean(-1) / rows.square().sum(1).mean()).sqrt().float()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from journey.files.tensors import read_tensors, write_tensors
 from journey.models.schedules import Interval
+from journey.scores.errors import ScoreErrors
 
 
 class Ranked(NamedTuple):
@@ -37,18 +39,31 @@ class Top(NamedTuple):
     opponents: Ranked
 
 
+class Total(NamedTuple):
+    """A sum of scores.
+
+    Attributes:
+        values: float32. [num_queries, num_steps]
+        errors: Standard errors, at most; NaN where they are not known. [num_queries, num_steps]
+    """
+
+    values: Tensor
+    errors: Tensor
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores of all training images; positive is a proponent.
 
     Attributes:
         values: float32. [num_queries, num_steps, num_train]
-        timesteps: int64; the middle one of an averaged interval. [num_steps]
+        timesteps: int64; the middle one of an averaged interval, 0 of whole images. [num_steps]
         train_ids: Dataset index of each column.
-        damping: The relative damping that was used, averaged over checkpoints.
+        damping: The damping that was used; of methods the relative one, averaged over checkpoints.
         interval: Timesteps of the generation that were averaged into one score, if they were.
         train_interval: Timesteps of the training images' draws that were counted; None is all.
         region: Weight of each pixel of the generated images, float32; None is one everywhere. [num_queries, H, W]
+        errors: What standard errors are made of; None where they are not known.
     """
 
     values: Tensor
@@ -58,6 +73,7 @@ class Scores:
     interval: Interval | None = None
     train_interval: Interval | None = None
     region: Tensor | None = None
+    errors: ScoreErrors | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
@@ -89,6 +105,45 @@ class Scores:
             ranked.append(Ranked(ids[columns[..., :k]], values[..., :k].contiguous()))
         return Top(*ranked)
 
+    def standard_errors(self) -> Tensor:
+        """Return the standard error of each score, from the draws of the training images and of the queries.
+
+        Returns:
+            float32; NaN where it is not known. [num_queries, num_steps, num_train]
+        """
+        return torch.full_like(self.values, torch.nan) if self.errors is None else self.errors.of_scores()
+
+    def total(self, train_ids: Sequence[int]) -> Total:
+        """Return the sum of the scores of some training images: what training on all of them did, to first order.
+
+        Args:
+            train_ids: Their dataset indices, all different.
+
+        Returns:
+            The sums, and their standard errors, at most.
+
+        Raises:
+            ValueError: If an id has no score or comes twice, or there is none.
+        """
+        places = {i: column for column, i in enumerate(self.train_ids)}
+        wrong = [i for i in train_ids if i not in places]
+        if wrong or not len(train_ids) or len(set(train_ids)) < len(train_ids):
+            raise ValueError(
+                f"train_ids must be different images that have a score, got {wrong[:5] or list(train_ids)[:5]}"
+            )
+        columns = [places[i] for i in train_ids]
+        values = self.values[..., columns].sum(-1)
+        errors = torch.full_like(values, torch.nan) if self.errors is None else self.errors.of_sum(columns)
+        return Total(values, errors)
+
+    def strengths(self) -> Scores:
+        """Return the squares of the scores with their signs, for ranks of sets: what is strong counts more.
+
+        Sums of squares rank the effect of whole halves of the data better than sums of scores (docs/results/choices.md),
+        but they do not add up over regions, intervals and steps, and have no standard errors.
+        """
+        return replace(self, values=self.values * self.values.abs(), errors=None)
+
     def to_quanda(self, step: int | Literal["mean"] | None = None) -> Tensor:
         """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.
 
@@ -117,6 +172,8 @@ class Scores:
                 tensors[name] = torch.tensor(getattr(self, name), dtype=torch.int64, device="cpu")
         if self.region is not None:
             tensors["region"] = self.region
+        if self.errors is not None:
+            tensors |= self.errors.tensors()
         write_tensors(path, "scores", tensors)
 
     @staticmethod
@@ -142,6 +199,7 @@ class Scores:
             _interval(saved, "interval"),
             _interval(saved, "train_interval"),
             saved.get("region"),
+            ScoreErrors.of_tensors(saved),
         )
 
 

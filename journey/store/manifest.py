@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from journey.errors import StoreError, StoreFormatError
-from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json
+from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json, json_differences
 from journey.files.publish import is_temporary, publish
+from journey.store.rows import RowFormat, check_row_format
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FILE_NAME = "manifest.json"
-_ABSENT = "(absent)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,17 @@ class Manifest:
     Attributes:
         num_samples: Samples in the dataset, at least 1.
         shard_size: Samples per shard, at least 1; the last shard may be shorter.
-        bins: Time bins per sample, at least 1.
+        bins: Time bins per sample that are kept apart, at least 1.
         proj_dim: Features per sample and bin, at least 1.
+        row: How features are kept, see ``journey.store.rows``.
         checkpoints: Names of the checkpoints, all different; each has its own shards.
         library_version: Version of this package that featurizes.
         fingerprints: Everything else that the features depend on (weights, dataset, measurement, draws, projector,
             ...), each a JSON value under its name.
 
     Raises:
-        ValueError: If a size is below 1, a checkpoint is missing or named twice, or a fingerprint is NaN or infinite.
+        ValueError: If a size is below 1, there is no such form of rows, a checkpoint is missing or named twice, or a
+            fingerprint is NaN or infinite.
         TypeError: If a field has the wrong type or a fingerprint is not a JSON value.
     """
 
@@ -43,6 +45,7 @@ class Manifest:
     shard_size: int
     bins: int
     proj_dim: int
+    row: RowFormat
     checkpoints: Sequence[str]
     library_version: str
     fingerprints: Mapping[str, JSONValue] = field(default_factory=dict)
@@ -55,6 +58,7 @@ class Manifest:
                 raise TypeError(f"{name} must be an int, got {size!r} ({type(size).__name__})")
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+        check_row_format(self.row)
         if not isinstance(self.library_version, str):
             raise TypeError(f"library_version must be a string, got {self.library_version!r}")
         _check_checkpoints(self.checkpoints)
@@ -132,20 +136,18 @@ class Manifest:
             For every field that differs: its path (such as ``fingerprints.draws.seed``), and its value here and in
             ``other`` as JSON.
         """
-        ours, theirs = _leaves(self._fields()), _leaves(other._fields())
-        names = sorted(ours.keys() | theirs.keys())
-        pairs = [(name, ours.get(name, _ABSENT), theirs.get(name, _ABSENT)) for name in names]
-        return [pair for pair in pairs if pair[1] != pair[2]]
+        return json_differences(self._fields(), other._fields())
 
     def _fields(self) -> dict[str, JSONValue]:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
 
-def publish_manifest(folder: Path, manifest: Manifest) -> None:
+def publish_manifest(folder: Path, manifest: Manifest, beside: Sequence[str] = ()) -> None:
     """Write the manifest of a folder unless there is one already, perhaps another one.
 
     Args:
         folder: An existing folder, empty or with a manifest.
+        beside: Names of what may be there without one.
         manifest: What to write.
 
     Raises:
@@ -153,7 +155,8 @@ def publish_manifest(folder: Path, manifest: Manifest) -> None:
         OSError: If the folder cannot be written to.
     """
     path = folder / _FILE_NAME
-    foreign = sorted(entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
+    names = (entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
+    foreign = sorted(name for name in names if name not in beside)
     if path.exists():  # after the listing: what another process adds meanwhile comes after its manifest
         return
     if foreign:
@@ -197,14 +200,3 @@ def _check_checkpoints(checkpoints: Sequence[str]) -> None:
     twice = sorted({name for name in checkpoints if list(checkpoints).count(name) > 1})
     if twice:
         raise ValueError(f"checkpoints must have different names, got {twice[0]!r} more than once")
-
-
-def _leaves(value: JSONValue, path: str = "") -> dict[str, str]:
-    """Flatten nested JSON to ``{path: canonical JSON}``, so that a difference deep inside is shown alone."""
-    if isinstance(value, Mapping) and value:
-        items = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple)) and value:
-        items = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    else:
-        return {path: canonical_json(value)}
-    return {name: text for key, item in items for name, text in _leaves(item, key).items()}

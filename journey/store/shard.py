@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +28,16 @@ from torch import Tensor
 
 from journey.errors import CorruptShardError
 from journey.files.publish import publish
+from journey.store.rows import RowFormat, pack, products, row_tensors, unpack
 
 _CURE = "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
-_DTYPES = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
+_DTYPES = {
+    torch.float32: ("F32", 4),
+    torch.float16: ("F16", 2),
+    torch.int64: ("I64", 8),
+    torch.int8: ("I8", 1),
+    torch.uint8: ("U8", 1),
+}
 
 
 @dataclass(frozen=True)
@@ -40,17 +48,54 @@ class Shard:
         checkpoint: Name of the checkpoint.
         begin: First dataset position.
         end: One past the last dataset position.
-        features: Projected gradients, float32. [end - begin, bins, proj_dim]
-        values: The measurement's values, float32. [end - begin, bins]
-        ids: Ids of the samples, int64. [end - begin]
+        row: The form of the features.
+        proj_dim: Their length.
+        tensors: By name: ``ids`` int64 [num], ``norm`` and ``noise`` float32 [num], ``values`` float32
+            [num, bins], and what ``journey.store.rows.row_tensors`` says.
     """
 
     checkpoint: str
     begin: int
     end: int
-    features: Tensor  # [end - begin, bins, proj_dim]
-    values: Tensor  # [end - begin, bins]
-    ids: Tensor  # [end - begin]
+    row: RowFormat
+    proj_dim: int
+    tensors: dict[str, Tensor]
+
+    @property
+    def ids(self) -> Tensor:
+        """Ids of the samples, int64. [num]"""
+        return self.tensors["ids"]
+
+    @property
+    def norm(self) -> Tensor:
+        """Norm of a sample's whole-range feature, float32. [num]"""
+        return self.tensors["norm"]
+
+    @property
+    def noise(self) -> Tensor:
+        """Norm of half the difference of two disjoint halves of a sample's draws; NaN if unknown. float32 [num]"""
+        return self.tensors["noise"]
+
+    @property
+    def values(self) -> Tensor:
+        """The measurement's values, float32. [num, bins]"""
+        return self.tensors["values"]
+
+    @property
+    def features(self) -> Tensor:
+        """Projected gradients, unpacked, float32. [num, bins, proj_dim]"""
+        return unpack(self.row, self.tensors, self.proj_dim)
+
+    def products(self, queries: Tensor) -> Tensor:
+        """Return the inner products of queries with every feature.
+
+        Args:
+            queries: float32, on the CPU. [num_queries, proj_dim]
+
+        Returns:
+            float32. [num_queries, num, bins]
+        """
+        return products(self.row, queries, self.tensors)
 
 
 @dataclass(frozen=True)
@@ -63,15 +108,18 @@ class ShardFormat:
     end: int
     bins: int
     proj_dim: int
+    row: RowFormat
 
     @property
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Names, dtypes and shapes in the order of the file; int64 first keeps all of them aligned."""
+        """Names, dtypes and shapes in the order of the file; the widest first keeps all of them aligned."""
         num = self.end - self.begin
         return {
             "ids": (torch.int64, (num,)),
-            "features": (torch.float32, (num, self.bins, self.proj_dim)),
+            "norm": (torch.float32, (num,)),
+            "noise": (torch.float32, (num,)),
             "values": (torch.float32, (num, self.bins)),
+            **dict(reversed(row_tensors(self.row, num, self.bins, self.proj_dim).items())),
         }
 
     def header(self, sha256: str) -> bytes:
@@ -101,18 +149,26 @@ class ShardFormat:
         return len(self.header("0" * 64)) + data
 
 
-def write_shard_file(path: Path, form: ShardFormat, tensors: dict[str, Tensor]) -> None:
-    """Check and publish a shard.
+def write_shard_file(path: Path, form: ShardFormat, given: dict[str, Tensor]) -> None:
+    """Check, pack and publish a shard.
+
+    Args:
+        path: The file.
+        form: Its form.
+        given: ``ids``, ``norm``, ``noise`` and ``values`` as ``form.tensors`` says, and ``features`` float32 [num, bins, k].
 
     Raises:
-        ValueError: If a tensor has another shape than ``form.tensors`` says, is not on the CPU or not finite.
+        ValueError: If a tensor has another shape than ``form`` says, is not on the CPU or not finite.
         TypeError: If a tensor has another dtype.
         OSError: If the file cannot be written.
     """
-    for name, (dtype, shape) in form.tensors.items():
-        _check_tensor(name, tensors[name], dtype, shape)
+    num = form.end - form.begin
+    shapes = {name: form.tensors[name] for name in ("ids", "norm", "noise", "values")}
+    for name, (dtype, shape) in {**shapes, "features": (torch.float32, (num, form.bins, form.proj_dim))}.items():
+        _check_tensor(name, given[name], dtype, shape)
     for name in ("features", "values"):
-        _check_finite(name, tensors[name], tensors["ids"])
+        _check_finite(name, given[name], given["ids"])
+    tensors = {**given, **pack(form.row, given["features"])}
     chunks = [_bytes_of(tensors[name].detach().contiguous()) for name in form.tensors]
     publish(path, [form.header(_sha256(chunks)), *chunks])
 
@@ -128,28 +184,42 @@ def check_shard_size(path: Path, form: ShardFormat) -> bool:
     return True
 
 
-def read_shard_file_(path: Path, form: ShardFormat, tensors: dict[str, Tensor], *, verify: bool) -> None:
-    """Read a shard into contiguous ``tensors`` that are as ``form.tensors`` says.
+def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str, Tensor]:
+    """Map a shard into memory; what is not touched is not read.
+
+    Args:
+        path: The file.
+        form: Its form.
+        verify: Check the tensors' bytes against the checksum; size and header are always checked.
+
+    Returns:
+        The tensors of ``form.tensors``. Writing to them changes a copy in memory, never the file.
 
     Raises:
-        CorruptShardError: If the size or the header differs, or with ``verify`` the checksum of the tensors' bytes.
+        FileNotFoundError: If there is no such file.
+        CorruptShardError: If the size, the header or with ``verify`` the checksum differs.
     """
     with path.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
-        header = file.read(8)
-        header += file.read(min(int.from_bytes(header, "little"), num_bytes))
-        metadata = _metadata(header)
-        if num_bytes != form.num_bytes or header != form.header(str(metadata.get("sha256"))):
-            expected = f"checkpoint {form.checkpoint!r}, samples {form.begin} to {form.end}, {form.num_bytes} bytes"
-            raise CorruptShardError(
-                f"{path} is damaged or belongs elsewhere: expected {expected}, manifest {form.manifest_checksum}; "
-                f"found {_describe(metadata)}{num_bytes} bytes, manifest {metadata.get('manifest')}. {_CURE}"
-            )
-        chunks = [_bytes_of(tensors[name]) for name in form.tensors]
-        if any(file.readinto(chunk) != len(chunk) for chunk in chunks):
-            raise CorruptShardError(f"{path} is damaged: it became shorter while it was read. {_CURE}")
-    if verify and (found := _sha256(chunks)) != metadata["sha256"]:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if num_bytes else bytearray()
+    whole = memoryview(mapped)
+    length = 8 + int.from_bytes(whole[:8], "little")
+    header = bytes(whole[: min(length, num_bytes)])
+    metadata = _metadata(header)
+    if num_bytes != form.num_bytes or header != form.header(str(metadata.get("sha256"))):
+        expected = f"checkpoint {form.checkpoint!r}, samples {form.begin} to {form.end}, {form.num_bytes} bytes"
+        raise CorruptShardError(
+            f"{path} is damaged or belongs elsewhere: expected {expected}, manifest {form.manifest_checksum}; "
+            f"found {_describe(metadata)}{num_bytes} bytes, manifest {metadata.get('manifest')}. {_CURE}"
+        )
+    if verify and (found := _sha256([whole[length:]])) != metadata["sha256"]:
         raise CorruptShardError(f"{path} is damaged: expected the SHA-256 {metadata['sha256']}, found {found}. {_CURE}")
+    tensors, offset = {}, length
+    for name, (dtype, shape) in form.tensors.items():
+        count = torch.Size(shape).numel()
+        tensors[name] = torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).view(shape)
+        offset += count * dtype.itemsize
+    return tensors
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -7,8 +7,9 @@
         checkpoint-000-shard-000000.safetensors    dataset positions [0, shard_size) under the first checkpoint
         checkpoint-000-shard-000001.safetensors    ...
 
-A shard holds ``features`` float32 [num, bins, proj_dim], ``values`` float32 [num, bins] and ``ids`` int64 [num], and is
-readable with safetensors alone. It is a fixed range of positions, complete whenever it exists, and carries its
+A shard holds ``rows`` [num, bins, proj_dim], int8 with ``scales`` float32 [num, bins] unless another form was asked for
+(``journey.store.rows``), ``norm`` and ``noise`` float32 [num], ``values`` float32 [num, bins] and ``ids`` int64 [num], and is
+readable with safetensors alone: a feature is ``rows * scales``. It is a fixed range of positions, complete whenever it exists, and carries its
 own checksum. So any process may write any shard, several may write the same one, and there is no shared state to
 merge or to lose: a run that was killed continues with the shards that are missing and leaves the same bytes as one
 that was not.
@@ -17,7 +18,7 @@ that was not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
 from journey.store.manifest import Manifest, publish_manifest, read_manifest
-from journey.store.shard import Shard, ShardFormat, check_shard_size, read_shard_file_, write_shard_file
+from journey.store.shard import Shard, ShardFormat, check_shard_size, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
 
@@ -44,9 +45,13 @@ class FeatureStore:
         self.path = path
         self.manifest = manifest
         self._manifest_checksum = manifest.checksum
+        # Files whose checksum was found right: inode, time and size of when it was.
+        self._verified: dict[Path, tuple[int, int, int]] = {}
 
     @classmethod
-    def create_or_resume(cls, path: str | os.PathLike[str], manifest: Manifest) -> FeatureStore:
+    def create_or_resume(
+        cls, path: str | os.PathLike[str], manifest: Manifest, beside: Sequence[str] = ()
+    ) -> FeatureStore:
         """Create a store, or open the one that the same run left behind.
 
         Several processes may do this at once. Temporary files of dead processes are deleted.
@@ -54,6 +59,7 @@ class FeatureStore:
         Args:
             path: The folder: absent, empty, or holding the store of the same run.
             manifest: What the store is to hold.
+            beside: Names of what may be in the folder before there is a store.
 
         Returns:
             The store, with the shards that are already done.
@@ -75,7 +81,7 @@ class FeatureStore:
             if not folder.is_dir():  # otherwise another process created it first, which is fine
                 raise FileExistsError(f"{folder} is a file; the feature store needs a folder") from None
         remove_leftovers(folder)
-        publish_manifest(folder, manifest)
+        publish_manifest(folder, manifest, beside)
         store = cls.open(folder)
         differences = store.manifest.differences(manifest)
         if differences:
@@ -141,7 +147,9 @@ class FeatureStore:
         """Whether every shard of every checkpoint is there."""
         return not any(self.missing(checkpoint) for checkpoint in self.manifest.checkpoints)
 
-    def write_shard(self, checkpoint: str, index: int, *, features: Tensor, values: Tensor, ids: Tensor) -> None:
+    def write_shard(
+        self, checkpoint: str, index: int, *, features: Tensor, norm: Tensor, noise: Tensor, values: Tensor, ids: Tensor
+    ) -> None:
         """Write one shard, durably; it is there as a whole when this returns, and not at all before.
 
         A shard that exists is replaced. Equal inputs give equal bytes.
@@ -150,6 +158,8 @@ class FeatureStore:
             checkpoint: Name of the checkpoint.
             index: Index of the shard; ``num = end - begin`` of its ``shard_range``.
             features: Projected gradients, float32 on the CPU, finite. [num, bins, proj_dim]
+            norm: See ``Shard.norm``, float32 on the CPU. [num]
+            noise: See ``Shard.noise``, float32 on the CPU. [num]
             values: The measurement's values, float32 on the CPU, finite. [num, bins]
             ids: Ids of the samples, int64 on the CPU. [num]
 
@@ -159,7 +169,8 @@ class FeatureStore:
             OSError: If the folder cannot be written to.
         """
         path, form = self.shard_path(checkpoint, index), self._format(checkpoint, index)
-        write_shard_file(path, form, {"features": features, "values": values, "ids": ids})
+        given = {"features": features, "norm": norm, "noise": noise, "values": values, "ids": ids}
+        write_shard_file(path, form, given)
 
     def read_shard(self, checkpoint: str, index: int, verify: bool = True) -> Shard:
         """Read one shard.
@@ -167,7 +178,8 @@ class FeatureStore:
         Args:
             checkpoint: Name of the checkpoint.
             index: Index of the shard.
-            verify: Check the tensors' bytes against the checksum. The size and the header are always checked.
+            verify: Check the tensors' bytes against the checksum, once as long as the file stays as it is. The size
+                and the header are always checked.
 
         Returns:
             The shard.
@@ -176,9 +188,16 @@ class FeatureStore:
             IncompleteStoreError: If the shard is not there yet.
             CorruptShardError: If the file is not what was written.
         """
-        shard = self._empty(checkpoint, *self.shard_range(index))
-        self._read_into_(shard, index, verify)
-        return shard
+        path, form = self.shard_path(checkpoint, index), self._format(checkpoint, index)
+        try:
+            state = path.stat()
+            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
+            tensors = read_shard_file(path, form, verify=verify and self._verified.get(path) != seen)
+        except FileNotFoundError:
+            raise IncompleteStoreError(f"{path} is missing; run featurize again to compute it") from None
+        if verify:
+            self._verified[path] = seen
+        return Shard(checkpoint, form.begin, form.end, form.row, form.proj_dim, tensors)
 
     def iter_shards(self, checkpoint: str, verify: bool = True) -> Iterator[Shard]:
         """Read the shards of a checkpoint one after the other, in order.
@@ -197,30 +216,8 @@ class FeatureStore:
         self._require_complete(checkpoint)
         return (self.read_shard(checkpoint, index, verify) for index in range(self.num_shards(checkpoint)))
 
-    def load(self, checkpoint: str, verify: bool = True) -> Shard:
-        """Read a whole checkpoint.
-
-        Args:
-            checkpoint: Name of the checkpoint.
-            verify: As in ``read_shard``.
-
-        Returns:
-            All samples as one shard. Peak memory is its size: files are read straight into it.
-
-        Raises:
-            IncompleteStoreError: If shards are missing.
-            CorruptShardError: If a file is not what was written.
-        """
-        self._require_complete(checkpoint)
-        whole = self._empty(checkpoint, 0, self.manifest.num_samples)
-        for index in range(self.num_shards(checkpoint)):
-            begin, end = self.shard_range(index)
-            rows = (tensor[begin:end] for tensor in (whole.features, whole.values, whole.ids))
-            self._read_into_(Shard(checkpoint, begin, end, *rows), index, verify)
-        return whole
-
     def features(self, checkpoint: str) -> Tensor:
-        """Read the features of all samples under a checkpoint, verified.
+        """Read the features of all samples under a checkpoint, verified and unpacked.
 
         Args:
             checkpoint: Name of the checkpoint.
@@ -232,7 +229,11 @@ class FeatureStore:
             IncompleteStoreError: If shards are missing.
             CorruptShardError: If a file is not what was written.
         """
-        return self.load(checkpoint).features
+        sizes = (self.manifest.num_samples, self.manifest.bins, self.manifest.proj_dim)
+        whole = torch.empty(sizes, dtype=torch.float32, device="cpu")
+        for shard in self.iter_shards(checkpoint):
+            whole[shard.begin : shard.end] = shard.features
+        return whole
 
     def _checkpoint_index(self, checkpoint: str) -> int:
         names = list(self.manifest.checkpoints)
@@ -241,22 +242,8 @@ class FeatureStore:
         return names.index(checkpoint)
 
     def _format(self, checkpoint: str, index: int) -> ShardFormat:
-        sizes = (self.manifest.bins, self.manifest.proj_dim)
-        return ShardFormat(self._manifest_checksum, checkpoint, *self.shard_range(index), *sizes)
-
-    def _empty(self, checkpoint: str, begin: int, end: int) -> Shard:
-        num, bins = end - begin, self.manifest.bins
-        features = torch.empty(num, bins, self.manifest.proj_dim, dtype=torch.float32, device="cpu")
-        values = torch.empty(num, bins, dtype=torch.float32, device="cpu")
-        return Shard(checkpoint, begin, end, features, values, torch.empty(num, dtype=torch.int64, device="cpu"))
-
-    def _read_into_(self, shard: Shard, index: int, verify: bool) -> None:
-        tensors = {"features": shard.features, "values": shard.values, "ids": shard.ids}
-        path, form = self.shard_path(shard.checkpoint, index), self._format(shard.checkpoint, index)
-        try:
-            read_shard_file_(path, form, tensors, verify=verify)
-        except FileNotFoundError:
-            raise IncompleteStoreError(f"{path} is missing; run featurize again to compute it") from None
+        held, (begin, end) = self.manifest, self.shard_range(index)
+        return ShardFormat(self._manifest_checksum, checkpoint, begin, end, held.bins, held.proj_dim, held.row)
 
     def _require_complete(self, checkpoint: str) -> None:
         missing, total = self.missing(checkpoint), self.num_shards(checkpoint)
@@ -265,3 +252,16 @@ class FeatureStore:
                 f"{self.path} misses {len(missing)} of {total} shards of checkpoint {checkpoint!r} "
                 f"(the first is number {missing[0]}); run featurize again with the same arguments to compute them"
             )
+
+
+def stored_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+    """Return the manifest of a folder, or None if it holds no store.
+
+    Raises:
+        StoreFormatError: If it was written in a format that this version does not read.
+        StoreError: If it is damaged.
+    """
+    try:
+        return read_manifest(Path(path))
+    except FileNotFoundError:
+        return None

@@ -11,6 +11,7 @@ import torch
 from curvature_models import Odd, OneLayer, Square
 from hypothesis import given
 from hypothesis import strategies as st
+from journey.features.fits import fitted_ids
 from models import Images, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
@@ -22,7 +23,6 @@ from journey.curvature.kfac import fit_kfac
 from journey.curvature.pseudo_gradients import PseudoGradients
 from journey.curvature.whitened import Curvature, Whitened
 from journey.errors import NonFiniteGradientError
-from journey.features.fits import fitted_ids
 from journey.gradients.rules import Direct, Outer
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from journey.evaluate.ranks import spearman
 from journey.integrations import trak as ours
+from journey.methods.preconditioners import Gram
 from journey.projectors.base import Projector
 from journey.projectors.exact import ExplicitMatrix, Identity
 from journey.projectors.random import CountSketch
-from journey.scores.preconditioners import Gram
 
 trak = pytest.importorskip("trak")
 

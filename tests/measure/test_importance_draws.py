@@ -17,9 +17,9 @@ from journey.measure.draws import StratifiedDraws
 from journey.measure.measurements import TrainingLoss
 from journey.measure.shared_draws import SharedDraws
 from journey.methods.method import Method
+from journey.methods.preconditioners import Plain
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
-from journey.scores.preconditioners import Plain
 
 CPU = torch.device("cpu")
 IMAGES = make_images(4)

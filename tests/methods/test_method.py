@@ -20,12 +20,12 @@ from journey.measure.draws import Draws, StratifiedDraws, UniformDraws
 from journey.measure.measurements import SquaredNorm, TrainingLoss
 from journey.methods import PRESETS, baselines, das, dtrak, journey_trak, kfac_influence, trak
 from journey.methods.method import Method
+from journey.methods.preconditioners import BlockGram, Gram, Plain
 from journey.models.condition import Condition, Encoded
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian
-from journey.scores.preconditioners import BlockGram, Gram, Plain
 
 NUM_TRAIN, NUM_QUERIES = 5, 3
 SCHEDULER = make_scheduler()

@@ -19,12 +19,12 @@ from journey.generation.trajectory import Trajectory
 from journey.measure.draws import Draws, StratifiedDraws
 from journey.methods import das, dtrak, journey_trak, trak
 from journey.methods.method import Method
+from journey.methods.preconditioners import Gram
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.encoding import choose_captions
 from journey.models.load import as_denoiser
 from journey.ops.noise import query_noise
 from journey.projectors.exact import Identity
-from journey.scores.preconditioners import Gram
 
 NUM_TRAIN, NUM_QUERIES = 3, 2
 CPU = torch.device("cpu")

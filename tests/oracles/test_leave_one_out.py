@@ -26,9 +26,9 @@ from journey.measure.draws import ExplicitDraws
 from journey.measure.measurements import Measurement, Prediction
 from journey.methods import das
 from journey.methods.method import Method
+from journey.methods.preconditioners import Gram, Plain
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
-from journey.scores.preconditioners import Gram, Plain
 
 NUM_TRAIN, NUM_QUERIES, DIM = 30, 4, 5
 TIMESTEP = 60

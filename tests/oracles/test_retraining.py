@@ -22,9 +22,9 @@ from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, Prediction, TrainingLoss
 from journey.methods.method import Method
+from journey.methods.preconditioners import Gram
 from journey.models.denoiser import Denoiser
 from journey.projectors.exact import Identity
-from journey.scores.preconditioners import Gram
 
 NUM_TRAIN, NUM_QUERIES, NUM_SUBSETS = 24, 8, 12
 SCHEDULER = make_scheduler()

@@ -13,10 +13,10 @@ from models import IMAGE, SmallDenoiser, make_scheduler
 from score_runs import (
     NUM_DRAWS,
     NUM_QUERIES,
-    NUM_TRAIN,
     STEPS,
     assert_near,
     featurize,
+    inverse,
     make_noise,
     make_trajectory,
     mean_gradient,
@@ -51,14 +51,9 @@ def query_gradients(mask: Tensor | None = None) -> np.ndarray:
 
 
 def explicit_parts(features: journey.Features, bins: list[float], query: np.ndarray) -> np.ndarray:
-    """``query (gram + 0.1 mean eigenvalue I)^-1 (sum of bins)^T`` with the whole range's Gram matrix, written out."""
+    """``query (M + 0.1 I)^-1 (sum of bins)^T``, written out."""
     stored = features.store.features("0").double().numpy()
-    gram = np.einsum("nbk,b,nbl->kl", stored, [0.33, 0.33, 0.34], stored)
-    inverse = np.linalg.inv(gram + 0.1 * np.trace(gram) / (3 * NUM_TRAIN) * np.eye(len(gram)))
-    return query @ inverse @ np.einsum("nbk,b->nk", stored, bins).T
-
-
-# 0.1 of the mean eigenvalue is far above rounding, so every formula below holds to float32 features.
+    return query @ inverse(features, 0.1) @ np.einsum("nbk,b->nk", stored, bins).T
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def test_manifest_bytes_are_pinned() -> None:
         f'  "checksum": "{manifest.checksum}",\n'
         '  "fingerprints": {\n    "a": null,\n    "b": {\n      "a": [\n        2.0\n      ],\n'
         '      "z": 1\n    }\n  },\n'
-        '  "format_version": 1,\n  "library_version": "1.2.3",\n  "num_samples": 5,\n  "proj_dim": 3,\n'
-        '  "shard_size": 2\n}\n'
+        '  "format_version": 2,\n  "library_version": "1.2.3",\n  "num_samples": 5,\n  "proj_dim": 3,\n'
+        '  "row": "float32",\n  "shard_size": 2\n}\n'
     )
-    assert manifest.checksum == "11a7b99fb9cb2f16ac246fcd6d72dfc5d7c7342511744bc9bc30f11cf1311e98"
+    assert manifest.checksum == "5e95c602d4b7361ca4a25ea75b16c27623a060b50e5c0dac6363c210424e0f64"
 
 
 def test_manifest_with_any_flipped_bit_is_refused() -> None:
@@ -65,7 +65,7 @@ def test_manifest_with_any_flipped_bit_is_refused() -> None:
             assert read == manifest, f"bit {bit} of byte {position} changed the manifest unnoticed"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 1}', b"\xff\xfe", "[" * 9])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 2}', b"\xff\xfe", "[" * 9])
 def test_manifest_that_is_no_manifest_is_refused(text: str | bytes) -> None:
     with pytest.raises(StoreError, match=r"^/data/manifest.json is damaged.*restore the file, or delete the folder"):
         Manifest.from_json(text, "/data/manifest.json")

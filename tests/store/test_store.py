@@ -39,20 +39,21 @@ def test_store_returns_what_was_written(num_samples: int, shard_size: int, bins:
             assert index in store.missing(name)
             begin, end = store.shard_range(index)
             features = expected[name][begin:end]
-            store.write_shard(name, index, features=features, values=features[..., 0], ids=ids[begin:end])
+            norm = features[:, 0].norm(dim=-1)
+            rest = {"norm": norm, "noise": norm / 2, "values": features[..., 0], "ids": ids[begin:end]}
+            store.write_shard(name, index, features=features, **rest)
         store = FeatureStore.open(folder)
         assert store.is_complete
         for name in manifest.checkpoints:
             assert store.missing(name) == []
             assert torch.equal(store.features(name), expected[name])
-            whole, shards = store.load(name), list(store.iter_shards(name))
-            assert (whole.begin, whole.end, whole.checkpoint) == (0, num_samples, name)
-            assert torch.equal(whole.values, expected[name][..., 0])
-            assert torch.equal(whole.ids, ids)
+            shards = list(store.iter_shards(name))
             assert [shard.begin for shard in shards] + [num_samples] == [0] + [shard.end for shard in shards]
-            for field in ("features", "values", "ids"):
+            norm = expected[name][:, 0].norm(dim=-1)
+            whole = {"features": expected[name], "values": expected[name][..., 0], "ids": ids, "norm": norm}
+            for field, value in {**whole, "noise": norm / 2}.items():
                 parts = [getattr(shard, field) for shard in shards]
-                assert torch.equal(torch.cat(parts), getattr(whole, field)), field
+                assert torch.equal(torch.cat(parts), value), field
                 assert all(len(part) == shard.end - shard.begin for part, shard in zip(parts, shards, strict=True))
 
 
@@ -63,6 +64,7 @@ def test_store_is_readable_without_this_package(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint-001-shard-000002.safetensors"
     tensors = load_file(path)
     expected = make_tensors(store, SECOND, 2)
+    expected["rows"] = expected.pop("features")
     assert tensors.keys() == expected.keys()
     assert all(
         torch.equal(tensors[name], expected[name]) and tensors[name].dtype == expected[name].dtype for name in tensors
@@ -85,7 +87,7 @@ def test_store_bytes_are_pinned(tmp_path: Path) -> None:
     """Another value here means a new FORMAT_VERSION: stores on disk have these bytes."""
     run(tmp_path)
     digest = hashlib.sha256(b"".join(data for _, data in sorted(contents(tmp_path).items()))).hexdigest()
-    assert digest == "7594e31702f617d88997aa636285ab8889caabdc10dc3b88dbb230932ff0a48f"
+    assert digest == "a2bec978199fc3a98c82a1c3995d337c60d26040809d663d3958ef5a9f4c5d82"
 
 
 def test_writing_again_gives_the_same_bytes_whatever_the_strides(tmp_path: Path) -> None:
@@ -135,14 +137,14 @@ def test_the_error_of_a_damaged_shard_gives_both_checksums_and_a_cure_that_works
     path.write_bytes(data)
     begin_of_data = 8 + int.from_bytes(data[:8], "little")
     written, found = (hashlib.sha256(x[begin_of_data:]).hexdigest() for x in (before[path.name], data))
-    for read in (store.features, store.load, lambda name: list(store.iter_shards(name))):
+    for read in (store.features, lambda name: list(store.iter_shards(name))):
         with pytest.raises(CorruptShardError) as caught:
             read("first")
         assert str(caught.value) == (
             f"{path} is damaged: expected the SHA-256 {written}, found {found}. "
             "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
         )
-    assert store.load("first", verify=False).end == 5, "verify=False must not hash"
+    assert len(list(store.iter_shards("first", verify=False))) == 3, "verify=False must not hash"
     path.unlink()
     assert store.missing("first") == [1]
     run(tmp_path)
@@ -182,7 +184,7 @@ def test_an_incomplete_store_says_how_much_is_missing(tmp_path: Path) -> None:
         store.shard_path(SECOND, index).unlink()
     assert not store.is_complete
     assert store.features("first").shape == (5, 2, 3)
-    for read in (store.features, store.load, store.iter_shards):
+    for read in (store.features, store.iter_shards):
         with pytest.raises(
             IncompleteStoreError, match=r"misses 2 of 3 shards of checkpoint 'runs/second é' \(the first is number 1\)"
         ):
@@ -312,3 +314,25 @@ def test_a_shard_that_should_not_be_stored_is_refused(tmp_path: Path, change: di
     with pytest.raises(error, match=message):
         store.write_shard("first", 1, **{**make_tensors(store, "first", 1), **change})
     assert list(contents(tmp_path)) == ["manifest.json"]
+
+
+def test_what_was_verified_is_verified_again_only_when_the_file_changes(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    path = store.shard_path("first", 1)
+    whole = path.read_bytes()
+    store.read_shard("first", 1)
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CorruptShardError):
+        store.read_shard("first", 1)
+    path.write_bytes(whole)
+    store.read_shard("first", 1)
+
+
+def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    before = store.shard_path("first", 0).read_bytes()
+    store.read_shard("first", 0).features.fill_(7)
+    assert store.shard_path("first", 0).read_bytes() == before

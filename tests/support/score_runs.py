@@ -45,11 +45,11 @@ def make_explicit() -> tuple[Tensor, Tensor]:
 
 
 def featurize(out: Path, network: nn.Module | None = None, **options: Any) -> journey.Features:
-    """Exact gradients of five images with explicit draws, unless told otherwise."""
+    """Exact gradients of the training loss of five images with explicit draws, unless told otherwise."""
     model = (SmallDenoiser() if network is None else network, SCHEDULER)
     dataset = Images(make_images(NUM_TRAIN))
     defaults = {"projector": Identity(), "draws": ExplicitDraws(*make_explicit()), "shard_size": 2, "progress": False}
-    defaults |= {"dataset": dataset} | options
+    defaults |= {"measurement": journey.TrainingLoss(), "row": "float32", "dataset": dataset} | options
     return journey.featurize(model, defaults.pop("dataset"), out, **defaults)
 
 
@@ -65,6 +65,12 @@ def mean_gradient(network: nn.Module, image: Tensor, times: Tensor, noise: Tenso
     x_t = SCHEDULER.add_noise(image.double().expand(len(times), *IMAGE), noise.double(), times)
     loss = torch.nn.functional.mse_loss(network(x_t, times), noise.double())
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, list(network.parameters()))])
+
+
+def inverse(features: journey.Features, damping: float, checkpoint: int = 0) -> np.ndarray:
+    """What stands between the gradients of queries and training images. [grad_dim, grad_dim]."""
+    matrix = features.fit.gram(checkpoint).matrix.double().numpy()
+    return np.linalg.inv(matrix + damping * np.eye(len(matrix)))
 
 
 def assert_near(found: Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:

@@ -36,6 +36,7 @@ def make_manifest(**changes: Any) -> Manifest:
         "shard_size": 2,
         "bins": 2,
         "proj_dim": 3,
+        "row": "float32",
         "checkpoints": ["first", "runs/second é"],
         "library_version": "1.2.3",
         "fingerprints": {"weights": {"first": "ab", "runs/second é": "cd"}, "draws": [1, 2.5, None], "seed": 0},
@@ -56,7 +57,8 @@ def make_tensors(store: FeatureStore, checkpoint: str, index: int) -> dict[str, 
     positions = torch.arange(begin, end)
     values = (offset + positions)[:, None] + torch.arange(bins) / 8  # [num, bins]
     features = values[:, :, None] * 3 - torch.arange(proj_dim)  # [num, bins, proj_dim]
-    return {"features": features.float(), "values": values.float(), "ids": positions * 7}
+    norm, noise = values[:, 0].float(), values[:, 0].float() / 4
+    return {"features": features.float(), "norm": norm, "noise": noise, "values": values.float(), "ids": positions * 7}
 
 
 def run(path: Path, manifest: Manifest | None = None) -> FeatureStore:

@@ -22,7 +22,7 @@ from journey.methods import baselines
 from journey.methods.influence import recommended
 from journey.projectors.base import Projector
 from journey.scores.scores import Scores
-from journey.scores.spectrum import DEFAULT_DAMPING
+from journey.methods.spectrum import DEFAULT_DAMPING
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"

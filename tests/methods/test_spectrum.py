@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from journey.scores.spectrum import Spectrum, decompose
+from journey.methods.spectrum import Spectrum, decompose
 
 # [num_samples, proj_dim]: dual, square, primal.
 SIZES = [(5, 12), (8, 8), (30, 6)]

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from journey.scores.spectrum import Spectrum, decompose
+from journey.methods.spectrum import Spectrum, decompose
 
 
 class Preconditioner(ABC):

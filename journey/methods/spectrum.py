@@ -13,16 +13,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from journey import ops
 
-# Relative damping of scores: what agrees best with retraining (docs/results/choices.md) for whitened features, whose
-# eigenvalues differ little. For plain gradients it is 1; cross-validation chooses less for both.
-DEFAULT_DAMPING = 10.0
 # Grid of the automatic choice: from far below to far above the mean eigenvalue.
 _DAMPING_GRID = torch.logspace(-6, 1, 71, dtype=torch.float64, device="cpu")
 
@@ -75,29 +71,6 @@ class Spectrum:
         """
         coefficients = query.to(self.right) @ self.right
         return (coefficients * self._inverse(damping)) @ self._left().T
-
-    def precondition(self, query: Tensor, damping: float) -> Tensor:
-        """Return ``query (gram + damping * mean_eigenvalue * I)^-1``, to be multiplied with any features.
-
-        Features that are not rows of Phi, nor sums of rows, may have a part outside the span of
-        Phi; there the damped Gram matrix is the ridge alone.
-
-        Args:
-            query: Features of the queries. [num_queries, proj_dim]
-            damping: Relative damping; 0 gives the pseudo-inverse.
-
-        Returns:
-            float64. [num_queries, proj_dim]
-        """
-        floor = self.noise_floor
-        # The dual's eigenvectors for eigenvalues that are rounding are rounding, too: they count as outside.
-        present = self.eigenvalues > floor
-        basis = self.right[:, present]
-        query = query.to(basis)
-        coefficients = query @ basis
-        inside = (coefficients * self._inverse(damping)[present]) @ basis.T
-        ridge = damping * self.mean_eigenvalue
-        return inside if ridge <= floor else inside + (query - coefficients @ basis.T) / ridge
 
     def inverse_magnitude(self, damping: float) -> float:
         """Return the mean magnitude of the entries of ``(gram + damping * mean_eigenvalue * I)^-1``.
@@ -238,13 +211,3 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int, *, keep_left: boo
     eigenvalues, v = torch.linalg.eigh(gram, UPLO="U")
     left = torch.cat([block.double() @ v for block in blocks()]) if keep_left else None
     return Spectrum(eigenvalues.clamp(min=0), left, v, num_samples)
-
-
-def check_damping(damping: float | Literal["auto"]) -> None:
-    """Refuse a damping that is neither ``"auto"`` nor a number >= 0.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if damping != "auto" and not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
-        raise ValueError(f'damping must be "auto" or a number >= 0, got {damping!r}')

@@ -1,0 +1,45 @@
+"""``journey fit``: learn from some images of a folder what measuring and scoring need."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_model, add_projection, add_running
+from journey.cli.inputs import load_data, load_denoiser, load_projection
+from journey.features.fit import fit
+
+EXAMPLES = """
+journey fit --model ./ddpm-cifar10 --data ./images --out fit
+"""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    text = "learn from some images what measuring and scoring need; featurize does it if nobody did"
+    parser = add_command(commands, "fit", text, EXAMPLES, _run)
+    add_model(parser)
+    add_data(parser)
+    add_measured(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the fit; continues what is there")
+    add_projection(parser)
+    parser.add_argument(
+        "--pseudo-gradients", type=int, metavar="N", help="of the Gram matrix (default: twice the length of features)"
+    )
+    add_running(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    denoiser = load_denoiser(options)
+    measurement, projector = load_projection(options)
+    fit(
+        denoiser,
+        load_data(options, denoiser),
+        options.out,
+        measurement=measurement,
+        projector=projector,
+        checkpoints=options.checkpoints,
+        select=options.select,
+        pseudo_gradients=options.pseudo_gradients,
+        progress=not options.quiet,
+    )

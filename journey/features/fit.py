@@ -1,0 +1,241 @@
+"""What is learned from some images before any is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from journey.curvature.gram import LARGEST_GRAM
+from journey.curvature.scales import fit_scales
+from journey.data.folder import ImageFolder
+from journey.data.items import Dataset, check_dataset
+from journey.errors import NonFiniteGradientError, naming_folder
+from journey.features.fitted import DESCRIPTION, Fit, gram_path
+from journey.features.gram_rows import OWN_DRAWS, GramPlan, make_gram, pseudo_gradients
+from journey.features.identity import check_choices, fingerprint_model
+from journey.files.lock import locked
+from journey.files.publish import remove_leftovers
+from journey.gradients.selection import Selection
+from journey.measure.batch import measure_batch
+from journey.measure.featurizer import Featurizer
+from journey.measure.left_out import LeftOutLoss, Prior
+from journey.measure.measurements import Measurement, TrainingLoss
+from journey.models.checkpoints import Checkpoint, as_checkpoints, loaded
+from journey.models.condition import Encoded
+from journey.models.denoiser import Denoiser
+from journey.models.load import as_denoiser
+from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch
+from journey.projectors.scaled import Scaled
+
+# Images that are looked at, evenly spread, and those of them whose own gradients enter the Gram matrix.
+_IMAGES, _OWN_IMAGES = 512, 256
+_SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
+_ROWS_PER_BATCH = 32
+_ENCODED_AT_ONCE = 8
+# Pseudo-gradients, in lengths of the features, of which no more than so many count.
+_MOST_PER_FEATURE, _MOST_FEATURES = 2, 4096
+_OWN_SHARE = 0.5
+
+
+def fit(
+    model: Any,
+    dataset: Dataset | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    measurement: Measurement | None = None,
+    projector: Projector | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    select: Selection | None = None,
+    uncovered: Literal["error", "autograd"] = "error",
+    pseudo_gradients: int | None = None,
+    own_share: float | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Learn from some images of a dataset what measuring and scoring need; once per model.
+
+    In two stages. The first one is needed before any image is measured: the mean and variance of the images (``Prior``,
+    for ``LeftOutLoss``), and one scale per parameter from 512 pseudo-gradients (``Scaled``). The second one is the Gram
+    matrix of scores for each checkpoint, of own gradients and pseudo-gradients (``journey.curvature.gram``): rows do
+    not depend on it, and a call with other ``pseudo_gradients`` or ``own_share`` replaces it alone.
+
+    A fit that was stopped goes on where it was. Several processes may ask for the same one: one of them makes it, the
+    others wait. Several stores may share a fit.
+
+    Args:
+        model: As for ``journey.featurize``.
+        dataset: Likewise; up to 512 images are looked at, evenly spread.
+        out: Folder of the fit; gets little more than proj_dim^2 * 4 bytes for each checkpoint.
+        measurement: What is differentiated; ``LeftOutLoss()`` by default.
+        projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default.
+        checkpoints: As for ``journey.featurize``.
+        select: Likewise.
+        uncovered: Likewise.
+        pseudo_gradients: How many, rounded up to as many of each image; by default those of the Gram matrix that is
+            there, else twice the length of the features, at most 8,192.
+        own_share: Weight of the images' own gradients in the Gram matrix, 0 to 1, the rest is that of pseudo-gradients;
+            by default that of the Gram matrix that is there, else a half.
+        progress: Show progress bars.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ValueError: If the dataset is empty, an image does not fit the model, or an argument is out of range.
+        TypeError: If the model or an image has an unknown form.
+        CoverageError: If a parameter has no gradient rule; names it.
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer.
+        StoreMismatchError: If ``out`` holds the fit of another model, measurement or projector; names what differs.
+        OSError: If ``out`` cannot be written to.
+
+    Example:
+        >>> fit = journey.fit((unet, scheduler), dataset, "fit/")
+        >>> features = journey.featurize((unet, scheduler), dataset, "features/", fit=fit)
+    """
+    if pseudo_gradients is not None and pseudo_gradients < 1:
+        raise ValueError(f"pseudo_gradients must be positive, got {pseudo_gradients}")
+    if own_share is not None and not 0 <= own_share <= 1:
+        raise ValueError(f"own_share must be between 0 and 1, got {own_share}")
+    denoiser = as_denoiser(model)
+    dataset = as_dataset(dataset, denoiser)
+    featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
+    weights = as_checkpoints(checkpoints)
+    told = fingerprint_model(featurizer, weights)
+    asked = (pseudo_gradients, own_share)
+    return fit_featurizer(featurizer, dataset, Path(out), weights, told, asked, progress=progress)
+
+
+def as_dataset(dataset: Dataset | str | os.PathLike[str], denoiser: Denoiser) -> Dataset:
+    """Return a dataset, of the images of a folder if that is named; refuse what is none, or empty."""
+    if isinstance(dataset, str | os.PathLike):
+        dataset = ImageFolder(dataset, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
+    check_dataset(dataset)
+    return dataset
+
+
+def as_featurizer(
+    denoiser: Denoiser,
+    measurement: Measurement | None,
+    projector: Projector | None,
+    select: Selection | None,
+    uncovered: Literal["error", "autograd"],
+) -> Featurizer:
+    """Return what measures, with the defaults of ``fit`` and ``featurize``."""
+    measurement = LeftOutLoss() if measurement is None else measurement
+    projector = Scaled(CountSketch()) if projector is None else projector
+    check_choices(measurement=measurement, projector=projector)
+    return Featurizer(denoiser, measurement=measurement, projector=projector, select=select, uncovered=uncovered)
+
+
+def fit_featurizer(
+    featurizer: Featurizer,
+    dataset: Dataset,
+    folder: Path,
+    checkpoints: Sequence[Checkpoint | None],
+    model: dict[str, Any],
+    asked: tuple[int | None, float | None] = (None, None),
+    *,
+    progress: bool,
+) -> Fit:
+    """Make what is missing of a fit, and give the featurizer its prior and scales; see ``fit``.
+
+    Args:
+        featurizer: Measures.
+        dataset: The images.
+        folder: Of the fit.
+        checkpoints: Weights that have a Gram matrix each; scales are measured under the last.
+        model: What ``fingerprint_model`` returned.
+        asked: ``pseudo_gradients`` and ``own_share``, as for ``fit``.
+        progress: Likewise.
+
+    Returns:
+        The fit.
+    """
+    with naming_folder(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    ids, samples = sampled_ids(len(dataset)), None
+    has_gram = featurizer.features_dim <= LARGEST_GRAM
+    numbers = range(len(checkpoints) if has_gram else 0)
+    if (folder / DESCRIPTION).exists():
+        found = Fit.load(folder)
+        found.check(model)
+        if all(_stands(found, number, len(ids), asked) for number in numbers):
+            found.prepare(featurizer)  # of a fit that is read alone
+            return found
+    with locked(folder):
+        remove_leftovers(folder)
+        if not (folder / DESCRIPTION).exists():
+            samples = _encode(featurizer.denoiser, dataset, ids)
+            with loaded(featurizer.denoiser.network, checkpoints[-1]):
+                _measure_stage(featurizer, samples, ids, folder, model, progress).save()
+        found = Fit.load(folder)
+        found.check(model)
+        found.prepare(featurizer)
+        for number in numbers:
+            if _stands(found, number, len(ids), asked):
+                continue
+            samples = _encode(featurizer.denoiser, dataset, ids) if samples is None else samples
+            count, share = asked
+            plan = GramPlan(
+                _OWN_IMAGES,
+                count or _MOST_PER_FEATURE * min(featurizer.features_dim, _MOST_FEATURES),
+                _OWN_SHARE if share is None else float(share),
+                seed=number,
+            )
+            with loaded(featurizer.denoiser.network, checkpoints[number]):
+                gram = make_gram(featurizer, samples, ids, plan, folder, progress=progress)
+            gram.save(gram_path(folder, number))
+    return Fit.load(folder)
+
+
+def sampled_ids(num_samples: int) -> list[int]:
+    """Return the positions of the images that are looked at: all, or 512 evenly spread."""
+    count = min(_IMAGES, num_samples)
+    return [i * num_samples // count for i in range(count)]
+
+
+def _stands(found: Fit, number: int, num_images: int, asked: tuple[int | None, float | None]) -> bool:
+    """Whether there is a Gram matrix of a checkpoint, made as it is asked for."""
+    if not gram_path(found.path, number).exists():
+        return False
+    count, share = asked
+    (_, own_share, _), (pseudo, _, _) = found.gram(number).parts.tolist()
+    same = count is None or -(-count // num_images) * num_images == pseudo
+    return same and (share is None or share == own_share)
+
+
+def _measure_stage(
+    featurizer: Featurizer, samples: Encoded, ids: list[int], folder: Path, model: dict[str, Any], progress: bool
+) -> Fit:
+    """What rows depend on: the prior, and the scales under the network's current weights."""
+    measurement, projector = featurizer.measurement, featurizer.projector
+    prior = scales = None
+    if isinstance(measurement, LeftOutLoss) and measurement.prior is None:
+        prior = Prior.of(samples.x0)
+    if isinstance(projector, Scaled) and projector.scales is None:
+        plan = GramPlan(0, _SCALE_ROWS, 0.0, seed=0)
+        gradients = pseudo_gradients(featurizer, samples, ids, plan)
+        try:
+            scales = fit_scales(gradients, featurizer.engine, featurizer.budget, _ROWS_PER_BATCH, progress=progress)
+        except NonFiniteGradientError:
+            _name_fault(featurizer.change(measurement=TrainingLoss(), projector=projector.inner), samples, ids)
+            raise
+    return Fit(folder, model, prior, scales)
+
+
+def _name_fault(plain: Featurizer, samples: Encoded, ids: list[int]) -> None:
+    """Raise with image, timestep and layer, where the images' own gradients are not finite either, as weights are."""
+    for at, i in enumerate(ids):
+        measure_batch(plain, OWN_DRAWS, samples.select(at, at + 1), [i])
+
+
+def _encode(denoiser: Denoiser, dataset: Dataset, ids: list[int]) -> Encoded:
+    """Some images as the network takes them."""
+    parts = []
+    for first in range(0, len(ids), _ENCODED_AT_ONCE):
+        some = ids[first : first + _ENCODED_AT_ONCE]
+        names = [f"dataset[{i}]" for i in some]
+        parts.append(denoiser.encode([dataset[i] for i in some], some, names))
+    return Encoded.cat(parts)

@@ -1,0 +1,151 @@
+"""The rows that a Gram matrix is made of, kept in parts so that a fit that was stopped goes on where it was.
+
+Own gradients are those of the images at strata of timesteps, measured as rows of a store are; pseudo-gradients are
+``sqrt(2 / D) <u, prediction>`` of one draw each (``journey.curvature.pseudo_gradients``). Both are sketched.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from journey.curvature.gram import GramMatrix, mix, second_moment
+from journey.curvature.moments import check_finite
+from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.files.fingerprint import fingerprint_json
+from journey.files.tensors import read_tensors, write_tensors
+from journey.measure.batch import measure_batch
+from journey.measure.draws import StratifiedDraws
+from journey.measure.featurizer import Featurizer
+from journey.models.condition import Encoded
+from journey.models.encoding import choose_captions
+
+# Rows of a part: 16 MiB at a length of 4,096.
+_ROWS_PER_PART = 1024
+_ROWS_PER_BATCH = 64
+# Strata of own gradients: an antithetic pair in each tenth of the range.
+OWN_DRAWS = StratifiedDraws(num_draws=2, bins=10)
+
+
+@dataclass(frozen=True)
+class GramPlan:
+    """What a Gram matrix is made of.
+
+    Attributes:
+        own_images: Images whose own gradients count.
+        pseudo_gradients: Pseudo-gradients, as many of each image.
+        own_share: Weight of own gradients, the rest is that of pseudo-gradients.
+        seed: Names draws and directions.
+    """
+
+    own_images: int
+    pseudo_gradients: int
+    own_share: float
+    seed: int
+
+
+def make_gram(
+    featurizer: Featurizer, samples: Encoded, ids: list[int], plan: GramPlan, folder: Path, *, progress: bool
+) -> GramMatrix:
+    """Measure own and pseudo-gradients under the network's current weights and mix their second moments.
+
+    Args:
+        featurizer: Measures, with prior and scales.
+        samples: Some of the training images as the network takes them.
+        ids: Their ids.
+        plan: How many of which.
+        folder: Where parts are kept meanwhile, in a folder of their own.
+        progress: Show a progress bar.
+
+    Returns:
+        The Gram matrix.
+
+    Raises:
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer.
+    """
+    parts = folder / f"parts-{fingerprint_json(asdict(plan))[:16]}"
+    parts.mkdir(exist_ok=True)
+    device, length, bins = featurizer.denoiser.device, featurizer.features_dim, OWN_DRAWS.bins
+    gradients = pseudo_gradients(featurizer, samples, ids, plan)
+    own = _Parts(parts, "own", min(plan.own_images, len(samples)) * bins)
+    pseudo = _Parts(parts, "pseudo", gradients.num_rows)
+    total = own.count * OWN_DRAWS.num_draws + pseudo.count
+    with tqdm(total=total, unit="draw", desc="fit", disable=not progress, dynamic_ncols=True) as bar:
+        own.fill(lambda first, end: _own(featurizer, samples, ids, first, end), bins, bar, OWN_DRAWS.num_draws)
+        pseudo.fill(lambda first, end: _pseudo(featurizer, gradients, first, end), 1, bar, 1)
+    matrix = mix(
+        second_moment(own.read(), length, device),
+        second_moment(pseudo.read(), length, device),
+        plan.own_share,
+        torch.cat([_noise(part) for part in own.read()]),
+    )
+    shutil.rmtree(parts)
+    return matrix
+
+
+def pseudo_gradients(featurizer: Featurizer, samples: Encoded, ids: list[int], plan: GramPlan) -> PseudoGradients:
+    """Return the pseudo-gradients of a plan: of every image at draws stratified over the range."""
+    each = -(-plan.pseudo_gradients // len(samples))
+    told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
+    draws = StratifiedDraws(each, antithetic=False, seed=plan.seed)
+    return PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=plan.seed)
+
+
+def _own(featurizer: Featurizer, samples: Encoded, ids: list[int], first: int, end: int) -> Tensor:
+    """Rows of the images whose strata are ``first`` ... ``end - 1``."""
+    bins, rows = OWN_DRAWS.bins, []
+    size = max(1, _ROWS_PER_BATCH // (bins * OWN_DRAWS.num_draws))
+    for begin in range(first // bins, end // bins, size):
+        some = slice(begin, min(begin + size, end // bins))
+        found = measure_batch(featurizer, OWN_DRAWS, samples.select(some.start, some.stop), ids[some])
+        rows.append(found.features.flatten(0, 1).cpu())
+    return torch.cat(rows)
+
+
+def _pseudo(featurizer: Featurizer, gradients: PseudoGradients, first: int, end: int) -> Tensor:
+    """Sketched pseudo-gradients ``first`` ... ``end - 1``, image after image."""
+    found = []
+    for rows in torch.arange(first, end, dtype=torch.int64, device="cpu").split(_ROWS_PER_BATCH):
+        values = next(gradients.pseudo_losses(rows))
+        found.append(featurizer.sketch_rows(values, len(rows), gradients.shape).cpu())
+    sketches = torch.cat(found)
+    check_finite("the network's parameters", sketches)
+    return sketches
+
+
+def _noise(part: Tensor) -> Tensor:
+    """Half the difference of the images' even and odd strata. [num_images * bins, k] -> [num_images, k]"""
+    strata = part.view(-1, OWN_DRAWS.bins, part.shape[1])
+    return (strata[:, 0::2].mean(1) - strata[:, 1::2].mean(1)) / 2
+
+
+class _Parts:
+    """Rows in files of a fixed number of rows."""
+
+    def __init__(self, folder: Path, name: str, count: int) -> None:
+        self.count = count
+        self._folder, self._name = folder, name
+        self._paths: list[Path] = []
+
+    def fill(self, measure: Callable[[int, int], Tensor], unit: int, bar: tqdm[Any], draws: int) -> None:
+        """Measure the parts that are not there yet; ``unit`` rows stay together, of ``draws`` draws each."""
+        size = _ROWS_PER_PART // unit * unit
+        for first in range(0, self.count, size):
+            end = min(first + size, self.count)
+            path = self._folder / f"{self._name}-{first:08d}.safetensors"
+            if not path.exists():
+                write_tensors(path, self._name, {"rows": measure(first, end)})
+            self._paths.append(path)
+            bar.update((end - first) * draws)
+
+    def read(self) -> Iterator[Tensor]:
+        """Yield the rows of each part, in order."""
+        for path in self._paths:
+            yield read_tensors(path, self._name, ("rows",))["rows"]
