@@ -125,8 +125,8 @@ void sum_parts(
     float* scratch) {
     std::memset(sums, 0, static_cast<size_t>(count * task.args->proj_dim) * sizeof(float));
     task.group = group;
-    task.chunk_begin = part * plan.chunks_of_part;
-    task.chunk_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
+    task.step_begin = part * plan.chunks_of_part;
+    task.step_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
     task.chunks_of_part = plan.chunks_of_part;
     task.sums = sums;
     task.scratch = scratch;
