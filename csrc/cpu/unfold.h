@@ -49,13 +49,14 @@ struct ColumnPlan {
     // The chunk that a step forms.
     int64_t chunk_at(int64_t step) const { return step % in_turn * (chunks / in_turn) + step / in_turn; }
 
-    // The channels that steps [begin, end) need, and how many any `steps` steps need at most.
+    // The channels that steps [begin, end) need, and how many at most, where begin is a multiple of their number.
     int64_t first_channel(int64_t begin) const { return by_channel ? begin / in_turn * kLanes : 0; }
     int64_t end_channel(int64_t end) const {
         return by_channel ? smaller(channels, ((end - 1) / in_turn + 1) * kLanes) : channels;
     }
     int64_t most_channels(int64_t steps) const {
-        return by_channel ? smaller(channels, ((steps + in_turn - 2) / in_turn + 1) * kLanes) : channels;
+        const int64_t blocks = steps % in_turn == 0 ? steps / in_turn : (steps + in_turn - 2) / in_turn + 1;
+        return by_channel ? smaller(channels, blocks * kLanes) : channels;
     }
 
     int64_t channels, cols, chunks;

@@ -61,8 +61,9 @@ class ConvGeometry:
 def tap_major(weights: Tensor, taps: int) -> Tensor:
     """Reorder the columns of a convolution's weight, or of what belongs to them, as its matrix has them.
 
-    The one place that says how the weight ``[c_out, channels, *kernel_size]`` is a matrix: column
-    ``tap * channels + channel``, neighbouring columns are neighbouring channels. Whatever else is a matrix has one tap.
+    The one place that says how a weight ``[c_out, channels, *kernel_size]`` is a matrix: column
+    ``tap * channels + channel``, neighbouring columns are neighbouring channels, as in images that have channels last.
+    Every parameter of more than two dimensions counts as such a weight, the others have one tap.
 
     Args:
         weights: Columns in the order of the weight itself, ``channel * taps + tap``. [..., channels * taps]
