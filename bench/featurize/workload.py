@@ -16,6 +16,7 @@ from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
 from journey.models.denoiser import Denoiser
 from journey.ops import reference
+from journey.ops.geometry import tap_major
 from journey.ops.keys import derive_key
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
@@ -128,8 +129,8 @@ def sketched(grads: dict[str, Tensor], projector: CountSketch) -> Tensor:
     """Return the reference sketch of one sample's gradients, float64 [1, proj_dim]."""
     features = torch.zeros(1, projector.proj_dim, dtype=torch.float64)
     for name, grad in grads.items():
-        matrix = grad.flatten(1) if grad.dim() > 1 else grad[None]
-        features += reference.sketch(matrix[None].cpu(), projector.proj_dim, derive_key(projector.seed, "sketch", name))
+        key = derive_key(projector.seed, "sketch", name)
+        features += reference.sketch(_matrix(grad)[None].cpu(), projector.proj_dim, key)
     return features
 
 
@@ -141,5 +142,10 @@ def projected(grads: dict[str, Tensor], kind: ops.ProjectionKind, seed: int) -> 
     device = next(iter(grads.values())).device
     features = torch.zeros(1, PROJ_DIM, device=device)
     for name, grad in grads.items():
-        ops.project_(features, grad.float().view(1, -1), key=derive_key(seed, kind, name), kind=kind)
+        ops.project_(features, _matrix(grad).float().reshape(1, -1), key=derive_key(seed, kind, name), kind=kind)
     return features
+
+
+def _matrix(grad: Tensor) -> Tensor:
+    """A parameter's gradient as projectors take it. [rows, cols]"""
+    return tap_major(grad.flatten(1), grad[0, 0].numel() if grad.dim() > 2 else 1) if grad.dim() > 1 else grad[None]

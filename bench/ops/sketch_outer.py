@@ -13,7 +13,7 @@ from bench.featurize.layers import CIFAR10, DIT, LORA, SD1, SMALL, Layer
 from bench.harness import Row, checked, measure, relative_error
 from journey import ops
 from journey.ops import reference
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry, tap_major
 
 KEY = 0x5EED
 
@@ -91,4 +91,5 @@ def _loop_and_sketch(features: Tensor, a: Tensor, g: Tensor, conv: ConvGeometry 
     """One library call per sample over its draws, whose result is sketched while it is in cache."""
     num_samples = len(features)
     for i, (a_i, g_i) in enumerate(zip(a.chunk(num_samples), g.chunk(num_samples), strict=True)):
-        ops.sketch_(features[i : i + 1], _weight_grad(a_i, g_i, conv).flatten(1)[None], key=KEY)
+        grads = _weight_grad(a_i, g_i, conv).flatten(1)[None]
+        ops.sketch_(features[i : i + 1], tap_major(grads, 1 if conv is None else conv.kernel_positions), key=KEY)

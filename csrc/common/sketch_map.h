@@ -1,8 +1,9 @@
 // The map of the block-rotation count sketch: which bucket and which sign each gradient entry gets.
 //
-// A parameter is a matrix [rows, cols], cut into tiles of R = proj_dim / 32 rows by 32 columns: a tile has as
-// many entries as the sketch has buckets. Tile t rotates its rows and XORs its lanes, so two entries of one tile
-// never collide and entries of different tiles collide with probability 1 / proj_dim:
+// A parameter is a matrix [rows, cols], its first dimension by the rest; columns of a convolution's weight are (kernel
+// position, channel), so that neighbours are channels. It is cut into tiles of R = proj_dim / 32 rows by 32 columns: a
+// tile has as many entries as the sketch has buckets. Tile t rotates its rows and XORs its lanes, so two entries of one
+// tile never collide and entries of different tiles collide with probability 1 / proj_dim:
 //
 //     bucket = ((row mod R + rotation_t) mod R) * 32 + ((col mod 32) XOR lane_mask_t)        value * (+1 or -1)
 //

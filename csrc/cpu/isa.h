@@ -36,15 +36,15 @@ struct SketchTask {
 // Placements of the tiles of one row block, looked up once and kept while the rows of the block pass by.
 constexpr int64_t kPlacementCache = 8192;
 
-// Rows [row_begin, row_end) of the weight gradient of one group, chunks [chunk_begin, chunk_end) of each, which are
-// some parts with sums of their own.
+// Rows [row_begin, row_end) of the weight gradient of one group, and of each the chunks of steps [step_begin, step_end)
+// (unfold.h), which are some parts with sums of their own.
 struct SketchOuterTask {
     const SketchOuterArgs* args;
     int64_t group;
     int64_t row_begin;
     int64_t row_end;
-    int64_t chunk_begin;
-    int64_t chunk_end;
+    int64_t step_begin;
+    int64_t step_end;
     int64_t chunks_of_part;
     const uint32_t* signs;        // [nnz, chunks, row_end - row_begin]
     const Placement* placements;  // [nnz, tile rows that the rows touch, chunks]

@@ -54,6 +54,9 @@ SketchOuterPlan make_plan(const SketchOuterArgs& args) {
     const int64_t most = std::max(kPartEntries, 32 * args.proj_dim) / kLanes;
     plan.parts = std::min((plan.rows * plan.chunks + most - 1) / most, plan.chunks);
     plan.chunks_of_part = (plan.chunks + plan.parts - 1) / plan.parts;
+    // All kernel positions of a block of channels (unfold.h), so that it is copied for one part alone.
+    if (kernel_positions < plan.chunks_of_part)
+        plan.chunks_of_part = (plan.chunks_of_part + kernel_positions - 1) / kernel_positions * kernel_positions;
     plan.parts = (plan.chunks + plan.chunks_of_part - 1) / plan.chunks_of_part;
     // The copied input of a convolution grows with its columns, and is to stay in L2.
     plan.together = std::min<int64_t>(plan.parts, args.channels_last ? 8 : 2);
@@ -125,8 +128,8 @@ void sum_parts(
     float* scratch) {
     std::memset(sums, 0, static_cast<size_t>(count * task.args->proj_dim) * sizeof(float));
     task.group = group;
-    task.chunk_begin = part * plan.chunks_of_part;
-    task.chunk_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
+    task.step_begin = part * plan.chunks_of_part;
+    task.step_end = std::min(plan.chunks, (part + count) * plan.chunks_of_part);
     task.chunks_of_part = plan.chunks_of_part;
     task.sums = sums;
     task.scratch = scratch;

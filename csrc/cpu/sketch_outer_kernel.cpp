@@ -1,6 +1,6 @@
 // Weight gradients of one sample, multiplied out in registers and added to its sketch; nothing of their size is stored.
 //
-//     W[row, col] = sum over positions p of g[row, p] * a[input of col at p]      col = (channel, kernel position)
+//     W[row, col] = sum over positions p of g[row, p] * a[input of col at p]      col = (kernel position, channel)
 //     sums[bucket(row, col)] += sign(row, col) * W[row, col]                      map: common/sketch_map.h
 //
 // FLOPs: 2 * positions * rows * cols, as the weight gradient of a training step has; bytes: a and g once, nothing of
@@ -35,8 +35,6 @@
 
 namespace journey::cpu::JOURNEY_ISA {
 namespace {
-
-int64_t kernel_positions(const SketchOuterArgs& args) { return args.kernel[0] * args.kernel[1] * args.kernel[2]; }
 
 // Consecutive values in the copied input, `offset` after the column's first.
 struct Piece {
@@ -96,8 +94,7 @@ struct ScratchLayout {
 
     ScratchLayout(const SketchOuterArgs& args, int64_t rows, int64_t chunks)
         : panel(Ops::g_values(rows)), strips(panel + kLanes * Ops::kDepth), copied(strips + kLanes * kStripValues) {
-        const int64_t channels = smaller(args.c_in / args.conv_groups, chunks * kLanes / kernel_positions(args) + 2);
-        end = copied + (args.channels_last ? 0 : window_values(args, channels));
+        end = copied + (args.channels_last ? 0 : window_values(args, ColumnPlan(args).most_channels(chunks)));
     }
 
     int64_t floats() const { return (end + kWordValues - 1) / kWordValues; }
@@ -117,13 +114,12 @@ public:
         : task_(task),
           args_(*task.args),
           rows_(task.row_end - task.row_begin),
-          cols_(args_.c_in / args_.conv_groups * kernel_positions(args_)),
-          chunks_(num_chunks(cols_)),
+          columns_(args_),
           bucket_rows_(args_.proj_dim / kLanes),
           positions_(args_.out_size[0] * args_.out_size[1] * args_.out_size[2]),
           g_(static_cast<const input_t*>(args_.g)),
           g_limit_(g_ + args_.num_groups * args_.rows_per_group * args_.c_out * positions_) {
-        const Layout layout(args_, rows_, task.chunk_end - task.chunk_begin);
+        const Layout layout(args_, rows_, task.step_end - task.step_begin);
         packed_g_ = reinterpret_cast<Value*>(task.scratch);
         panel_ = packed_g_ + layout.panel;
         strips_ = packed_g_ + layout.strips;
@@ -139,11 +135,11 @@ public:
             depth_ = smaller(Ops::kDepth, end - position);
             const input_t* g = g_ + position * args_.c_out + task_.row_begin;
             Ops::pack_linear_g(g, g_limit_, args_.c_out, depth_, rows_, packed_g_);
-            for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
-                const int64_t count = smaller(kLanes, cols_ - chunk * kLanes);
+            for (int64_t chunk = task_.step_begin; chunk < task_.step_end; ++chunk) {
+                const int64_t count = smaller(kLanes, columns_.cols - chunk * kLanes);
                 const input_t* from = a + position * args_.c_in + chunk * kLanes;
                 Ops::pack_linear_panel(from, a_limit, args_.c_in, depth_, count, panel_);
-                add_column(chunk);
+                add_column(chunk, chunk);
             }
         }
     }
@@ -151,16 +147,16 @@ public:
     void run_convolution() {
         const int64_t conv_group = task_.row_begin / (args_.c_out / args_.conv_groups);
         const int64_t group_channel = conv_group * (args_.c_in / args_.conv_groups);
-        const int64_t first_channel = task_.chunk_begin * kLanes / kernel_positions(args_);
-        const int64_t end_channel = (smaller(task_.chunk_end * kLanes, cols_) - 1) / kernel_positions(args_) + 1;
+        const int64_t first_channel = columns_.first_channel(task_.step_begin);
+        const int64_t end_channel = columns_.end_channel(task_.step_end);
         Window<input_t, Value> window(args_, task_.group, group_channel, first_channel, end_channel, copied_);
         while (window.next()) {
             int64_t segment = 0, line = 0, x = 0;
             while (collect(window, segment, line, x)) {
                 pack_g();
-                for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
-                    pack_panel(window, chunk);
-                    add_column(chunk);
+                for (int64_t step = task_.step_begin; step < task_.step_end; ++step) {
+                    pack_panel(window, columns_.chunk_at(step));
+                    add_column(step, columns_.chunk_at(step));
                 }
             }
         }
@@ -176,8 +172,8 @@ private:
         float *g_rows = reinterpret_cast<float*>(packed_g_), *columns = reinterpret_cast<float*>(panel_);
         const int64_t stride = (rows_ + kWidth - 1) / kWidth * kWidth;
         for (int64_t k = 0; k < depth; ++k) copy_entries(g + k * args_.c_out, g_limit_, rows_, g_rows + k * stride);
-        for (int64_t chunk = task_.chunk_begin; chunk < task_.chunk_end; ++chunk) {
-            const int64_t num_columns = smaller(kLanes, cols_ - chunk * kLanes);
+        for (int64_t chunk = task_.step_begin; chunk < task_.step_end; ++chunk) {
+            const int64_t num_columns = smaller(kLanes, columns_.cols - chunk * kLanes);
             for (int64_t k = 0; k < depth; ++k) {
                 copy_entries(a + k * args_.c_in + chunk * kLanes, a_limit, num_columns, columns + k * kLanes);
                 for (int64_t i = num_columns; i < kLanes; ++i) columns[k * kLanes + i] = 0.0f;
@@ -186,7 +182,7 @@ private:
             const auto add = [&](int64_t row, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* to) {
                 kAddProducts[depth - 1](g_rows + row, stride, columns, count, signs, lane_mask, to);
             };
-            place_rows(chunk, 0, rows_, walk, add);
+            place_rows(chunk, chunk, 0, rows_, walk, add);
         }
     }
 
@@ -249,9 +245,9 @@ private:
     }
 
     void pack_panel(const Window<input_t, Value>& window, int64_t chunk) {
-        const int64_t num_columns = smaller(kLanes, cols_ - chunk * kLanes);
+        const int64_t num_columns = smaller(kLanes, columns_.cols - chunk * kLanes);
         const Value* columns[kLanes];
-        window.find_columns(chunk, cols_, columns);
+        window.find_columns(chunk, columns_.cols, columns);
         if (whole_vectors_ && num_columns == kLanes) {
             Value* to = panel_;
             for (int64_t p = 0; p < num_pieces_; ++p)
@@ -293,7 +289,7 @@ private:
     Walk first_row() const { return {0, task_.row_begin % bucket_rows_}; }
 
     // Multiplies the packed block of g with the packed chunk, and sketches the products.
-    void add_column(int64_t chunk) {
+    void add_column(int64_t step, int64_t chunk) {
         alignas(64) float product[Ops::kTileRows * kLanes];
         Walk walk = first_row();
         for (int64_t first = 0; first < rows_; first += Ops::kTileRows) {
@@ -301,27 +297,28 @@ private:
             const auto add = [&](int64_t row, int64_t count, const uint32_t* signs, uint32_t lane_mask, float* to) {
                 add_rows(product + (row - first) * kLanes, count, signs, lane_mask, to);
             };
-            place_rows(chunk, first, smaller(first + Ops::kTileRows, rows_), walk, add);
+            place_rows(step, chunk, first, smaller(first + Ops::kTileRows, rows_), walk, add);
         }
     }
 
-    // Calls add(row, count, signs, lane_mask, bucket_row) for rows [begin, end) of a chunk, as many at a time as go to
-    // consecutive rows of buckets. Rows of one tile of the map go to one after the other, and round to the first.
+    // Calls add(row, count, signs, lane_mask, bucket_row) for rows [begin, end) of the chunk of a step, as many at a
+    // time as go to consecutive rows of buckets. Rows of one tile of the map go to one after the other, and round to
+    // the first.
     template <typename add_t>
-    void place_rows(int64_t chunk, int64_t begin, int64_t end, Walk& walk, const add_t& add) {
-        float* sums = task_.sums + (chunk - task_.chunk_begin) / task_.chunks_of_part * args_.proj_dim;
+    void place_rows(int64_t step, int64_t chunk, int64_t begin, int64_t end, Walk& walk, const add_t& add) {
+        float* sums = task_.sums + (step - task_.step_begin) / task_.chunks_of_part * args_.proj_dim;
         for (int64_t row = begin; row < end;) {
             const int64_t count = smaller(end - row, bucket_rows_ - walk.row_in_tile);  // of one tile
             const uint32_t* signs = task_.signs + chunk * rows_ + row;
-            const Placement* placement = task_.placements + walk.tile_row * chunks_ + chunk;
+            const Placement* placement = task_.placements + walk.tile_row * columns_.chunks + chunk;
             for (int64_t repetition = 0; repetition < args_.nnz; ++repetition) {
                 int64_t bucket_row = walk.row_in_tile + placement->rotation;
                 if (bucket_row >= bucket_rows_) bucket_row -= bucket_rows_;
                 const int64_t before = smaller(count, bucket_rows_ - bucket_row);
                 add(row, before, signs, placement->lane_mask, sums + bucket_row * kLanes);
                 add(row + before, count - before, signs + before, placement->lane_mask, sums);
-                signs += chunks_ * rows_;
-                placement += task_.tile_rows * chunks_;
+                signs += columns_.chunks * rows_;
+                placement += task_.tile_rows * columns_.chunks;
             }
             row += count;
             walk.row_in_tile += count;
@@ -331,7 +328,9 @@ private:
 
     const SketchOuterTask& task_;
     const SketchOuterArgs& args_;
-    const int64_t rows_, cols_, chunks_, bucket_rows_, positions_;
+    const int64_t rows_;
+    const ColumnPlan columns_;
+    const int64_t bucket_rows_, positions_;
     const input_t *g_, *g_limit_;
     Value *packed_g_, *panel_, *strips_, *copied_;
     Ops ops_;

@@ -33,6 +33,37 @@ inline void copy_entries(const BFloat* from, const BFloat* limit, int64_t count,
     for (; i < count; ++i) to[i] = from[i];
 }
 
+// The columns of a layer's weight gradient, and the steps in which its chunks are formed. Columns are (kernel position,
+// channel). Chunks of the same 32 channels are formed one after the other, so that a few steps need a few channels of a
+// convolution's input; where chunks are not of one kernel position, they come in the order of columns and need them
+// all.
+struct ColumnPlan {
+    explicit ColumnPlan(const SketchOuterArgs& args) : channels(args.c_in / args.conv_groups) {
+        const int64_t kernel_positions = args.kernel[0] * args.kernel[1] * args.kernel[2];
+        cols = channels * kernel_positions;
+        chunks = num_chunks(cols);
+        by_channel = kernel_positions == 1 || channels % kLanes == 0;
+        in_turn = by_channel ? kernel_positions : 1;
+    }
+
+    // The chunk that a step forms.
+    int64_t chunk_at(int64_t step) const { return step % in_turn * (chunks / in_turn) + step / in_turn; }
+
+    // The channels that steps [begin, end) need, and how many at most, where begin is a multiple of their number.
+    int64_t first_channel(int64_t begin) const { return by_channel ? begin / in_turn * kLanes : 0; }
+    int64_t end_channel(int64_t end) const {
+        return by_channel ? smaller(channels, ((end - 1) / in_turn + 1) * kLanes) : channels;
+    }
+    int64_t most_channels(int64_t steps) const {
+        const int64_t blocks = steps % in_turn == 0 ? steps / in_turn : (steps + in_turn - 2) / in_turn + 1;
+        return by_channel ? smaller(channels, blocks * kLanes) : channels;
+    }
+
+    int64_t channels, cols, chunks;
+    bool by_channel;
+    int64_t in_turn;  // chunks of the same channels
+};
+
 // Sizes of a window, fixed by the layer.
 struct WindowPlan {
     int64_t lines;        // output lines of a segment, at most: a whole plane if it is small
@@ -113,19 +144,19 @@ public:
 
     // The value of each column of a chunk at the window's first position; columns beyond `cols` are left out.
     void find_columns(int64_t chunk, int64_t cols, const value_t** columns) const {
-        const int64_t stride = args_.stride[2], channel_floats = plan_.segments * plan_.segment;
-        const int64_t kernel_positions = args_.kernel[0] * args_.kernel[1] * args_.kernel[2];
-        int64_t at = chunk * kLanes % kernel_positions;
-        int64_t x = at % args_.kernel[2], y = at / args_.kernel[2] % args_.kernel[1];
-        int64_t z = at / args_.kernel[2] / args_.kernel[1];
-        const value_t* channel = copied_ + (chunk * kLanes / kernel_positions - first_channel_) * channel_floats;
-        for (int64_t lane = 0; lane < kLanes && chunk * kLanes + lane < cols; ++lane) {
+        const int64_t channels = args_.c_in / args_.conv_groups, channel_values = plan_.segments * plan_.segment;
+        const int64_t stride = args_.stride[2], kernel_position = chunk * kLanes / channels;
+        int64_t channel = chunk * kLanes % channels, x = kernel_position % args_.kernel[2];
+        int64_t y = kernel_position / args_.kernel[2] % args_.kernel[1];
+        int64_t z = kernel_position / args_.kernel[2] / args_.kernel[1];
+        for (int64_t lane = 0; lane < kLanes && chunk * kLanes + lane < cols; channel = 0) {
             const int64_t shift = x * args_.dilation[2], line = z * plan_.input_lines + y * args_.dilation[1];
             const int64_t position = stride == 1 ? shift : shift % stride * plan_.positions + shift / stride;
-            columns[lane] = channel + line * plan_.line + position;
+            const value_t* from = copied_ + line * plan_.line + position;
+            for (; channel < channels && lane < kLanes; ++channel, ++lane)
+                columns[lane] = from + (channel - first_channel_) * channel_values;
             if (++x == args_.kernel[2]) x = 0, ++y;
             if (y == args_.kernel[1]) y = 0, ++z;
-            if (z == args_.kernel[0]) z = 0, channel += channel_floats;
         }
     }
 

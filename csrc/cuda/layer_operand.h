@@ -1,7 +1,7 @@
 // A layer's input or output gradient as one operand of the weight gradient: lines of pairs.
 //
 // The weight gradient is a product over pairs (row n, output position): grad[o, col] = sum_pair g[o, pair] * a[col,
-// pair]. A line is an output channel of g, or a column (channel, kernel position) of a's unfolded input, which is never
+// pair]. A line is an output channel of g, or a column (kernel position, channel) of a's unfolded input, which is never
 // in memory. Where element (line, pair) lies is a sum of a part of the line and a part of the pair, and whether it is
 // inside the image is decided by two sums of coordinates. Lines are decoded once per tile, into shared memory, pairs
 // once per stage and thread. The layouts are template parameters of all that runs in a stage: a branch on them there

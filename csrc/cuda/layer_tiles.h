@@ -17,14 +17,14 @@ struct OuterProblem {
     Operand g;
     Operand a;
     Pairs pairs;
-    int kernel_h;
     int kernel_w;
+    int group_channels;  // input channels of one convolution group
     int pad_h;
     int pad_w;
     int dilation_h;
     int dilation_w;
-    Divisor by_kernel_h;
     Divisor by_kernel_w;
+    Divisor by_channels;  // of a group
     float* workspace;
     int64_t rows_per_group;
     int proj_dim;
@@ -99,11 +99,12 @@ __device__ __forceinline__ void decode_lines(
     if (thread >= kTileCols) return;
     Offset column{0, kOutside, kOutside};
     if (thread < at.num_cols) {
-        const int col = at.col_begin + thread, kernel_row = divide(col, problem.by_kernel_w);
-        const int i = divide(kernel_row, problem.by_kernel_h);
+        const int col = at.col_begin + thread, kernel_position = divide(col, problem.by_channels);
+        const int i = col - kernel_position * problem.group_channels;
+        const int ky = divide(kernel_position, problem.by_kernel_w), kx = kernel_position - ky * problem.kernel_w;
         const Strides& strides = problem.a.strides;
-        column.y = (kernel_row - i * problem.kernel_h) * problem.dilation_h - problem.pad_h;
-        column.x = (col - kernel_row * problem.kernel_w) * problem.dilation_w - problem.pad_w;
+        column.y = ky * problem.dilation_h - problem.pad_h;
+        column.x = kx * problem.dilation_w - problem.pad_w;
         column.bytes = int64_t{at.first_channel + i} * strides.channel + column.y * strides.y + column.x * strides.x;
     }
     columns[thread] = column;
@@ -130,7 +131,7 @@ OuterProblem make_problem(const SketchOuterArgs& args, float* workspace) {
         return Strides{elements[0] * kBytes, elements[1] * kBytes, elements[2] * kBytes, elements[3] * kBytes};
     };
     OuterProblem problem{};
-    problem.kernel_h = as_int(args.kernel[1]), problem.kernel_w = as_int(args.kernel[2]);
+    problem.kernel_w = as_int(args.kernel[2]), problem.group_channels = as_int(args.c_in / args.conv_groups);
     problem.pad_h = as_int(args.padding[1]), problem.pad_w = as_int(args.padding[2]);
     problem.dilation_h = as_int(args.dilation[1]), problem.dilation_w = as_int(args.dilation[2]);
     problem.pairs.positions = as_int(args.out_size[1] * args.out_size[2]);
@@ -138,7 +139,7 @@ OuterProblem make_problem(const SketchOuterArgs& args, float* workspace) {
     problem.pairs.out_width = as_int(args.out_size[2]);
     problem.pairs.by_positions = make_divisor(problem.pairs.positions);
     problem.pairs.by_width = make_divisor(problem.pairs.out_width);
-    problem.by_kernel_h = make_divisor(problem.kernel_h), problem.by_kernel_w = make_divisor(problem.kernel_w);
+    problem.by_kernel_w = make_divisor(problem.kernel_w), problem.by_channels = make_divisor(problem.group_channels);
     problem.by_bucket_rows = make_divisor(args.proj_dim / kLanes);
     problem.g = Operand{static_cast<const char*>(args.g), as_strides(args.g_strides), 1, 1,
                         as_int(args.out_size[1]),         as_int(args.out_size[2])};

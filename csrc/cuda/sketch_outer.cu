@@ -3,7 +3,7 @@
 //     grad[o, col] = sum_{n, y, x} g[n, o, y, x] * a[n, channel, y * stride_h + ky * dilation_h - pad_h, ...]
 //     features[group, bucket(o, col)] += sign(o, col) * grad[o, col] / sqrt(nnz)         common/sketch_map.h
 //
-// with col = (i * kernel_h + ky) * kernel_w + kx, channel = i + the first input channel of o's convolution group, and n
+// with col = (ky * kernel_w + kx) * channels + i, channel = i + the first of o's convolution group's `channels`, and n
 // over the rows of a group (the draws of one sample): they are contracted inside the product, so projecting costs the
 // same for any number of draws. A block forms 128 x 64 tiles of the gradient in registers, on tensor cores (see
 // tile_matmul.h for types and precision), and adds each to proj_dim sums of its own in shared memory. Each warp column

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from journey.ops.geometry import ConvGeometry
 
 
 class Block(ABC):
     """The curvature of a parameter ``[rows, cols]``, as tensors some of which may be None."""
+
+    # What begins the names of its tensors in files, to tell those of other versions.
+    _PREFIX: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -41,15 +46,20 @@ class Block(ABC):
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that are not None, by name."""
+        """Return the tensors that are not None, by their names in files."""
         pairs = ((name, getattr(self, name)) for name in self._parts())
-        return {name: tensor for name, tensor in pairs if tensor is not None}
+        return {self._PREFIX + name: tensor for name, tensor in pairs if tensor is not None}
 
     @classmethod
     def parts_fit(cls, names: Iterable[str]) -> bool:
         """Whether tensors of these names make such a block."""
-        required, *optional = cls._parts()
+        required, *optional = (cls._PREFIX + name for name in cls._parts())
         return required in names and set(names) <= {required, *optional}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the block of tensors whose names fit."""
+        return cls(**{name.removeprefix(cls._PREFIX): tensor for name, tensor in tensors.items()})
 
     @classmethod
     def _parts(cls) -> list[str]:
@@ -69,6 +79,8 @@ class EigenBlock(Block):
     eigenvalues: Tensor
     outputs: Tensor | None = None
     inputs: Tensor | None = None
+
+    _PREFIX: ClassVar[str] = "tap-major "  # columns of convolutions, unlike those of older files
 
     @property
     def shape(self) -> list[int]:
@@ -146,8 +158,8 @@ class KroneckerBlock(Block):
         dtype = _matmul_dtype(grads)
         grads = grads.to(dtype)
         if self.input_values is not None:
-            by_channel = grads.unflatten(2, (len(self.input_values), -1))
-            grads = (self._root("input", damping, grads) @ by_channel.flatten(0, 1)).view_as(by_channel).flatten(2)
+            by_tap = grads.unflatten(2, (-1, len(self.input_values)))
+            grads = (by_tap @ self._root("input", damping, grads)).flatten(2)
         if self.output_values is None:
             return grads * self._factor().to(grads), row_begin
         part = slice(row_begin, row_begin + grads.shape[1])

@@ -80,7 +80,7 @@ class Curvature:
             kind = next((k for k in (EigenBlock, KroneckerBlock) if k.parts_fit(found.keys())), None)
             if kind is None:
                 raise ValueError(f"{path} is damaged or of another version: {name} has the parts {', '.join(found)}")
-            blocks[name] = kind(**found)
+            blocks[name] = kind.from_tensors(found)
         return Curvature(blocks)
 
     def fingerprint(self) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from math import prod
 
 from torch import Tensor, nn
 
 from journey.errors import CoverageError
 from journey.gradients.names import name_some
-from journey.gradients.rules import Contribution, Rule, find_rule
+from journey.gradients.rules import Contribution, Direct, Rule, find_rule
 from journey.gradients.storage import is_computed_in
+from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot
 
 
@@ -85,8 +87,11 @@ class Coverage:
         """What a call of a layer gives to each parameter that its rule covers."""
         for contribution in self.rules[module](module, x, g, num_groups):
             slot = self._slot_of.get(id(getattr(module, contribution.parameter)))
-            if slot is not None:  # trainable, selected, and not left to autograd
-                yield slot, contribution
+            if slot is None:  # not trainable, not selected, or left to autograd
+                continue
+            if isinstance(contribution, Direct):
+                contribution = contribution._replace(grads=tap_major(contribution.grads, slot.taps))
+            yield slot, contribution
 
 
 def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
@@ -94,7 +99,7 @@ def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterS
     slots, offset = {}, 0
     for name, p in parameters.items():
         rows = p.shape[0] if p.dim() > 1 else 1
-        slots[name] = ParameterSlot(name, rows, p.numel() // max(rows, 1), offset)
+        slots[name] = ParameterSlot(name, rows, p.numel() // max(rows, 1), offset, prod(p.shape[2:]))
         offset += p.numel()
     return slots
 

@@ -24,6 +24,7 @@ from journey.gradients.names import describe_uncovered, describe_unreached
 from journey.gradients.rules import Contribution, Direct, Outer
 from journey.gradients.storage import weights_as_computed
 from journey.locks import exclusively
+from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot, Projector
 
 # Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
@@ -240,7 +241,7 @@ class GradientEngine:
         for name, grad in zip(names, grads, strict=True):
             if grad is not None:
                 slot = self.slots[name]
-                yield slot, grad.reshape(1, slot.rows, slot.cols)
+                yield slot, tap_major(grad.reshape(1, slot.rows, slot.cols), slot.taps)
 
     @contextmanager
     def _frozen(self, except_for: list[str] | None = None) -> Iterator[None]:

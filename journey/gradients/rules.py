@@ -31,7 +31,7 @@ class Outer(NamedTuple):
 
 
 class Direct(NamedTuple):
-    """Rows ``row_begin ...`` of the gradient of a parameter, per group. [num_groups, rows, cols]"""
+    """Rows ``row_begin ...`` of the gradient of a parameter, per group, in its own order. [num_groups, rows, cols]"""
 
     parameter: str
     grads: Tensor

@@ -17,6 +17,7 @@ from journey.files.fingerprint import fingerprint_json
 from journey.gradients.coverage import parameter_slots
 from journey.gradients.engine import GradientEngine
 from journey.integrations.trak_files import TRAKFeatures, read_features, read_scores, read_targets
+from journey.ops.geometry import tap_major
 from journey.projectors.base import Projector
 
 __all__ = [
@@ -78,7 +79,7 @@ class TRAKProjector:
         features = torch.zeros(len(first), self.proj_dim, device=first.device, dtype=torch.float32)
         for name, slot in self._slots.items():
             rows = grads[name].detach().float().reshape(len(first), slot.rows, slot.cols)
-            self._projector.add_(features, slot, rows.contiguous())
+            self._projector.add_(features, slot, tap_major(rows, slot.taps).contiguous())
         return features
 
     def free_memory(self) -> None:

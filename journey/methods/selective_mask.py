@@ -17,6 +17,7 @@ from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
+from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot, Projector
 from journey.projectors.exact import Identity
 
@@ -59,8 +60,8 @@ class Selected(Projector, name="selected"):
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add the image of the kept entries, see ``Projector.add_``."""
         begin = slot.offset + row_begin * slot.cols
-        kept = self.kept[begin : begin + grads[0].numel()].view(grads.shape[1:]).to(grads.device)
-        self.inner.add_(features, slot, grads * kept, row_begin)
+        kept = self.kept[begin : begin + grads[0].numel()].view(grads.shape[1:])
+        self.inner.add_(features, slot, grads * tap_major(kept, slot.taps).to(grads.device), row_begin)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""

@@ -1,9 +1,11 @@
-"""How a convolution walks over its input."""
+"""How a convolution walks over its input, and how its weight is a matrix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,33 @@ class ConvGeometry:
         """Whether every output position sees exactly the same input position and all channels."""
         ones = (1,) * self.spatial_dims
         return self.kernel_size == ones == self.stride and not any(self.padding) and self.groups == 1
+
+
+def tap_major(weights: Tensor, taps: int) -> Tensor:
+    """Reorder the columns of a convolution's weight, or of what belongs to them, as its matrix has them.
+
+    The one place that says how a weight ``[c_out, channels, *kernel_size]`` is a matrix: column
+    ``tap * channels + channel``, neighbouring columns are neighbouring channels, as in images that have channels last.
+    Every parameter of more than two dimensions counts as such a weight, the others have one tap.
+
+    Args:
+        weights: Columns in the order of the weight itself, ``channel * taps + tap``. [..., channels * taps]
+        taps: Kernel positions.
+
+    Returns:
+        The same in the order of the matrix; a view where there is one tap. [..., taps * channels]
+    """
+    return weights if taps == 1 else weights.unflatten(-1, (-1, taps)).transpose(-1, -2).flatten(-2)
+
+
+def channel_major(matrices: Tensor, taps: int) -> Tensor:
+    """Undo ``tap_major``: columns in the order of the weight itself.
+
+    Args:
+        matrices: Columns in the order of the matrix. [..., taps * channels]
+        taps: Kernel positions.
+
+    Returns:
+        The same in the order of the weight. [..., channels * taps]
+    """
+    return matrices if taps == 1 else matrices.unflatten(-1, (taps, -1)).transpose(-1, -2).flatten(-2)

@@ -216,7 +216,7 @@ def per_sample_weight_grad(
 
     Returns:
         Weight gradients viewed as matrices, float64. [rows / rows_per_group, d_out, d_in] or
-        [rows / rows_per_group, c_out, c_in / conv.groups * kernel elements]
+        [rows / rows_per_group, c_out, kernel elements * c_in / conv.groups], column (kernel element, channel)
     """
     if conv is None:
         weight = torch.zeros(g.shape[-1], a.shape[-1], dtype=torch.float64, device="cpu", requires_grad=True)
@@ -227,7 +227,8 @@ def per_sample_weight_grad(
     for a_group, g_group in zip(a.double().split(rows_per_group), g.double().split(rows_per_group), strict=True):
         with torch.enable_grad():
             output = _layer(a_group, weight, conv)
-            per_group.append(torch.autograd.grad(output, weight, grad_outputs=g_group)[0].flatten(1))
+            grad = torch.autograd.grad(output, weight, grad_outputs=g_group)[0]
+            per_group.append(grad.movedim(1, -1).flatten(1))  # channels last
     return torch.stack(per_group) if len(a) else weight.new_zeros(0, *weight.flatten(1).shape)
 
 

@@ -39,7 +39,7 @@ def sketch_(
     Args:
         features: Running sketch, float32; ``proj_dim`` a multiple of 32. [batch, proj_dim]
         grads: Per-sample gradients, float16, bfloat16 or float32, summed in float32. A parameter is its first dimension
-            by the rest; a vector is one row. [batch, rows, cols]
+            by the rest, of a convolution in the order of ``tap_major``; a vector is one row. [batch, rows, cols]
         key: Names the map, in [0, 2**64); one key per seed and parameter.
         row_begin: Which row of the parameter ``grads[:, 0]`` is, so that a parameter may come in pieces.
         nnz: Independent sketches that are summed, 1 to 64.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry, tap_major
 
 # A tile holds at most this many floats (8 MiB in fp32) or, if that is more, one output channel of one group (one whole
 # group of channels for a grouped convolution).
@@ -46,8 +46,8 @@ def weight_grad_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry 
         conv: Geometry of the convolution, None for a Linear layer.
 
     Yields:
-        Tiles that together cover [num_groups, d_out, d_in * kernel_positions / groups] exactly once, in float32 for
-        half precision inputs and else in the dtype of the inputs.
+        Tiles that together cover [num_groups, d_out, kernel_positions * d_in / groups] exactly once, columns as of
+        ``tap_major``, in float32 for half precision inputs and else in the dtype of the inputs.
     """
     if a.shape[0] == 0:
         return
@@ -72,7 +72,7 @@ def as_positions(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> tuple[Tenso
         conv: Geometry of the convolution, None for a Linear layer.
 
     Returns:
-        Inputs [num_rows, positions, d_in * kernel_positions] and output gradients [num_rows, positions, d_out]; None
+        Inputs [num_rows, positions, kernel_positions * d_in] and output gradients [num_rows, positions, d_out]; None
         for a convolution in groups, whose output channels see different inputs, or over three dimensions.
     """
     if conv is None:
@@ -84,7 +84,8 @@ def as_positions(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> tuple[Tenso
     walk = [conv.kernel_size, conv.dilation, conv.padding, conv.stride]
     if conv.spatial_dims == 1:  # a picture of one row
         a, walk = a.unsqueeze(2), [(neutral, *own) for neutral, own in zip((1, 1, 0, 1), walk, strict=True)]
-    return torch.nn.functional.unfold(a, *walk).transpose(1, 2), g.flatten(2).transpose(1, 2)
+    inputs = torch.nn.functional.unfold(a, *walk).transpose(1, 2)
+    return tap_major(inputs, conv.kernel_positions), g.flatten(2).transpose(1, 2)
 
 
 def _contract_last(x: Tensor, num_groups: int) -> Tensor:
@@ -130,7 +131,8 @@ def _unfolded_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry) -
     for group in range(0, num_groups, step):
         count = min(step, num_groups - group)
         rows = slice(group * rows_per_group, (group + count) * rows_per_group)
-        columns = torch.nn.functional.unfold(a[rows], conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        unfolded = torch.nn.functional.unfold(a[rows], conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        columns = tap_major(unfolded.transpose(1, 2), conv.kernel_positions).transpose(1, 2)
         for tile in _matmul_tiles(_contract_first(g[rows], count), _contract_first(columns, count)):
             yield tile._replace(group_begin=group + tile.group_begin)
 
@@ -150,7 +152,8 @@ def _convolution_tiles(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry
             for row in range(0, c_out, channels):
                 g_tile = g_block[:, row : row + channels] if channels < c_out else g_block
                 grads = _convolution_weight_grad(_wide(a_block), _wide(g_tile), conv, count)
-                yield Tile(grads.reshape(1, g_tile.shape[1], cols), group, block * c_out + row)
+                matrix = tap_major(grads.reshape(1, g_tile.shape[1], cols), conv.kernel_positions)
+                yield Tile(matrix, group, block * c_out + row)
 
 
 def _convolution_weight_grad(a: Tensor, g: Tensor, conv: ConvGeometry, groups: int) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Self
 
 from journey.files.named import Named
 from journey.ops.geometry import ConvGeometry
@@ -22,16 +24,23 @@ class ParameterSlot:
         rows: First dimension, or 1 for a vector.
         cols: Product of the other dimensions.
         offset: Entries of the parameters before it.
+        taps: Product of the dimensions after the second, the kernel positions of a convolution; columns are (tap,
+            second dimension), see ``tap_major``.
     """
 
     name: str
     rows: int
     cols: int
     offset: int
+    taps: int = 1
 
 
 class Projector(Named):
-    """A linear map from the gradients of named parameters to ``proj_dim`` features."""
+    """A linear map from the gradients of named parameters to ``proj_dim`` features.
+
+    It takes a parameter as the matrix of its slot. One whose map goes by the columns of the matrix names their order in
+    its fingerprint (``ByColumn``); one whose map is the caller's takes them back to the order of the parameter itself.
+    """
 
     @abstractmethod
     def features_dim(self, num_parameters: int) -> int:
@@ -59,3 +68,16 @@ class Projector(Named):
         """Add the image of weight gradients given as layer input and output gradient (``ops.sketch_outer_``)."""
         for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
             self.add_(features[group : group + grads.shape[0]], slot, grads, row)
+
+
+class ByColumn(Projector):
+    """A projector whose map goes by the columns of a parameter's matrix: other orders of them are other maps."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what determines the map, as JSON values, with the order of a convolution's columns."""
+        return {**super().fingerprint(), "columns": "tap-major"}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self | None:
+        """Return the projector with these fields of a fingerprint, whose columns run as they do now."""
+        return super().from_fields({name: value for name, value in fields.items() if name != "columns"})

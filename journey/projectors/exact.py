@@ -10,6 +10,7 @@ from torch import Tensor
 
 from journey.data.numbers import as_tensor
 from journey.files.fingerprint import fingerprint_tensors
+from journey.ops.geometry import channel_major
 from journey.projectors.base import ParameterSlot, Projector
 
 
@@ -28,7 +29,7 @@ class Identity(Projector, name="identity"):
     def add_(self, features: Tensor, slot: ParameterSlot, grads: Tensor, row_begin: int = 0) -> None:
         """Add gradients at their place, see ``Projector.add_``."""
         begin = slot.offset + row_begin * slot.cols
-        features[:, begin : begin + grads[0].numel()] += grads.flatten(1)
+        features[:, begin : begin + grads[0].numel()] += channel_major(grads, slot.taps).flatten(1)
 
 
 class ExplicitMatrix(Projector, name="explicit_matrix"):
@@ -76,7 +77,7 @@ class ExplicitMatrix(Projector, name="explicit_matrix"):
         if self._matrix.device != grads.device:
             self._matrix = self._matrix.to(grads.device)
         begin = slot.offset + row_begin * slot.cols
-        flat = grads.flatten(1).float()
+        flat = channel_major(grads, slot.taps).flatten(1).float()
         features += flat @ self._matrix[begin : begin + flat.shape[1]]
 
     def fingerprint(self) -> dict[str, Any]:

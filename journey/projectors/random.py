@@ -12,11 +12,11 @@ from journey import ops
 from journey.ops.checks import LANES, MAX_NNZ
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import derive_key
-from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.base import ByColumn, ParameterSlot
 
 
 @dataclass(frozen=True)
-class CountSketch(Projector, name="count_sketch"):
+class CountSketch(ByColumn, name="count_sketch"):
     """Block-rotation count sketch: one signed bucket per gradient entry and repetition, nothing stored.
 
     Unbiased inner products with the accuracy of a dense projection, at the price of one pass over the gradient.
@@ -73,7 +73,7 @@ class CountSketch(Projector, name="count_sketch"):
 
 
 @dataclass(frozen=True)
-class _Dense(Projector):
+class _Dense(ByColumn):
     """A dense random matrix, generated as it is used: 2 * proj_dim FLOPs per gradient entry.
 
     Args:

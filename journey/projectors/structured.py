@@ -12,17 +12,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from journey import ops
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import ConvGeometry, channel_major
 from journey.ops.keys import derive_key, to_signed
-from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.base import ByColumn, ParameterSlot, Projector
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
-class Masked(Projector, name="masked"):
+class Masked(ByColumn, name="masked"):
     """A random subset of the gradient's entries, then another projector (GraSS).
 
     Args:
@@ -58,12 +59,12 @@ class Masked(Projector, name="masked"):
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what determines the map, as JSON values."""
-        return {"class": self.fingerprint_name, "inner": self.inner.fingerprint(), "keep": self.keep, "seed": self.seed}
+        return {**super().fingerprint(), "inner": self.inner.fingerprint()}
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Masked:
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self | None:
         """Return the projector with these fields of a fingerprint."""
-        return cls(**{**fields, "inner": Projector.from_fingerprint(fields["inner"])})
+        return super().from_fields({**fields, "inner": Projector.from_fingerprint(fields["inner"])})
 
 
 @lru_cache(maxsize=1024)
@@ -75,7 +76,7 @@ def _mask(seed: int, name: str, rows: int, cols: int, keep: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Factored(Projector, name="factored"):
+class Factored(ByColumn, name="factored"):
     """Project layer inputs and output gradients, then multiply: each weight has a block of features of its own.
 
     The weight gradient of a layer is ``sum over positions of g a^T``; with small matrices ``P`` (inputs) and ``Q``
@@ -156,7 +157,7 @@ class Factored(Projector, name="factored"):
         if conv is None:
             a, g = a @ p.T, g @ q.T
         else:
-            kernel = p.view(-1, a.shape[1], *conv.kernel_size)
+            kernel = channel_major(p, conv.kernel_positions).view(-1, a.shape[1], *conv.kernel_size)
             convolve = _CONVOLUTIONS[conv.spatial_dims]
             # Projecting the unfolded input is a convolution with the rows of P as filters.
             a = convolve(a, kernel, None, conv.stride, conv.padding, conv.dilation).flatten(2).transpose(1, 2)

@@ -54,6 +54,7 @@ def explicit(model: Denoiser, draws: Draws = DRAWS) -> dict[str, Tensor]:
         return found.flatten()
 
     jacobians = torch.func.jacrev(output)({name: weights[name] for name in wanted})
+    jacobians = {name: j.movedim(2, -1) if j.dim() > 2 else j for name, j in jacobians.items()}  # as the matrix has it
     rows = {name: roots * jacobian.reshape(len(times), PIXELS, -1) for name, jacobian in jacobians.items()}
     flat = {name: jacobian.flatten(0, 1) for name, jacobian in rows.items()}
     return {name: 2 / PIXELS / len(times) * j.T @ j for name, j in flat.items()}

@@ -62,8 +62,8 @@ def dense(block: KroneckerBlock, rows: int, cols: int, damping: float) -> Tensor
 
     outputs = factor(block.output_values, block.output_vectors, rows)
     channels = cols if block.input_values is None else len(block.input_values)
-    inputs = torch.kron(
-        factor(block.input_values, block.input_vectors, channels), torch.eye(cols // channels, dtype=torch.float64)
+    inputs = torch.kron(  # columns are (tap, channel)
+        torch.eye(cols // channels, dtype=torch.float64), factor(block.input_values, block.input_vectors, channels)
     )
     return block.scale.double() * torch.kron(outputs, inputs)
 

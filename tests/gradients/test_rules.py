@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import randn
+from cases import as_matrix, randn
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from journey.gradients import rules as layer_rules
 from journey.gradients.engine import GradientEngine
 from journey.gradients.rules import Direct, Outer, find_rule
+from journey.ops import reference
+from journey.ops.keys import derive_key
 from journey.ops.weight_grad import weight_grad_tiles
+from journey.projectors.random import CountSketch
 
 NUM_GROUPS = 3
 
@@ -75,6 +78,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "layer norm, large eps": (lambda: nn.LayerNorm(6, eps=0.5), (4, 6)),
     "layer norm, two dimensions": (lambda: nn.LayerNorm((3, 5)), (2, 3, 5)),
     "layer norm, the whole row": (lambda: nn.LayerNorm((3, 5)), (3, 5)),
+    "layer norm, three dimensions": (lambda: nn.LayerNorm((2, 3, 5)), (4, 2, 3, 5)),
     "layer norm, no bias": (lambda: nn.LayerNorm(6, bias=False), (4, 6)),
     "rms norm": (lambda: nn.RMSNorm(6, eps=0.5), (4, 6)),
     "rms norm, eps of the dtype": (lambda: nn.RMSNorm(6), (4, 6)),
@@ -146,6 +150,30 @@ def test_every_gradient_has_the_matrix_form_of_its_parameter(name: str) -> None:
         else:
             tiles = weight_grad_tiles(contribution.a, contribution.g, NUM_GROUPS, contribution.conv)
             assert {(t.grads.shape[1] + t.row_begin, t.grads.shape[2]) for t in tiles} == {(slot.rows, slot.cols)}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("uncovered", [False, True], ids=["by rule", "by autograd"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_entry_is_placed_by_its_tap_and_channel(name: str, uncovered: bool) -> None:
+    make, shape = LAYERS[name]
+    module, projector = randomize_(make()), CountSketch(64, nnz=4, seed=3)
+    x = make_input(module, NUM_GROUPS, shape)
+
+    def values(rows: slice) -> Tensor:
+        return weigh(module(x[rows]))
+
+    engine = GradientEngine(module, uncovered="autograd")
+    if uncovered:
+        engine._coverage.leave(list(engine.parameters))
+    features = torch.zeros(NUM_GROUPS, 64)
+    engine.add_gradients_(features, values, num_rows=NUM_GROUPS, projector=projector)
+    for row in range(NUM_GROUPS):
+        expected = torch.zeros(1, 64, dtype=torch.float64)
+        for parameter, p in module.named_parameters():
+            grad = torch.autograd.grad(values(slice(row, row + 1)).sum(), p)[0]
+            expected += reference.sketch(as_matrix(grad)[None], 64, derive_key(3, "sketch", parameter), 4)
+        assert (features[row] - expected[0]).norm() <= 1e-5 * expected.norm()
 
 
 @st.composite

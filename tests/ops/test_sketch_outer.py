@@ -12,6 +12,7 @@ from cases import (
     KEY,
     KEYS,
     Conv,
+    as_matrix,
     assert_as_exact_as_torch,
     integers,
     layer_tensors,
@@ -39,14 +40,14 @@ def sketch_outer(a: Tensor, g: Tensor, proj_dim: int, groups: int, key: int = KE
 
 
 def weight_grad_by_autograd(a: Tensor, g: Tensor, conv: ConvGeometry | None) -> Tensor:
-    """Weight gradient of all rows together as autograd has it in float32. [d_out, d_in] or [c_out, cols]."""
+    """Weight gradient of all rows together as autograd has it in float32, as a matrix. [d_out, d_in], [c_out, cols]."""
     if conv is None:
         weight = torch.zeros(g.shape[-1], a.shape[-1], requires_grad=True)
         output = torch.nn.functional.linear(a, weight)
     else:
         weight = torch.zeros(g.shape[1], a.shape[1] // conv.groups, *conv.kernel_size, requires_grad=True)
         output = CONVOLUTIONS[conv.spatial_dims](a, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return torch.autograd.grad(output, weight, g)[0].flatten(1)
+    return as_matrix(torch.autograd.grad(output, weight, g)[0])
 
 
 def plain_sketch_outer(
@@ -237,6 +238,12 @@ CUT = {
     "one position": Conv(40, 33, (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)),
     "a pointwise plane larger than a window": Conv(40, 33, (40, 30), (1, 1), (1, 1), (0, 0), (1, 1)),
     "more rows than a run": Conv(5, 1100, (4, 4), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "chunks of one kernel position": Conv(64, 300, (5, 4), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "chunks of one kernel position, stride": Conv(96, 257, (7, 9), (3, 2), (2, 3), (1, 0), (1, 2)),
+    "chunks of one kernel position, groups": Conv(192, 96, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1), groups=3),
+    "chunks of one kernel position, volumes": Conv(32, 33, (3, 4, 5), (2, 3, 2), (1, 1, 1), (1, 1, 0), (1, 1, 1)),
+    "chunks of two kernel positions": Conv(48, 300, (5, 4), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "chunks of half a block of channels": Conv(80, 70, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CONVS, integers, layer_tensors, randn
+from cases import CONVS, as_matrix, integers, layer_tensors, randn
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -41,7 +41,7 @@ def conv_weight_grads(a: Tensor, g: Tensor, num_groups: int, conv: ConvGeometry)
         weight = torch.zeros(g.shape[1], a.shape[1] // conv.groups, *conv.kernel_size, dtype=torch.float64)
         output = convolve(x, weight.requires_grad_(), None, conv.stride, conv.padding, conv.dilation, conv.groups)
         (grad,) = torch.autograd.grad((output * y).sum(), weight)
-        grads.append(grad.flatten(1))
+        grads.append(as_matrix(grad))
     return torch.stack(grads)
 
 

@@ -2,7 +2,8 @@
 
 That version wrote ``recorded_values.json``: bits of what the compiled kernels alone make, and some features and scores.
 A change of a draw, a key, a map or a default that is meant changes numbers here; record them anew, with a line in the
-changelog, because stores of the two versions do not agree.
+changelog, because stores of the two versions do not agree. So were sketches of convolutions and what follows from them
+when columns of their weights began to run kernel position by kernel position.
 """
 
 from __future__ import annotations

@@ -97,6 +97,14 @@ def assert_estimates(estimates: Tensor, truth: float, variance: float, what: str
     )
 
 
+def as_matrix(weight: Tensor) -> Tensor:
+    """A parameter, or its gradient, as the matrix that a sketch takes: columns tap by tap, channels last. [rows, cols].
+
+    Said again without the library's ``tap_major``, to which it is compared.
+    """
+    return weight.movedim(1, -1).flatten(1) if weight.dim() > 1 else weight[None]
+
+
 @dataclass(frozen=True)
 class Conv:
     """One convolution: channels, size of the input, and geometry, one entry of each tuple per spatial axis."""
