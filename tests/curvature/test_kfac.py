@@ -9,13 +9,9 @@ from typing import Any
 import pytest
 import torch
 from curvature_models import Odd, OneLayer, Square
-from hypothesis import given
-from hypothesis import strategies as st
-from journey.features.fits import fitted_ids
-from models import Images, SmallDenoiser, make_images, make_scheduler, make_unet
+from models import SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 
-import journey
 from journey.curvature import kfac
 from journey.curvature.blocks import KroneckerBlock
 from journey.curvature.ekfac import fit_ekfac
@@ -278,13 +274,6 @@ def test_saved_and_loaded_it_is_the_same_and_damage_is_noticed(tmp_path: Path) -
         Curvature.load(path)
 
 
-MODEL = (SmallDenoiser(), make_scheduler())
-
-
-def store(path: Path, **options: Any) -> journey.Features:
-    return journey.featurize(MODEL, Images(IMAGES), path, **{"progress": False, **options})
-
-
 def assert_same_curvature(found: Curvature, expected: Curvature) -> None:
     """But for rounding, which may turn eigenvectors: as matrices."""
     assert found.blocks.keys() == expected.blocks.keys()
@@ -302,55 +291,3 @@ def test_batches_change_the_curvature_only_by_rounding() -> None:
     assert_same_curvature(parts, whole)
     with pytest.raises(ValueError, match="rows_per_batch must be positive, got 0"):
         fit(SmallDenoiser(), rows_per_batch=0)
-
-
-def test_featurize_whitens_by_what_it_fits_to_its_images(tmp_path: Path) -> None:
-    features = store(tmp_path / "f", measurement=TrainingLoss(), draws=DRAWS)
-    curvature = fit_kfac(MODEL, IMAGES, progress=False)
-    assert_same_curvature(Curvature.load(tmp_path / "f" / "curvature.safetensors"), curvature)
-    featurizer = Featurizer(
-        Denoiser(*MODEL), measurement=TrainingLoss(), projector=Whitened(CountSketch(4096), curvature, 0.1)
-    )
-    ids = list(range(len(IMAGES)))
-    times, noise = DRAWS.timesteps(ids, 100), DRAWS.noise(ids, (1, 8, 8), torch.device("cpu"))
-    assert_close(features.matrix(), featurizer.features(IMAGES, times, noise)[0][:, 0])
-
-
-def test_the_curvature_of_a_store_depends_on_neither_shards_nor_processes(tmp_path: Path) -> None:
-    files = []
-    for i, options in enumerate(({}, {"shard_size": 2}, {"shard_size": 2, "rank": 1, "world_size": 2})):
-        store(tmp_path / str(i), **options)
-        files.append((tmp_path / str(i) / "curvature.safetensors").read_bytes())
-    assert files[0] == files[1] == files[2]
-
-
-def test_a_store_that_lost_its_curvature_says_so_and_gets_the_same_again(tmp_path: Path) -> None:
-    store(tmp_path / "f")
-    file = tmp_path / "f" / "curvature.safetensors"
-    before = file.read_bytes()
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"without the .*curvature\.safetensors"):
-        journey.open_features(tmp_path / "f", MODEL)
-    store(tmp_path / "f")
-    assert file.read_bytes() == before
-
-
-def test_an_unfitted_projector_is_for_featurize_alone() -> None:
-    featurizer = Featurizer(Denoiser(*MODEL), measurement=TrainingLoss(), projector=Whitened())
-    times, noise = DRAWS.timesteps([0], 100), DRAWS.noise([0], (1, 8, 8), torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"curvature must be given, got None.*kfac\.fit_kfac"):
-        featurizer.features(IMAGES[:1], times, noise)
-
-
-def test_with_checkpoints_the_last_is_fitted(tmp_path: Path) -> None:
-    store(tmp_path / "f", checkpoints=[SmallDenoiser(1), SmallDenoiser(2)])
-    kept = Curvature.load(tmp_path / "f" / "curvature.safetensors")
-    assert_same_curvature(kept, fit_kfac((SmallDenoiser(2), make_scheduler()), IMAGES, progress=False))
-
-
-@given(st.integers(1, 100_000))
-def test_fitted_images_are_distinct_and_reach_from_the_first_to_the_last(num_samples: int) -> None:
-    ids = fitted_ids(num_samples)
-    assert ids == sorted(set(ids))
-    assert len(ids) == min(num_samples, 512)
-    assert (ids[0], ids[-1]) == (0, num_samples - 1)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
@@ -98,7 +100,7 @@ def test_scales_give_every_parameter_the_mean_square_of_one(tmp_path: Path) -> N
     network = SmallDenoiser()
     rows, begin = explicit_pseudo(network, -(-module._SCALE_ROWS // NUM_IMAGES)), 0
     floor = 1e-4 * rows.square().mean().item()
-    assert list(found) == [name for name, _ in network.named_parameters()]
+    assert found.keys() == {name for name, _ in network.named_parameters()}
     for name, p in network.named_parameters():
         mean = rows[:, begin : begin + p.numel()].square().mean().item()
         assert found[name] == pytest.approx((mean + floor) ** -0.5, rel=1e-4)
@@ -283,3 +285,12 @@ def test_what_is_no_fit_is_refused(tmp_path: Path) -> None:
         journey.featurize(model, dataset, tmp_path / "f", fit=3, progress=False)
     with pytest.raises(FileNotFoundError, match=r"is no fit: it has no fit\.json"):
         journey.featurize(model, dataset, tmp_path / "f", fit=tmp_path, progress=False)
+
+
+@given(st.integers(1, 100_000))
+def test_the_images_that_are_looked_at_are_distinct_and_evenly_spread(num_samples: int) -> None:
+    ids = module.sampled_ids(num_samples)
+    assert ids == sorted(set(ids))
+    assert len(ids) == min(num_samples, 512)
+    assert ids[0] == 0
+    assert ids[-1] >= num_samples - -(-num_samples // 512)

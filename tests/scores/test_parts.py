@@ -204,4 +204,4 @@ def test_an_influence_that_does_not_exist_is_refused(
     tmp_path: Path, train_ids: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        matrix(featurize(tmp_path / "f"), train_ids, **options)
+        matrix(featurize(tmp_path / "f", draws=BINS), train_ids, **options)
