@@ -85,7 +85,7 @@ def _in_scales(rows: Tensor, scales: Tensor) -> Tensor:
 
 
 def _sum_of_squares(errors: Tensor) -> Tensor:
-    """Sums in float32: 32 lanes one block after the other, then the lanes in halves. [num_rows, proj_dim] -> [num_rows]."""
+    """Sums in float32: 32 lanes, block after block, then the lanes in halves. [num_rows, proj_dim] -> [num_rows]."""
     squares = _rounded(errors).square().float().unflatten(1, (-1, BLOCK))
     lanes = torch.zeros_like(squares[:, 0])
     for block in squares.unbind(1):

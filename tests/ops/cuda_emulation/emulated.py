@@ -81,7 +81,8 @@ class CheckedKernels(CudaKernels):
 _HERE = Path(__file__).parent
 # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
 _FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-_FLAGS += ["-DJOURNEY_CUDA_EMULATION"]
+# Variables that would be one for the whole process are each library's own: a test may load two of them.
+_FLAGS += ["-DJOURNEY_CUDA_EMULATION", "-fno-gnu-unique"]
 _FLAGS += [f"-I{path}" for path in (_HERE, pybind11.get_include(), sysconfig.get_path("include"))]
 # What would be undefined on a device too is reported to emulation_api.cpp, accesses to memory to races.cpp.
 _UNDEFINED = ["-O2", "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
