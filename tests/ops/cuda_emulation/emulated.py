@@ -81,12 +81,12 @@ class CheckedKernels(CudaKernels):
 _HERE = Path(__file__).parent
 # Contraction off for equal bits; fortified longjmp would take a switch of fibers for a corrupt stack.
 _FLAGS = ["-std=c++17", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
-# Variables that would be one for the whole process are each library's own: a test may load two of them.
-_FLAGS += ["-DJOURNEY_CUDA_EMULATION", "-fno-gnu-unique"]
+_FLAGS += ["-DJOURNEY_CUDA_EMULATION"]
 _FLAGS += [f"-I{path}" for path in (_HERE, pybind11.get_include(), sysconfig.get_path("include"))]
 # What would be undefined on a device too is reported to emulation_api.cpp, accesses to memory to races.cpp.
 _UNDEFINED = ["-O2", "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
-_RACES = ["-O2", "-fsanitize=thread", "-Wno-tsan"]
+# Inline variables are this library's own, not those of one without the detector that the process has loaded before.
+_RACES = ["-O2", "-fsanitize=thread", "-Wno-tsan", "-fno-gnu-unique"]
 
 
 def compile_file(compiler: str, source: Path, folder: Path, *, races: bool = False) -> Path:
@@ -123,8 +123,9 @@ class Emulated:
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
-        loader = ExtensionFileLoader("emulated", str(path))
-        module = module_from_spec(spec_from_loader("emulated", loader))
+        name = f"{path.parent.name}.emulated"  # of its own: pybind11 gives a module that is known by its name again
+        loader = ExtensionFileLoader(name, str(path))
+        module = module_from_spec(spec_from_loader(name, loader))
         loader.exec_module(module)
         self.ops = CheckedKernels(module.cuda)
         self.ops.library = self.library
