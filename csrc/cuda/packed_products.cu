@@ -12,10 +12,9 @@
 // most (proj_dim / 32 + 40) * 2^-24 of the sum of magnitudes.
 //
 // Floor: proj_dim * bits / 8 bytes of each row; for a million rows of 4096 in 8 bits 4.1 GB, on an H200 (4.8 TB/s)
-// 0.85 ms. By instructions (docs/results/machine-code.md; 0.9 T of warps in a second) 0.5 ms for one query, 1 ms for four
-// and 1.6 ms for eight, which are bound by arithmetic.
-// Predicted on 30 November 2026, not yet measured on a GPU. Tested on the CPU by emulation. Reference:
-// journey/ops/reference_packed.py::packed_products.
+// 0.85 ms. By instructions (docs/results/machine-code.md; 0.9 T of warps in a second) 0.5 ms for one query, 1 ms for
+// four and 1.6 ms for eight, which are bound by arithmetic. Predicted on 30 November 2026, not yet measured on a GPU.
+// Tested on the CPU by emulation. Reference: journey/ops/reference_packed.py::packed_products.
 #include <cmath>
 
 #include "../common/packed.h"
