@@ -58,6 +58,10 @@ CASES = (
     ("gram.cu", "0.53 ms", "gram of 4096 x 4096, float32", "gram(4096, 4096, float32)"),
     ("", "", "gram of 4096 x 4096, bfloat16", "gram(4096, 4096, bfloat16)"),
     ("gram.cu", "0.45 ms", "gram of 50,000 x 1024, float32", "gram(50_000, 1024, float32)"),
+    ("pack_rows.cu", "0.28 ms", "pack_rows of 65,536 x 4096, 8 bits", "pack(8)"),
+    ("pack_rows.cu", "1.4 ms", "pack_rows of 65,536 x 4096, 4 bits", "pack(4)"),
+    ("packed_products.cu", "0.85 ms", "packed_products of a million x 4096, 1 query", "products(1)"),
+    ("packed_products.cu", "1.6 ms", "packed_products of a million x 4096, 8 queries", "products(8)"),
     ("philox.cu", "26 us", "philox_normal, 20 draws of 256 images", "normals()"),
 )
 
@@ -101,11 +105,22 @@ def calls(torch, device, scale=1):
         result, features = zeros(dim, dim, dtype=torch.float64), randn(samples // scale, dim, dtype=dtype)
         return lambda: ops.accumulate_gram_(result, features), 1
 
+    def pack(bits):
+        rows = randn(65_536 // scale, 4096)
+        return lambda: torch.ops.journey.pack_rows(rows, bits), 1
+
+    def products(num_queries):
+        num_rows = 1_000_000 // scale
+        packed = torch.ones(num_rows, 4096, device=device, dtype=torch.int8)
+        scales, queries = torch.ones(num_rows, device=device), randn(num_queries, 4096)
+        out = zeros(num_queries, num_rows)
+        return lambda: ops.packed_products_(out, queries, packed, scales, 8), 1
+
     def normals():
         keys = torch.arange(20 * 256 // scale, device=device)
         return lambda: ops.philox_normal(keys, keys, 3072), 1
 
-    names = {f.__name__: f for f in (sketch, many, outer, signs, gram, normals)}
+    names = {f.__name__: f for f in (sketch, many, outer, signs, gram, pack, products, normals)}
     names |= {"float32": torch.float32, "bfloat16": torch.bfloat16}
     for _, _, name, call in CASES:
         yield name, *eval(call, names)

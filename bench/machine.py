@@ -21,7 +21,8 @@ from torch import Tensor
 from bench.harness import Bound, Call, Effort, Row, interleave
 from journey.ops import _native
 
-PEERS = ("traker", "dattri", "dattri-llm", "sjlt", "fast_jl")  # packages that are compared where they are installed
+# Packages that are compared where they are installed.
+PEERS = ("traker", "dattri", "dattri-llm", "sjlt", "fast_jl", "faiss-cpu")
 
 SLICE_BYTES = 8 * 4608 * 1152 * 4  # one batch of eight fp32 gradients of a feed-forward layer of DiT-XL/2
 _COLD_BYTES = 1 << 30  # a buffer of at least this size is walked through, so that no slice is still in a cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -81,3 +81,20 @@ def sjlt(grad_dim: int, device: torch.device) -> Callable[[Tensor], object]:
     except RuntimeError as error:
         raise AbsentPeerError(f"sjlt absent: {error}") from error
     return projection
+
+
+def faiss_search(blocks: Iterable[Tensor], queries: Tensor, bits: int, top: int, num_threads: int) -> Call:
+    """Return a search of rows that FAISS has quantised with as many bits, a range of its own for each column."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise AbsentPeerError(f"faiss-cpu absent: {error}") from error
+    faiss.omp_set_num_threads(num_threads)
+    quantizer = faiss.ScalarQuantizer.QT_8bit if bits == 8 else faiss.ScalarQuantizer.QT_4bit
+    index = faiss.IndexScalarQuantizer(queries.shape[1], quantizer, faiss.METRIC_INNER_PRODUCT)
+    for block in blocks:
+        if not index.is_trained:
+            index.train(block.numpy())
+        index.add(block.numpy())
+    given = queries.numpy()
+    return lambda: index.search(given, top)

@@ -59,6 +59,8 @@ PYBIND11_MODULE(_native, m) {
     bind(cpu, "sketch_outer", &journey::cpu::sketch_outer);
     bind(cpu, "project", &journey::cpu::project);
     bind(cpu, "accumulate_gram", &journey::cpu::accumulate_gram);
+    bind(cpu, "pack_rows", &journey::cpu::pack_rows);
+    bind(cpu, "packed_products", &journey::cpu::packed_products);
     cpu.def("isa", &journey::cpu::isa_name, "The instruction set in use: amx, avx512, avx2 or baseline.");
     cpu.def(
         "set_isa",

@@ -80,6 +80,8 @@ void bind_cuda(py::module_& m) {
     bind(module, "project", &cuda::project, &cuda::project_workspace_floats);
     bind(module, "sketch_outer", &cuda::sketch_outer, &cuda::sketch_outer_workspace_floats);
     bind(module, "accumulate_gram", &cuda::accumulate_gram, &cuda::accumulate_gram_workspace_floats);
+    bind(module, "pack_rows", &cuda::pack_rows, &no_workspace<journey::PackRowsArgs>);
+    bind(module, "packed_products", &cuda::packed_products, &no_workspace<journey::PackedProductsArgs>);
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.def("device_count", &device_count, "Devices that can be used; 0 where there is no driver.", release);
     module.def("runtime_version", &runtime_version, "CUDA runtime of this build, 1000 * major + 10 * minor.");

@@ -162,4 +162,35 @@ struct GramArgs {
     JOURNEY_FIELDS(features, gram, dtype, precision, num_samples, proj_dim, features_stride, gram_stride)
 };
 
+// packed[i], scales[i] = rows[i] in few bits, see packed.h. A row with an entry that is not finite has scale NaN.
+struct PackRowsArgs {
+    const float* rows;  // [num_rows, proj_dim]
+    uint8_t* packed;    // [num_rows, proj_dim * bits / 8], contiguous, overwritten
+    float* scales;      // [num_rows], overwritten
+    int64_t bits;       // 8 or 4
+    int64_t num_rows;
+    int64_t proj_dim;     // a multiple of 32
+    int64_t rows_stride;  // in elements
+
+    JOURNEY_FIELDS(rows, packed, scales, bits, num_rows, proj_dim, rows_stride)
+};
+
+// out[q, i] = scales[i] * sum over k of queries[q, k] * code k of packed[i]
+struct PackedProductsArgs {
+    const float* queries;   // [num_queries, proj_dim]
+    const uint8_t* packed;  // [num_rows, proj_dim * bits / 8]
+    const float* scales;    // [num_rows], contiguous
+    float* out;             // [num_queries, num_rows], overwritten
+    int64_t bits;           // 8 or 4
+    int64_t num_queries;
+    int64_t num_rows;
+    int64_t proj_dim;        // a multiple of 32
+    int64_t queries_stride;  // in elements
+    int64_t packed_stride;   // in bytes
+    int64_t out_stride;      // in elements
+
+    JOURNEY_FIELDS(
+        queries, packed, scales, out, bits, num_queries, num_rows, proj_dim, queries_stride, packed_stride, out_stride)
+};
+
 }  // namespace journey

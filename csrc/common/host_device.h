@@ -1,5 +1,5 @@
-// One spelling for code that is compiled for the host and for the device, and the two arithmetic
-// operations that must round the same on both.
+// One spelling for code that is compiled for the host and for the device, and the arithmetic operations that must round
+// the same on both.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace journey {
 
-// A product and a sum that no compiler may fuse into an FMA, so that host and device agree to the last
-// bit. On the host the build passes -ffp-contract=off.
+// A product and a sum that no compiler may fuse into an FMA, and a division that none may approximate, so that host and
+// device agree to the last bit. On the host the build passes -ffp-contract=off.
 JOURNEY_HOST_DEVICE float mul_rn(float a, float b) {
 #ifdef __CUDA_ARCH__
     return __fmul_rn(a, b);
@@ -27,6 +27,14 @@ JOURNEY_HOST_DEVICE float add_rn(float a, float b) {
     return __fadd_rn(a, b);
 #else
     return a + b;
+#endif
+}
+
+JOURNEY_HOST_DEVICE float div_rn(float a, float b) {
+#ifdef __CUDA_ARCH__
+    return __fdiv_rn(a, b);
+#else
+    return a / b;
 #endif
 }
 

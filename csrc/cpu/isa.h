@@ -96,6 +96,17 @@ struct GramTile {
     int64_t column_end;
 };
 
+// Rows [row_begin, row_end) of the products with packed rows.
+struct PackedTask {
+    const PackedProductsArgs* args;
+    const float* panels;  // the queries, as pack_queries lays them
+    int64_t row_begin;
+    int64_t row_end;
+};
+
+// Rows of a task: those of 4096 codes of 8 bits are a third of an L2 cache, where the next queries find them.
+constexpr int64_t kPackedTaskRows = 96;
+
 struct Kernels {
     const char* name;
     void (*run_sketch)(const SketchTask&);
@@ -107,6 +118,10 @@ struct Kernels {
     void (*gram_pack)(const GramArgs&, int64_t panel_begin, int64_t panel_end, double* packed);
     void (*gram_tile)(const GramTile&);
     void (*philox_normal_row)(uint64_t key, uint32_t minor, int64_t numel, float* out);
+    void (*pack_rows)(const PackRowsArgs&, int64_t row_begin, int64_t row_end);
+    int64_t (*query_panel_floats)(const PackedProductsArgs&);
+    void (*pack_queries)(const PackedProductsArgs&, float* panels);
+    void (*packed_products)(const PackedTask&);
 };
 
 namespace baseline {

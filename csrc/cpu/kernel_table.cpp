@@ -10,6 +10,10 @@ void run_project(const ProjectTask& run);
 void gram_pack(const GramArgs& args, int64_t panel_begin, int64_t panel_end, double* packed);
 void gram_tile(const GramTile& tile);
 void philox_normal_row(uint64_t key, uint32_t minor, int64_t numel, float* out);
+void pack_rows(const PackRowsArgs& args, int64_t row_begin, int64_t row_end);
+int64_t query_panel_floats(const PackedProductsArgs& args);
+void pack_queries(const PackedProductsArgs& args, float* panels);
+void packed_products(const PackedTask& task);
 
 #define JOURNEY_STRINGIFY(x) #x
 #define JOURNEY_NAME(x) JOURNEY_STRINGIFY(x)
@@ -24,6 +28,10 @@ const Kernels kernels = {
     run_project,
     gram_pack,
     gram_tile,
-    philox_normal_row};
+    philox_normal_row,
+    pack_rows,
+    query_panel_floats,
+    pack_queries,
+    packed_products};
 
 }  // namespace journey::cpu::JOURNEY_ISA

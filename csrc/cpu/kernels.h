@@ -15,6 +15,8 @@ namespace journey::cpu {
 [[nodiscard]] bool sketch_outer(const SketchOuterArgs& args, int num_threads);
 [[nodiscard]] bool project(const ProjectArgs& args, int num_threads);
 [[nodiscard]] bool accumulate_gram(const GramArgs& args, int num_threads);
+[[nodiscard]] bool pack_rows(const PackRowsArgs& args, int num_threads);
+[[nodiscard]] bool packed_products(const PackedProductsArgs& args, int num_threads);
 
 // The instruction set chosen at run time: "amx" (AVX-512 and the matrix unit), "avx512", "avx2" or "baseline".
 const char* isa_name();

@@ -22,7 +22,10 @@ inline void store16(float* p, Vec16 x) { _mm512_storeu_ps(p, x.v); }
 inline Vec16 zero16() { return {_mm512_setzero_ps()}; }
 inline Vec16 fill16(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec16 add16(Vec16 a, Vec16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec16 sub16(Vec16 a, Vec16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec16 mul16(Vec16 a, Vec16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec16 fma16(Vec16 a, Vec16 b, Vec16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec16 clamp16(Vec16 x, Vec16 low, Vec16 high) { return {_mm512_min_ps(_mm512_max_ps(x.v, low.v), high.v)}; }
 inline Vec16 half16x16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
@@ -94,6 +97,11 @@ inline void store16(float* p, Vec16 x) { _mm256_storeu_ps(p, x.lo), _mm256_store
 inline Vec16 zero16() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vec16 fill16(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline Vec16 add16(Vec16 a, Vec16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline Vec16 sub16(Vec16 a, Vec16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline Vec16 mul16(Vec16 a, Vec16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline Vec16 clamp16(Vec16 x, Vec16 low, Vec16 high) {
+    return {_mm256_min_ps(_mm256_max_ps(x.lo, low.lo), high.lo), _mm256_min_ps(_mm256_max_ps(x.hi, low.hi), high.hi)};
+}
 inline Vec16 fma16(Vec16 a, Vec16 b, Vec16 c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -186,6 +194,19 @@ inline Vec16 zero16() { return fill16(0.0f); }
 inline Vec16 add16(Vec16 a, Vec16 b) {
     for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
     return a;
+}
+inline Vec16 sub16(Vec16 a, Vec16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i];
+    return a;
+}
+inline Vec16 mul16(Vec16 a, Vec16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] *= b.lane[i];
+    return a;
+}
+inline Vec16 clamp16(Vec16 x, Vec16 low, Vec16 high) {
+    for (int i = 0; i < 16; ++i) x.lane[i] = x.lane[i] < low.lane[i] ? low.lane[i] : x.lane[i];
+    for (int i = 0; i < 16; ++i) x.lane[i] = x.lane[i] > high.lane[i] ? high.lane[i] : x.lane[i];
+    return x;
 }
 inline Vec16 fma16(Vec16 a, Vec16 b, Vec16 c) {
     for (int i = 0; i < 16; ++i) c.lane[i] += a.lane[i] * b.lane[i];

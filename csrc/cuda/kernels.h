@@ -40,4 +40,8 @@ int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
 [[nodiscard]] cudaError_t accumulate_gram(const GramArgs& args, Workspace workspace, cudaStream_t stream);
 int64_t accumulate_gram_workspace_floats(const GramArgs& args);
 
+// Both read vectors of 16 bytes: every row must begin at a multiple of that.
+[[nodiscard]] cudaError_t pack_rows(const PackRowsArgs& args, Workspace, cudaStream_t stream);
+[[nodiscard]] cudaError_t packed_products(const PackedProductsArgs& args, Workspace, cudaStream_t stream);
+
 }  // namespace journey::cuda

@@ -1,4 +1,5 @@
-// Warp instructions of sm_80 and later: matrix products of small fragments, their loads, and asynchronous copies.
+// Warp instructions: matrix products of small fragments, their loads and asynchronous copies (sm_80 and later),
+// shuffles.
 //
 // A fragment is spread over the 32 lanes of a warp. With group = lane / 4, t = lane % 4, and a word of 4 bytes holding
 // two consecutive k of a half type or one of TF32, k in words:
@@ -28,6 +29,13 @@ __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) 
 inline bool has_tensor_cores() { return emulation::machine.tensor_cores; }
 inline void load_matrices(uint32_t (&words)[4], const uint32_t* row) { emulation::load_matrices(words, row); }
 inline uint32_t to_tf32(float x) { return emulation::to_tf32(x); }
+template <typename value_t>
+inline value_t shuffle_xor(value_t x, int mask) {
+    return emulation::shuffle_xor(x, mask);
+}
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    return emulation::permute_bytes(a, b, selector);
+}
 
 template <typename input_t>
 inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -54,6 +62,17 @@ __device__ __forceinline__ constexpr bool has_tensor_cores() {
 #else
     return true;
 #endif
+}
+
+// The value of the lane whose number differs in the bits of `mask`; the whole warp calls.
+template <typename value_t>
+__device__ __forceinline__ value_t shuffle_xor(value_t x, int mask) {
+    return __shfl_xor_sync(0xFFFFFFFFu, x, mask);
+}
+
+// Byte i is that of the eight of a and b, those of a first, whose number is in bits [4 i, 4 i + 3) of the selector.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    return __byte_perm(a, b, selector);
 }
 
 // Where something lies in shared memory, as the instructions want it.

@@ -32,6 +32,12 @@ class CudaKernels(Kernels):
         with torch.cuda.device(memory.device):
             getattr(kernels, op)(args, workspace.data_ptr(), floats, _stream(memory))
 
+    def with_vectors(self, rows: Tensor) -> Tensor:
+        """The tensor, or a copy if a row does not begin at a multiple of 16 bytes. [*rows.shape]"""
+        rows = with_contiguous_rows(rows)
+        offsets = (rows.data_ptr(), rows.stride(0) * rows.element_size() if len(rows) > 1 else 0)
+        return rows.clone(memory_format=torch.contiguous_format) if any(x % 16 for x in offsets) else rows
+
     def precision(self) -> int:
         """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
         return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32

@@ -139,6 +139,39 @@ class Kernels(ABC):
         }
         self.run("accumulate_gram", gram, args)
 
+    def pack_rows(self, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales, NaN of a row that is not finite. [num_rows, proj_dim * bits / 8], [num_rows]"""
+        rows = self.with_vectors(rows)
+        (num_rows, proj_dim), dtype = rows.shape, torch.int8 if bits == 8 else torch.uint8
+        packed = torch.empty(num_rows, proj_dim * bits // 8, dtype=dtype, device=rows.device)
+        scales = torch.empty(num_rows, dtype=torch.float32, device=rows.device)
+        args = {"rows": rows.data_ptr(), "packed": packed.data_ptr(), "scales": scales.data_ptr(), "bits": bits}
+        args |= {"num_rows": num_rows, "proj_dim": proj_dim, "rows_stride": rows.stride(0)}
+        self.run("pack_rows", packed, args)
+        return packed, scales
+
+    def packed_products_(self, out: Tensor, queries: Tensor, packed: Tensor, scales: Tensor, bits: int) -> None:
+        """Products of queries with packed rows."""
+        queries, packed, scales = self.with_vectors(queries), self.with_vectors(packed), scales.contiguous()
+        args = {
+            "queries": queries.data_ptr(),
+            "packed": packed.data_ptr(),
+            "scales": scales.data_ptr(),
+            "out": out.data_ptr(),
+            "bits": bits,
+            "num_queries": queries.shape[0],
+            "num_rows": packed.shape[0],
+            "proj_dim": queries.shape[1],
+            "queries_stride": queries.stride(0),
+            "packed_stride": packed.stride(0),
+            "out_stride": out.stride(0),
+        }
+        self.run("packed_products", out, args)
+
+    def with_vectors(self, rows: Tensor) -> Tensor:
+        """The tensor, or a copy if the kernels could not read vectors of its rows. [*rows.shape]"""
+        return with_contiguous_rows(rows)
+
 
 def with_contiguous_rows(x: Tensor) -> Tensor:
     """The tensor, or a copy if it holds an item along the first dimension that is not contiguous. [*x.shape]"""

@@ -21,6 +21,8 @@ for _schema in (
     "sketch_outer_(Tensor(a!) features, Tensor a, Tensor g, int key, int nnz, int[] kernel_size, int[] stride, "
     "int[] padding, int[] dilation, int groups) -> ()",
     "accumulate_gram_(Tensor(a!) gram, Tensor features, int block_size) -> ()",
+    "pack_rows(Tensor rows, int bits) -> (Tensor, Tensor)",
+    "packed_products_(Tensor(a!) out, Tensor queries, Tensor packed, Tensor scales, int bits) -> ()",
 ):
     _library.define(_schema)
     _name = _schema.split("(")[0]
@@ -38,3 +40,10 @@ def _(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
 @torch.library.register_fake("journey::philox_normal")
 def _(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
     return keys.new_empty((keys.shape[0], numel), dtype=torch.float32)
+
+
+@torch.library.register_fake("journey::pack_rows")
+def _(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    dtype = torch.int8 if bits == 8 else torch.uint8
+    packed = rows.new_empty((rows.shape[0], rows.shape[1] * bits // 8), dtype=dtype)
+    return packed, rows.new_empty(rows.shape[0])

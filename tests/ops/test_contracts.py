@@ -11,7 +11,7 @@ from cases import CONVS, DEVICES, DTYPES, KEY, MATRICES, integers, layer_tensors
 from torch import Tensor
 
 from journey import ops
-from journey.ops import _native, reference
+from journey.ops import _native, reference, reference_packed
 from journey.ops.cpu import CpuKernels
 from journey.ops.geometry import ConvGeometry
 
@@ -41,6 +41,15 @@ def good() -> dict[str, dict[str, object]]:
             "conv": CONVS["groups"].geometry,
         },
         "accumulate_gram_": {"gram": torch.zeros(7, 7, dtype=torch.float64), "features": randn(5, 7)},
+        "pack_rows": {"rows": randn(3, 64), "bits": 4},
+        "unpack_rows": {"packed": torch.ones(3, 64).char(), "scales": torch.ones(3), "bits": 8},
+        "packed_products_": {
+            "out": torch.zeros(2, 3),
+            "queries": randn(2, 64),
+            "packed": torch.ones(3, 64).char(),
+            "scales": torch.ones(3),
+            "bits": 8,
+        },
     }
 
 
@@ -118,6 +127,30 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("accumulate_gram_", {"features": randn(5, 8)}, ValueError, r"features must be \[num_samples, 7\], got \[5, 8\]"),
     ("accumulate_gram_", {"features": randn(5, 7).double()}, TypeError, "features must be .*, got torch.float64"),
     ("accumulate_gram_", {"block_size": 0}, ValueError, "block_size must be positive, got 0"),
+    ("pack_rows", {"rows": randn(64)}, ValueError, r"rows must be \[num_rows, proj_dim\], got \[64\]"),
+    ("pack_rows", {"rows": randn(3, 64).half()}, TypeError, "rows must be float32, got torch.float16"),
+    ("pack_rows", {"rows": randn(3, 48)}, ValueError, r"multiple of 32, got 48 of rows \[3, 48\]"),
+    ("pack_rows", {"rows": randn(3, 0)}, ValueError, r"positive multiple of 32, got 0 of rows \[3, 0\]"),
+    ("pack_rows", {"bits": 5}, ValueError, "bits must be 8 or 4, got 5"),
+    ("unpack_rows", {"bits": 16}, ValueError, "bits must be 8 or 4, got 16"),
+    ("unpack_rows", {"packed": torch.ones(3, 64)}, TypeError, "packed must be int8, got torch.float32"),
+    ("unpack_rows", {"bits": 4}, TypeError, "packed must be uint8, got torch.int8"),
+    ("unpack_rows", {"packed": torch.ones(64).char()}, ValueError, r"packed must be \[num_rows, proj_dim .* \[64\]"),
+    ("unpack_rows", {"packed": torch.ones(3, 33).char()}, ValueError, r"32, got 33 of packed \[3, 33\]"),
+    ("unpack_rows", {"packed": torch.ones(3, 8).byte(), "bits": 4}, ValueError, r"32, got 16 of packed \[3, 8\]"),
+    ("unpack_rows", {"scales": torch.ones(4)}, ValueError, r"scales must be \[3\], one for each .*, got \[4\]"),
+    ("unpack_rows", {"scales": torch.ones(3).double()}, TypeError, "scales must be float32, got torch.float64"),
+    ("packed_products_", {"out": torch.zeros(3, 2)}, ValueError, r"out must be \[2, 3\], got \[3, 2\]"),
+    ("packed_products_", {"out": torch.zeros(6)}, ValueError, r"out must be \[num_queries, num_rows\], got \[6\]"),
+    ("packed_products_", {"out": torch.zeros(2, 3).double()}, TypeError, "out must be float32, got torch.float64"),
+    ("packed_products_", {"out": torch.zeros(3, 2).T}, ValueError, "out must have contiguous rows, got strides"),
+    ("packed_products_", {"out": torch.zeros(1, 3).expand(2, 3)}, ValueError, "out must have rows that do not overlap"),
+    ("packed_products_", {"queries": randn(64)}, ValueError, r"queries must be \[num_queries, .*, got \[64\]"),
+    ("packed_products_", {"queries": randn(2, 32)}, ValueError, r"queries must be \[num_queries, 64\] .* \[2, 32\]"),
+    ("packed_products_", {"queries": randn(2, 64).half()}, TypeError, "queries must be float32, got torch.float16"),
+    ("packed_products_", {"packed": torch.ones(3, 64).byte()}, TypeError, "packed must be int8, got torch.uint8"),
+    ("packed_products_", {"scales": torch.ones(3, 1)}, ValueError, r"scales must be \[3\], .*, got \[3, 1\]"),
+    ("packed_products_", {"bits": 3}, ValueError, "bits must be 8 or 4, got 3"),
     *((op, {"features": torch.zeros(2, 0)}, ValueError, r"positive multiple of 32, got .*\[2, 0\]") for op in SKETCHES),
 ]
 
@@ -219,7 +252,9 @@ def test_tensors_on_two_devices_are_refused(case):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["philox_words", "philox_normal", "sketch_", "project_", "outer", "conv", "gram"])
+@pytest.mark.parametrize(
+    "name", ["philox_words", "philox_normal", "sketch_", "project_", "outer", "conv", "gram", "pack", "products"]
+)
 def test_is_a_well_behaved_torch_op(name, device):
     ids = torch.arange(3)
     conv = CONVS["groups"]
@@ -236,6 +271,11 @@ def test_is_a_well_behaved_torch_op(name, device):
         ),
         "conv": (registered.sketch_outer_, (torch.zeros(2, 96), *layer_tensors(conv, 4), 3, 2, *walk)),
         "gram": (registered.accumulate_gram_, (torch.zeros(7, 7, dtype=torch.float64), randn(5, 7), 4)),
+        "pack": (registered.pack_rows, (randn(3, 64), 4)),
+        "products": (
+            registered.packed_products_,
+            (torch.zeros(2, 3), randn(2, 64), torch.ones(3, 64).char(), torch.ones(3), 8),
+        ),
     }[name]
     arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
     torch.library.opcheck(op.default, arguments)
@@ -300,6 +340,15 @@ def everything() -> Iterator[tuple[str, Tensor]]:
             gram = torch.zeros(proj_dim, proj_dim, dtype=torch.float64)
             ops.accumulate_gram_(gram, randn(num_samples, proj_dim, dtype=dtype))  # exact products in a fixed order
             yield f"gram {num_samples} x {proj_dim}, {dtype}", gram
+    for bits, proj_dim in itertools.product((8, 4), (32, 96, 1056)):
+        rows = randn(7, proj_dim) * 2.0 ** torch.tensor([-140, -101, -90, 0, 1, 60, 120]).unsqueeze(1)
+        packed, scales = ops.pack_rows(rows, bits)
+        yield f"codes of {bits} bits, {proj_dim}", packed
+        yield f"scales of {bits} bits, {proj_dim}", scales
+        for num_queries in (1, 2, 3, 8, 13):
+            out = torch.zeros(num_queries, 7)
+            ops.packed_products_(out, integers(num_queries, proj_dim), packed, torch.ones(7), bits)
+            yield f"products of {num_queries} queries with {bits} bits, {proj_dim}", out
 
 
 def test_every_instruction_set_gives_the_same_bits(use_isa):
@@ -327,6 +376,19 @@ def test_normal_projections_of_all_instruction_sets_agree_to_rounding(grad_dim, 
         features = torch.zeros(19, proj_dim)
         ops.project_(features, grads, key=KEY, kind="normal")
         assert (features - expected).abs().max() <= 2 * plain_error + entry_error, isa
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_products_with_packed_rows_of_all_instruction_sets_keep_the_promised_error(bits, use_isa):
+    # Not in bits: a wider register has more sums side by side.
+    queries, (packed, scales) = randn(9, 4096), ops.pack_rows(1 + randn(5, 4096, seed=1), bits)
+    rows = reference_packed.unpack_rows(packed, scales, bits)
+    for isa in available_isas():
+        use_isa(isa)
+        out = torch.zeros(9, 5)
+        ops.packed_products_(out, queries, packed, scales, bits)
+        error = (out - queries.double() @ rows.T).abs()
+        assert torch.all(error <= (4096 / 8 + 8) * 2.0**-24 * (queries.double().abs() @ rows.abs().T)), isa
 
 
 def test_an_instruction_set_that_does_not_exist_is_refused():

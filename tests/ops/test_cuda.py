@@ -11,7 +11,7 @@ from cases import CONVS, DTYPES, HIGH_KEY, KEY, assert_as_exact_as_torch, intege
 from torch import Tensor
 
 from journey import ops
-from journey.ops import reference
+from journey.ops import reference, reference_packed
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
 
@@ -58,6 +58,14 @@ def gram(features: Tensor) -> Tensor:
     return result.triu()
 
 
+def packed_products(queries: Tensor, rows: Tensor, bits: int) -> Tensor:
+    """Products with rows that are packed on their device first, without the look at their scales that waits for it."""
+    packed, scales = torch.ops.journey.pack_rows(rows, bits)
+    out = torch.empty(len(queries), len(rows), device=rows.device)
+    ops.packed_products_(out, queries, packed, torch.ones_like(scales), bits)  # exact on integers
+    return out
+
+
 # Each with work for many blocks and slices. Name: (operation, inputs in float32 on the CPU).
 OPERATIONS = {
     "sketch": (lambda x: sketch(x, nnz=4), lambda make: [make(3, 300, 1700)]),
@@ -74,6 +82,14 @@ OPERATIONS = {
         lambda make: [make(6, 200, 8, 8, seed=1), make(6, 260, 8, 8, seed=2)],
     ),
     "gram": (gram, lambda make: [make(500, 257)]),
+    "packed in 8 bits": (
+        lambda x, y: packed_products(x.float(), y.float(), 8),
+        lambda make: [make(9, 1056, seed=1), make(500, 1056, seed=2)],
+    ),
+    "packed in 4 bits": (
+        lambda x, y: packed_products(x.float(), y.float(), 4),
+        lambda make: [make(9, 1056, seed=1), make(500, 1056, seed=2)],
+    ),
 }
 
 
@@ -265,6 +281,22 @@ def test_no_split_over_samples_shows_in_the_bits_of_a_gram(proj_dim):
     for piece in features.split(512):  # as many as are summed in float32
         ops.accumulate_gram_(pieces, piece)
     assert torch.equal(gram(features), pieces.triu())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("proj_dim", [32, 480, 512, 544, 1024, 1056, 4096, 16_384])  # a step is 512 or 1024 codes
+def test_packed_rows_have_the_bits_of_the_cpu_and_exact_products(proj_dim, bits):
+    for num_rows in (0, 1, 31, 63, 64, 65, 1000):  # a block is 64 rows
+        rows = randn(num_rows, proj_dim)
+        packed, scales = ops.pack_rows(rows.cuda(), bits)
+        expected = ops.pack_rows(rows, bits)
+        assert torch.equal(packed.cpu(), expected[0])
+        assert torch.equal(scales.cpu(), expected[1])
+        for num_queries in (1, 3, 8, 17):
+            queries, ones = integers(num_queries, proj_dim), torch.ones(num_rows)
+            out = torch.empty(num_queries, num_rows, device="cuda")
+            ops.packed_products_(out, queries.cuda(), packed, ones.cuda(), bits)
+            assert torch.equal(out.cpu().double(), reference_packed.packed_products(queries, packed.cpu(), ones, bits))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from cuda_emulation import emulated
 from torch import Tensor
 
 from journey.ops import cuda as _cuda_kernels
-from journey.ops import reference
+from journey.ops import reference, reference_packed
 from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
@@ -598,6 +598,59 @@ def test_no_split_over_samples_shows_in_the_bits_of_a_gram(kernels):
     assert torch.equal(pieces, gram)
 
 
+# ---------------------------------------------------------------------------------------------- packed
+
+
+def assert_close_enough(found: Tensor, queries: Tensor, packed: Tensor, scales: Tensor, bits: int) -> None:
+    """Hold products to what csrc/cuda/packed_products.cu promises."""
+    rows = reference_packed.unpack_rows(packed, scales, bits)
+    error = (found.double() - queries.double() @ rows.T).abs()
+    assert torch.all(error <= (queries.shape[1] / 32 + 40) * 2**-24 * (queries.double().abs() @ rows.abs().T))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("num_rows", "proj_dim"), [(0, 32), (1, 32), (7, 96), (9, 128), (3, 1056)])
+def test_packed_rows_have_the_bits_of_the_reference(kernels, num_rows, proj_dim, bits):
+    rows = randn(num_rows, proj_dim)
+    rows[1::4], rows[2::4], rows[3::4] = rows[1::4].pow(5), rows[2::4] * 1e-29, 0.0
+    for given in (rows, torch.nn.functional.pad(rows, (3, 2))[:, 3:-2]):  # aligned, or copied
+        for found, expected in zip(kernels.pack_rows(given, bits), reference_packed.pack_rows(rows, bits), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_that_are_not_finite_have_no_scale(kernels, bits):
+    rows = randn(5, 64)
+    rows[1, 3], rows[2, 0], rows[4, 63] = math.nan, math.inf, -math.inf
+    packed, scales = kernels.pack_rows(rows, bits)
+    assert scales.isnan().tolist() == [False, True, True, False, True]
+    assert not packed[scales.isnan()].any()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("num_rows", "proj_dim"), [(1, 32), (5, 480), (65, 512), (70, 544), (3, 2080)])
+def test_products_with_packed_rows_are_exact_on_integers_and_close_otherwise(kernels, num_rows, proj_dim, bits):
+    for num_queries in (1, 2, 5, 9):  # blocks of one, four and eight
+        rows, queries = randn(num_rows, proj_dim), integers(num_queries, proj_dim, seed=1)
+        packed, scales = reference_packed.pack_rows(rows, bits)
+        ones = torch.ones(num_rows)
+        expected = reference_packed.packed_products(queries, packed, ones, bits)
+        assert torch.equal(kernels.packed_products(queries, packed, ones, bits).double(), expected)
+        queries = randn(num_queries, proj_dim, seed=2)
+        assert_close_enough(kernels.packed_products(queries, packed, scales, bits), queries, packed, scales, bits)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_nothing_beside_a_row_and_a_query_changes_a_bit_of_their_product(any_device, bits):
+    queries, (packed, scales) = randn(9, 1056), reference_packed.pack_rows(randn(70, 1056, seed=1), bits)
+    whole = any_device.packed_products(queries, packed, scales, bits)
+    for some_queries, some_rows in [(slice(0, 1), slice(3, 70)), (slice(2, 5), slice(69, 70)), (slice(8, 9), slice(5))]:
+        part = any_device.packed_products(queries[some_queries], packed[some_rows], scales[some_rows], bits)
+        assert torch.equal(part, whole[some_queries, some_rows])
+    any_device.set_device(tensor_cores=False, max_shared_bytes=64 << 10)
+    assert torch.equal(any_device.packed_products(queries, packed, scales, bits), whole)
+
+
 # ------------------------------------------------------------------------------------------ from Python
 
 
@@ -655,6 +708,20 @@ def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
     assert torch.equal(gram, reference.gram(rows).triu())
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_python_hands_packed_rows_what_they_ask_for(device_ops, bits):
+    rows = integers(66, 200)[::2, 3:-5]  # rows begin at no multiple of 16 bytes
+    packed, scales = device_ops.pack_rows(rows, bits)
+    assert all(map(torch.equal, (packed, scales), reference_packed.pack_rows(rows, bits)))
+    wide = torch.nn.functional.pad(packed, (1, 2))[:, 1:-2]
+    queries, out = integers(10, 193)[:, 1:], torch.zeros(10, 40)
+    scales = torch.ones(33, 2)[:, 0]
+    device_ops.packed_products_(out[:, 4:37], queries, wide, scales, bits)
+    assert torch.equal(out[:, 4:37].double(), reference_packed.packed_products(queries, packed, scales, bits))
+    assert not out[:, :4].any()
+    assert not out[:, 37:].any()
+
+
 # ----------------------------------------------------------------------------------------------- errors
 
 
@@ -695,3 +762,11 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
     refuses("InvalidValue", precision=2)
     refuses("InvalidValue", floats=2**20)  # says more than null holds
     refuses("InvalidConfiguration", num_samples=1, proj_dim=128 * 65_536)  # more tiles of rows than a grid has
+    told.pack_rows(torch.zeros(0, 32), 8)
+    refuses("InvalidValue", bits=2)
+    refuses("InvalidValue", proj_dim=33)
+    refuses("InvalidConfiguration", num_rows=2**40)
+    told.packed_products_(torch.zeros(1, 0), torch.zeros(1, 32), torch.zeros(0, 32).char(), torch.zeros(0), 8)
+    refuses("InvalidValue", bits=2)
+    refuses("InvalidValue", proj_dim=33)
+    refuses("InvalidConfiguration", num_rows=2**40)

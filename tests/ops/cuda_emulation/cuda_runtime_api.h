@@ -7,8 +7,8 @@
 // NaN, which all shared memory is at a block's start. A barrier that not all threads
 // reach is an error, as are grids and blocks beyond the limits of the hardware, and whatever the compiler's sanitizer
 // reports (emulation_api.cpp): vectors that are not aligned, overflow, shifts by too much.
-// warp.h beside this file adds matrix products and asynchronous copies.
-// Not emulated: the memory model, atomics, warp shuffles, several blocks at once.
+// warp.h beside this file adds matrix products, shuffles and asynchronous copies.
+// Not emulated: the memory model, atomics, several blocks at once.
 #pragma once
 
 #include <algorithm>

@@ -85,7 +85,8 @@ _FLAGS += ["-DJOURNEY_CUDA_EMULATION", "-fno-gnu-unique"]  # two libraries in a 
 _FLAGS += [f"-I{path}" for path in (_HERE, pybind11.get_include(), sysconfig.get_path("include"))]
 # What would be undefined on a device too is reported to emulation_api.cpp, accesses to memory to races.cpp.
 _UNDEFINED = ["-O2", "-fsanitize=alignment,shift,signed-integer-overflow,integer-divide-by-zero,bounds"]
-_RACES = ["-O2", "-fsanitize=thread", "-Wno-tsan"]
+# Inline variables are this library's own, not those of one without the detector that the process has loaded before.
+_RACES = ["-O2", "-fsanitize=thread", "-Wno-tsan", "-fno-gnu-unique"]
 
 
 def compile_file(compiler: str, source: Path, folder: Path, *, races: bool = False) -> Path:
@@ -206,6 +207,43 @@ class Emulated:
                 self.ops.accumulate_gram_(gram, guarded(features, at_end=order != SHUFFLED), 1)
             results.append(gram.clone())
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
+
+    def pack_rows(self, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales, written from poison in every order. [num_rows, proj_dim * bits / 8], [num_rows]."""
+        (num_rows, proj_dim), results = rows.shape, []
+        for order in ORDERS:
+            self.library.set_order(order)
+            given = self.ops.with_vectors(guarded(rows, at_end=order != SHUFFLED))
+            codes = _poisoned(num_rows * proj_dim * bits // 8 + 2 * _GUARD, torch.uint8)
+            buffer = _poisoned(num_rows + 2 * _GUARD, torch.float32)
+            packed, scales = codes[_GUARD:-_GUARD], buffer[_GUARD:-_GUARD]
+            args = {"rows": given.data_ptr(), "packed": packed.data_ptr(), "scales": scales.data_ptr(), "bits": bits}
+            args |= {"num_rows": num_rows, "proj_dim": proj_dim, "rows_stride": given.stride(0)}
+            self.ops.run("pack_rows", packed, args)
+            results.append((packed.clone(), scales.clone()))
+            for whole, written in ((codes, packed), (buffer, scales)):
+                written.copy_(_poisoned(written.numel(), written.dtype))
+                assert _same_bits(whole, _poisoned(whole.numel(), whole.dtype)), "it wrote outside its output"
+        for other in results[1:]:
+            assert all(map(_same_bits, results[0], other)), "the order shows in the result: a race"
+        packed, scales = results[0]
+        return packed.view(num_rows, proj_dim * bits // 8).view(torch.int8 if bits == 8 else torch.uint8), scales
+
+    def packed_products(self, queries: Tensor, packed: Tensor, scales: Tensor, bits: int) -> Tensor:
+        """Products, written from poison into a larger buffer in every order. [num_queries, num_rows]."""
+        num_queries, num_rows = len(queries), len(packed)
+        results = []
+        for order in ORDERS:
+            self.library.set_order(order)
+            buffer = _poisoned((num_queries + 2) * (num_rows + 64), torch.float32).view(num_queries + 2, num_rows + 64)
+            out = buffer[1:-1, 32 : 32 + num_rows]
+            inputs = [guarded(x, at_end=order != SHUFFLED) for x in (queries, packed, scales)]
+            self.ops.packed_products_(out, *inputs, bits)
+            results.append(out.clone())
+            out.copy_(_poisoned(out.numel(), torch.float32).view(out.shape))
+            assert _same_bits(buffer, _poisoned(buffer.numel(), torch.float32).view(buffer.shape)), "it wrote outside"
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
+        return results[0]
 
     def mma(self, a: Tensor, b: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
         """One warp product from the words of each lane, int32 [32, 4], [32, 2], and sums, float32 [32, 4]."""

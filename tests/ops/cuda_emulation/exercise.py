@@ -9,6 +9,8 @@ from cases import CONVS, KEY, integers
 from cuda_emulation.emulated import Emulated
 from torch import Tensor
 
+from journey.ops import reference_packed
+
 
 def _outer(kernels: Emulated, c_in: int, c_out: int, dtype: torch.dtype, proj_dim: int = 96, nnz: int = 1) -> Tensor:
     positions = 160 // dtype.itemsize  # two and a half stages
@@ -29,6 +31,11 @@ def _gram(kernels: Emulated, samples: int, columns: int, dtype: torch.dtype) -> 
     return gram
 
 
+def _products(kernels: Emulated, num_queries: int, bits: int) -> Tensor:
+    rows = integers(70, 1120)  # two steps and more than a block of rows
+    return kernels.packed_products(integers(num_queries, 1120, seed=1), *reference_packed.pack_rows(rows, bits), bits)
+
+
 # Each returns what a kernel computed, the same in every run.
 EXERCISES: dict[str, Callable[[Emulated], Tensor]] = {
     "sketch, aligned": lambda k: k.sketch(integers(2, 50, 100), 96, KEY, nnz=2),
@@ -45,5 +52,10 @@ EXERCISES: dict[str, Callable[[Emulated], Tensor]] = {
     "1x1": lambda k: _conv(k, "1x1", torch.float32),
     "wide": lambda k: _conv(k, "wide", torch.float16),
     "gram": lambda k: _gram(k, 520, 40, torch.bfloat16),
+    "pack_rows, 8 bits": lambda k: k.pack_rows(integers(9, 288), 8)[0],
+    "pack_rows, 4 bits": lambda k: k.pack_rows(integers(18, 288), 4)[0],
+    "packed_products, 8 bits": lambda k: _products(k, 9, 8),
+    "packed_products, 4 bits": lambda k: _products(k, 3, 4),
+    "packed_products, one query": lambda k: _products(k, 1, 4),
     "gram, odd columns": lambda k: _gram(k, 40, 67, torch.float32),
 }

@@ -48,6 +48,26 @@ inline void load_matrices(uint32_t (&words)[4], const uint32_t* row) {
     }
 }
 
+// The value of the lane whose number differs in the bits of `mask`.
+template <typename value_t>
+inline value_t shuffle_xor(value_t x, int mask) {
+    static_assert(sizeof(value_t) == sizeof(uint32_t), "a register");
+    Operands own{};
+    std::memcpy(own.a, &x, sizeof(x));
+    const Operands* lanes = exchange(own);
+    std::memcpy(&x, lanes[machine.current % kWarp ^ mask].a, sizeof(x));
+    return x;
+}
+
+// Byte i is that of the eight of a and b whose number is in bits [4 i, 4 i + 3) of the selector.
+inline uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i)
+        result |= static_cast<uint32_t>(both >> (selector >> (4 * i) & 7u) * 8 & 0xFFu) << (8 * i);
+    return result;
+}
+
 inline uint32_t to_tf32(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof(bits));
