@@ -45,17 +45,9 @@ class Curvature:
             )
         return block
 
-    def save(self, path: str | Path, *, exclusive: bool = False) -> None:
-        """Write everything as one safetensors file, whole or not at all.
-
-        Args:
-            path: The file.
-            exclusive: Refuse to replace an existing file.
-
-        Raises:
-            FileExistsError: If ``exclusive`` and the file exists.
-        """
-        write_tensors(path, "curvature", self._tensors(), exclusive=exclusive)
+    def save(self, path: str | Path) -> None:
+        """Write everything as one safetensors file, whole or not at all."""
+        write_tensors(path, "curvature", self._tensors())
 
     @staticmethod
     def load(path: str | Path) -> Curvature:

@@ -24,7 +24,7 @@ from journey.models.checkpoints import Checkpoint, as_checkpoints
 from journey.models.encoding import EncodedDataset
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
-from journey.store.manifest import Manifest
+from journey.store.manifest import Manifest, check_free
 from journey.store.rows import RowFormat, check_row_format
 from journey.store.store import FeatureStore, stored_manifest
 
@@ -139,6 +139,7 @@ def featurize(
             "batch_size": plan.batch_size,
         },
     )
+    check_free(Path(out), [FIT_FOLDER])
     if (stored := stored_manifest(out)) is not None:
         # Another run is refused before anything is fitted.
         _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)

@@ -35,8 +35,8 @@ _IMAGES, _OWN_IMAGES = 512, 256
 _SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
 _ROWS_PER_BATCH = 32
 _ENCODED_AT_ONCE = 8
-# Pseudo-gradients, in lengths of the features, of which no more than so many count.
-_MOST_PER_FEATURE, _MOST_FEATURES = 2, 4096
+# Pseudo-gradients for each direction that features can have, of which no more than so many count.
+_PER_DIRECTION, _MOST = 2, 4096
 _OWN_SHARE = 0.5
 
 
@@ -74,7 +74,7 @@ def fit(
         select: Likewise.
         uncovered: Likewise.
         pseudo_gradients: How many, rounded up to as many of each image; by default those of the Gram matrix that is
-            there, else twice the length of the features, at most 8,192.
+            there, else two for each direction that features can have, at most 8,192.
         own_share: Weight of the images' own gradients in the Gram matrix, 0 to 1, the rest is that of pseudo-gradients;
             by default that of the Gram matrix that is there, else a half.
         progress: Show progress bars.
@@ -180,7 +180,7 @@ def fit_featurizer(
             count, share = asked
             plan = GramPlan(
                 _OWN_IMAGES,
-                count or _MOST_PER_FEATURE * min(featurizer.features_dim, _MOST_FEATURES),
+                count or _PER_DIRECTION * min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST),
                 _OWN_SHARE if share is None else float(share),
                 seed=number,
             )

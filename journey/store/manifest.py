@@ -155,17 +155,35 @@ def publish_manifest(folder: Path, manifest: Manifest, beside: Sequence[str] = (
         OSError: If the folder cannot be written to.
     """
     path = folder / _FILE_NAME
-    names = (entry.name for entry in folder.iterdir() if not is_temporary(entry.name))
-    foreign = sorted(name for name in names if name not in beside)
-    if path.exists():  # after the listing: what another process adds meanwhile comes after its manifest
+    check_free(folder, beside)
+    if path.exists():
         return
-    if foreign:
+    with contextlib.suppress(FileExistsError):  # exists: another process was first
+        publish(path, [manifest.to_json().encode()], exclusive=True)
+
+
+def check_free(folder: Path, beside: Sequence[str] = ()) -> None:
+    """Refuse a folder that holds other files than those of a store.
+
+    Args:
+        folder: It need not exist.
+        beside: Names of what may be there without a manifest.
+
+    Raises:
+        FileExistsError: If it holds other files but no manifest, or is itself a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; the feature store needs a folder")
+    if not folder.is_dir():
+        return
+    names = [entry.name for entry in folder.iterdir() if not is_temporary(entry.name)]
+    foreign = sorted(name for name in names if name not in beside)
+    # After the listing: what another process adds meanwhile comes after its manifest.
+    if foreign and not (folder / _FILE_NAME).exists():
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise FileExistsError(
             f"{folder} has no {_FILE_NAME} but holds other files ({shown}); give an empty or a new folder"
         )
-    with contextlib.suppress(FileExistsError):  # exists: another process was first
-        publish(path, [manifest.to_json().encode()], exclusive=True)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
-from journey.store.manifest import Manifest, publish_manifest, read_manifest
+from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
 from journey.store.shard import Shard, ShardFormat, check_shard_size, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
@@ -72,14 +72,11 @@ class FeatureStore:
             OSError: If the folder cannot be written to. A complete store may be read-only.
         """
         folder = Path(path)
-        try:
-            with naming_folder(folder):
-                if not folder.is_dir():
-                    folder.mkdir(parents=True)
-                    sync_folder(folder.parent)
-        except FileExistsError:
-            if not folder.is_dir():  # otherwise another process created it first, which is fine
-                raise FileExistsError(f"{folder} is a file; the feature store needs a folder") from None
+        check_free(folder, beside)
+        with naming_folder(folder):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(folder.parent)
         remove_leftovers(folder)
         publish_manifest(folder, manifest, beside)
         store = cls.open(folder)

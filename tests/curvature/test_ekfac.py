@@ -247,6 +247,7 @@ def test_a_store_of_whitened_features_belongs_to_its_curvature_and_damping(tmp_p
             measurement=TrainingLoss(),
             draws=DRAWS,
             projector=projector,
+            row="float32",
             progress=False,
         ).matrix()
 

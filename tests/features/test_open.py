@@ -13,7 +13,7 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor
 
 import journey
-from journey.errors import CorruptShardError, StoreMismatchError
+from journey.errors import StoreMismatchError
 from journey.features.open import open_features
 from journey.measure.draws import ExplicitDraws, GridDraws, UniformDraws
 from journey.measure.measurements import Measurement, Prediction, SquaredNorm
@@ -125,20 +125,3 @@ def test_an_argument_that_is_not_that_of_the_features_is_refused(tmp_path: Path)
 def test_a_folder_without_features_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a feature store"):
         open_features(tmp_path, make_model())
-
-
-@pytest.mark.parametrize("damage", ["cut off", "altered", "something else"])
-def test_a_damaged_curvature_is_told_how_to_be_mended_and_can_be(damage: str, tmp_path: Path) -> None:
-    expected = store(tmp_path, projector=None).store.features("0")
-    path = tmp_path / "curvature.safetensors"
-    whole = path.read_bytes()
-    altered = bytes([*whole[:-9], whole[-9] ^ 1, *whole[-8:]])
-    path.write_bytes({"cut off": whole[:-9], "altered": altered}.get(damage, b"something else"))
-    message = r"curvature\.safetensors is damaged: .*Delete this file and run featurize again with the same arguments"
-    for use in (lambda: open_features(tmp_path, make_model()), lambda: store(tmp_path, projector=None)):
-        with pytest.raises(CorruptShardError, match=message):
-            use()
-    path.unlink()
-    assert torch.equal(store(tmp_path, projector=None).store.features("0"), expected)
-    assert path.read_bytes() == whole
-    open_features(tmp_path, make_model())

@@ -89,6 +89,7 @@ def test_stored_features_are_weighted_means_of_gradients_whatever_the_batch(tmp_
     grads, weights = gradients(draws, [0, 1, 2, 3])
     expected = (weights[..., None] * grads).mean(1)
     options = {"draws": draws, "projector": Identity(), "progress": False}
+    options |= {"measurement": TrainingLoss(), "row": "float32"}
     for batch_size in (1, 3):
         stored = journey.featurize(model, IMAGES, tmp_path / str(batch_size), batch_size=batch_size, **options)
         assert (stored.matrix() - expected).norm() <= 1e-5 * expected.norm()
