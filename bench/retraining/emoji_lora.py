@@ -46,7 +46,7 @@ EMOJI_LORA = Tier(
     channels=(32, 64),
     steps=160,
     batch_size=8,
-    num_tuning=8,
+    num_tuning=0,  # nothing is chosen here: what was chosen elsewhere is confirmed
     num_queries=16,
     num_noises=8,
 )
@@ -178,9 +178,14 @@ class LoRASetting(Setting):
             record(self.models[0], prompt=prompt, seed=seed, num_inference_steps=SAMPLER_STEPS, progress=False)
             for seed, prompt in enumerate(self.prompts)
         ]
-        joined = {name: torch.cat([getattr(one, name) for one in made]) for name in ("x_t", "x0_hat", "images")}
-        told = Condition.cat([one.condition for one in made if one.condition is not None])
-        return replace(made[0], **joined, condition=told, prompts=self.prompts)
+        return replace(
+            made[0],
+            x_t=torch.cat([one.x_t for one in made]),
+            x0_hat=torch.cat([one.x0_hat for one in made]),
+            images=torch.cat([one.images for one in made]),
+            condition=Condition.cat([one.condition for one in made if one.condition is not None]),
+            prompts=self.prompts,
+        )
 
     def words(self, kind: str) -> tuple[str, ...]:
         """Return the captions of the queries of a kind."""

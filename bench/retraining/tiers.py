@@ -34,7 +34,8 @@ class Tier:
         steps: Optimiser steps of a training.
         batch_size: Images per step.
         num_subsets: Random halves that are reported.
-        num_tuning: Random halves that choices are made on, and that are never reported.
+        num_tuning: Random halves that choices are made on, and that are never reported. With none, methods keep the
+            dampings that they come with.
         num_seeds: Trainings per reported half.
         num_queries: Queries of each kind: training, held-out, generated.
         num_noises: Noises of a response at a single step.

@@ -94,10 +94,11 @@ def test_what_is_kept_of_a_fine_tune_is_its_adapter_and_fits_the_model_again(set
         if ".lora_" not in name:
             assert torch.equal(tensor, base[name.replace(".base_layer", "")])
     samples, draws = setting.samples("training"), StratifiedDraws(2)
+    untrained = setting.training.build(0)
     before, after = measure_responses(
-        setting._denoiser(setting.training.build(0)), [None, path], samples, draws=draws, progress=False
+        setting._denoiser(untrained), [untrained, path], samples, draws=draws, progress=False
     )
-    assert torch.equal(measure_responses(trained, [None], samples, draws=draws, progress=False)[0], after)
+    assert torch.equal(measure_responses(trained, [trained.network], samples, draws=draws, progress=False)[0], after)
     assert not torch.equal(before, after)
 
 
@@ -193,7 +194,7 @@ def test_the_kept_queries_are_the_emoji_that_the_tier_loads() -> None:
         pytest.importorskip(package)
     found = open_emoji_lora(EMOJI_LORA, Path("unused"))
     document = json.loads((RESULTS / f"lds-{EMOJI_LORA.name}-steps.json").read_text())
-    assert document["captions"] == found.about["captions"]  # type: ignore[comparison-overlap]
+    assert document["captions"] == found.about["captions"]
     kept = read_step_truth(RESULTS / f"lds-{EMOJI_LORA.name}-steps.json").trajectory
     assert torch.equal(kept.images[: EMOJI_LORA.num_queries], found.held_out)
     assert kept.prompts == (*found.held_out_captions, *found.prompts)

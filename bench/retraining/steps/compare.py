@@ -65,8 +65,10 @@ def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) ->
 
 
 def _tuning(truth: StepTruth, scores: Tensor) -> dict[str, float]:
-    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made."""
+    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made, if there are."""
     subsets, losses = truth.tuning()
+    if not len(subsets):
+        return {}
     per_step = [
         lds_per_query(predict_losses(scores[:, i], subsets), losses[..., i])
         for i in range(len(truth.trajectory.timesteps))

@@ -56,7 +56,8 @@ def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tenso
         return values, {"seconds": time.process_time() - begin, "bytes": 4 * contender.stored, "damping": None}
     assert contender.method is not None
     measured, seconds = measure(setting, contender)
-    damping = _tuned(setting, truth, contender, measured) if contender.damped else None
+    can_tune = contender.damped and len(truth.tuning()[0]) > 0
+    damping = _tuned(setting, truth, contender, measured) if can_tune else None
     values, used = scores_at(setting, contender, measured, damping)
     return values, {"seconds": seconds, "bytes": 4 * sum(m.train.shape[1] for m in measured), "damping": used}
 

@@ -168,7 +168,7 @@ def measure_whole(setting: Setting, paths: Sequence[Path]) -> Tensor:
     """Measure all queries under every model. [num_models, num_queries, BINS]"""
     queries = Encoded.cat([setting.samples(kind) for kind in QUERY_KINDS])
     told = {} if queries.condition is None else queries.condition.tensors
-    of = [_DRAWS.fingerprint(), fingerprint_tensors({**told, "x0": queries.x0})]
+    of: list[JSONValue] = [_DRAWS.fingerprint(), fingerprint_tensors({**told, "x0": queries.x0})]
     model = setting.models[0]
     return measure_models(
         setting, paths, of, lambda path: measure_responses(model, [path], queries, draws=_DRAWS, progress=False)[0]
