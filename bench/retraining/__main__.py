@@ -21,7 +21,7 @@ from bench.retraining.steps.compare import SHOWN, compare_steps, plot_steps, ste
 from bench.retraining.steps.truth import make_step_truth, read_step_truth
 from bench.retraining.tiers import TIERS
 from bench.retraining.whole.compare import compare, plot, table
-from bench.retraining.whole.truth import make_truth, open_setting, read_truth
+from bench.retraining.whole.truth import Setting, make_truth, open_setting, read_truth
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,8 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     tier = EMOJI_LORA if is_lora else TIERS[options.tier]
     if options.seeds is not None:
         tier = replace(tier, num_seeds=options.seeds)
-    setting = open_emoji_lora(tier, options.work) if is_lora else open_setting(tier, options.data, options.work)
     losses, responses = (options.out / f"lds-{tier.name}{part}.json" for part in ("", "-steps"))
+    if is_lora:
+        setting: Setting = open_emoji_lora(
+            tier, options.work, None if options.retrain else responses.with_suffix(".safetensors")
+        )
+    else:
+        setting = open_setting(tier, options.data, options.work)
     if options.only != "steps" and (options.retrain or not losses.exists()):
         make_truth(setting, losses, options.processes)
     if options.only != "images" and (options.retrain or not responses.exists()):

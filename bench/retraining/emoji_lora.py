@@ -46,6 +46,7 @@ EMOJI_LORA = Tier(
     channels=(32, 64),
     steps=160,
     batch_size=8,
+    num_subsets=20,
     num_tuning=0,  # nothing is chosen here: what was chosen elsewhere is confirmed
     num_queries=16,
     num_noises=8,
@@ -118,11 +119,14 @@ class LoRASetting(Setting):
         held_out_captions: Of the held-out images. [num_queries]
         prompts: Of the generated queries: names of training images, then of emoji that are in neither set.
             [num_queries]
+        kept: The steps that the table of losses came with, whose generated queries are asked about where they exist:
+            models that are made again on another machine are others by rounding, and generate other images.
     """
 
     captions: tuple[str, ...] = field(default=())
     held_out_captions: tuple[str, ...] = field(default=())
     prompts: tuple[str, ...] = field(default=())
+    kept: Path | None = None
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -173,7 +177,9 @@ class LoRASetting(Setting):
         }
 
     def make_trajectory(self) -> Trajectory:
-        """Generate the queries of the prompts, each from noise of its own."""
+        """Generate the queries of the prompts, each from noise of its own, or take those that are kept."""
+        if self.kept is not None and self.kept.exists():
+            return _last(Trajectory.load(self.kept), self.tier.num_queries)
         made = [
             record(self.models[0], prompt=prompt, seed=seed, num_inference_steps=SAMPLER_STEPS, progress=False)
             for seed, prompt in enumerate(self.prompts)
@@ -198,7 +204,7 @@ class LoRASetting(Setting):
         return ConditionalDenoiser(network, scheduler, encode_prompt=self.encoder)
 
 
-def open_emoji_lora(tier: Tier, work: Path) -> LoRASetting:
+def open_emoji_lora(tier: Tier, work: Path, kept: Path | None = None) -> LoRASetting:
     """Load the tier's images and captions."""
     data = load_emoji_dataset(categories=[CATEGORY])
     order = tier.order(len(data)).tolist()
@@ -215,8 +221,22 @@ def open_emoji_lora(tier: Tier, work: Path) -> LoRASetting:
         _texts(data, order[:first]),
         _texts(data, order[first:last]),
         _texts(data, asked),
+        kept,
     )
 
 
 def _texts(data: EmojiDataset, positions: Sequence[int]) -> tuple[str, ...]:
     return tuple(data.captions[i] for i in positions)
+
+
+def _last(trajectory: Trajectory, count: int) -> Trajectory:
+    """The last so many queries."""
+    rows = slice(trajectory.num_queries - count, None)
+    return replace(
+        trajectory,
+        x_t=trajectory.x_t[rows],
+        x0_hat=trajectory.x0_hat[rows],
+        images=trajectory.images[rows],
+        condition=None if trajectory.condition is None else trajectory.condition.select(rows),
+        prompts=trajectory.prompts[rows],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,12 @@ def test_single_steps_are_measured_under_the_captions_that_are_kept_with_them(
     assert kept.schedule == setting.models[0].schedule.fingerprint()
     kept.check_schedule(setting.models[0].schedule)
     assert torch.equal(kept.images[2:], setting.trajectory.images)
+    # Whoever makes the models again asks about the kept generations.
+    again = replace(setting, work=tmp_path / "elsewhere", kept=tmp_path / "steps.safetensors")
+    assert torch.equal(again.trajectory.images, setting.trajectory.images)
+    assert again.trajectory.prompts == setting.prompts
+    assert again.trajectory.condition is not None
+    assert torch.equal(again.trajectory.condition["encoder_hidden_states"], encode(WORDS[6:]))
 
 
 def test_generations_begin_with_noise_of_their_own(setting: LoRASetting) -> None:

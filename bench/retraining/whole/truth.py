@@ -97,6 +97,7 @@ class Setting:
         """Return generated queries with their recorded steps; the same in every run."""
         path = self.work / "trajectory.safetensors"
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self.make_trajectory().save(path)
         return Trajectory.load(path)
 
