@@ -62,9 +62,8 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoRASetting:
     """The tier's way of working on four images and a tiny base."""
     monkeypatch.setattr(bench.retraining.whole.truth, "NUM_MODELS", 1)
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = LoRASetting(
-        TINY, images[:4], images[4:], tmp_path / "tiny", *map(tuple, (WORDS[:4], WORDS[4:6], WORDS[6:]))
-    )
+    train, held_out, prompts = tuple(WORDS[:4]), tuple(WORDS[4:6]), tuple(WORDS[6:])
+    found = LoRASetting(TINY, images[:4], images[4:], tmp_path / "tiny", train, held_out, prompts)
     base = make_base()
     training = LoRATraining(base, found.dataset, base="tiny", steps=2, batch_size=2)
     found.__dict__.update(base=(base, "tiny"), training=training)
