@@ -7,22 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.retraining.tiers import TIERS
+from bench.retraining.tiers import TIERS, Tier
 from bench.table import insert
 
 
-def make_parser(module: str, text: str | None) -> argparse.ArgumentParser:
+def make_parser(module: str, text: str | None, *more: Tier) -> argparse.ArgumentParser:
     """Return a parser of the arguments that all comparisons have.
 
     Args:
         module: What is run, as ``python -m module``.
         text: What it does.
+        *more: Tiers that this comparison has beside ``TIERS``.
 
     Returns:
         The parser.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=text)
-    parser.add_argument("--tier", choices=TIERS, default="laptop", help="data and sizes (default: laptop)")
+    names = [*TIERS, *(tier.name for tier in more)]
+    parser.add_argument("--tier", choices=names, default="laptop", help="data and sizes (default: laptop)")
     parser.add_argument("--data", type=Path, help="folder of the data, where the tier needs one")
     parser.add_argument("--work", type=Path, default=Path("build/retraining"), help="folder of models and features")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the numbers, as JSON")

@@ -34,9 +34,11 @@ class Tier:
         steps: Optimiser steps of a training.
         batch_size: Images per step.
         num_subsets: Random halves that are reported.
-        num_tuning: Random halves that choices are made on, and that are never reported.
+        num_tuning: Random halves that choices are made on, and that are never reported. With none, methods keep the
+            dampings that they come with.
         num_seeds: Trainings per reported half.
         num_queries: Queries of each kind: training, held-out, generated.
+        num_noises: Noises of a response at a single step.
         prediction_type: What the network predicts.
     """
 
@@ -50,14 +52,18 @@ class Tier:
     num_tuning: int = 16
     num_seeds: int = 2
     num_queries: int = 32
+    num_noises: int = 32
     prediction_type: str = "v_prediction"
 
     def images(self, data: Path | None) -> tuple[Tensor, Tensor]:
         """Return training images and held-out queries. [num_train, C, H, W], [num_queries, C, H, W]"""
         images = self.load(data)
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))  # frozen: the same on every machine
-        chosen = images[order[: self.num_train + self.num_queries]]
+        chosen = images[self.order(len(images))[: self.num_train + self.num_queries]]
         return chosen[: self.num_train], chosen[self.num_train :]
+
+    def order(self, num_images: int) -> Tensor:
+        """Return the order in which images are taken: training images, then held-out queries. [num_images]"""
+        return torch.from_numpy(np.random.RandomState(0).permutation(num_images))  # frozen: the same on every machine
 
     def training(self, images: Tensor, kind: type[UNetTraining] = UNetTraining) -> UNetTraining:
         """Return how models of this tier are trained."""

@@ -24,6 +24,8 @@ from journey.ops.keys import derive_key
 
 CEILING, RANDOM, CONSTANT = "ceiling", "random scores", "constant scores"
 _HEAD = 0.1  # share of the training images, by strength of their score, that makes up the head
+_SPREAD = 1.4826  # times the median of |x|: the standard deviation of x, if x is normal of mean 0
+_WITHIN = 3.0  # of these a score is taken for noise
 
 
 class Interval(NamedTuple):
@@ -171,6 +173,31 @@ def head_of(scores: Tensor, share: float = _HEAD) -> Tensor:
     count = max(1, round(share * scores.shape[1]))
     strongest = scores.abs().topk(count, dim=1).indices
     return torch.zeros_like(scores).scatter(1, strongest, scores.gather(1, strongest))
+
+
+def significant(scores: Tensor) -> tuple[Tensor, float]:
+    """Put zero for the scores that are no larger than a query's noise; ``lds`` of what is left is the SNR-LDS.
+
+    A score counts as zero if it lies within three robust deviations of zero, ``|tau| <= 3 * 1.4826 * median |tau|``,
+    the median over the query's scores. A query of which nothing is left predicts nothing, so its LDS is 0.
+
+    Args:
+        scores: Of any method. [num_queries, num_train]
+
+    Returns:
+        The scores that are left, zero for the others [num_queries, num_train]; and the share that is left, mean over
+        queries.
+
+    Raises:
+        ValueError: If a score is NaN.
+    """
+    sizes = scores.abs().double()
+    if torch.isnan(sizes).any():
+        raise ValueError("scores have NaN entries")
+    ordered, middle = sizes.sort(1).values, sizes.shape[1] // 2
+    median = (ordered[:, middle] + ordered[:, -1 - middle]) / 2
+    left = sizes > _WITHIN * _SPREAD * median[:, None]
+    return torch.where(left, scores, torch.zeros_like(scores)), left.double().mean().item()
 
 
 def seed_agreement(losses: Tensor) -> Tensor:

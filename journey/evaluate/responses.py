@@ -15,6 +15,7 @@ from journey.measure.batch import measure_values
 from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, loaded
+from journey.models.condition import Encoded
 from journey.models.encoding import encode_all
 from journey.models.load import as_denoiser
 
@@ -22,7 +23,7 @@ from journey.models.load import as_denoiser
 def measure_responses(
     model: Any,
     checkpoints: Sequence[Checkpoint],
-    queries: Dataset | Tensor | Trajectory,
+    queries: Dataset | Tensor | Trajectory | Encoded,
     *,
     draws: Draws,
     measurement: Measurement | None = None,
@@ -34,7 +35,8 @@ def measure_responses(
         model: The network that the weights fit, in any form that ``journey.featurize`` takes.
         checkpoints: The retrained models, as ``retrain`` returns them.
         queries: Images, with captions or labels where the model reads them, in the forms of training images; or
-            generations, whose finished images are measured under what they were made with.
+            generations, whose finished images are measured under what they were made with; or samples that are encoded
+            already.
         draws: Timesteps and noise; query q has those of sample q.
         measurement: What is measured, ``TrainingLoss()`` by default.
         progress: Show a progress bar.

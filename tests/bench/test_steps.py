@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.retraining.steps.compare import step_table
+from bench.retraining.steps.compare import add_kind, step_table
 from bench.retraining.steps.contenders import DEFAULT, PLAIN
 from bench.retraining.steps.truth import STEP_KINDS, STEPS, read_step_truth, step_responses
 from bench.retraining.tiers import TIERS
-from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds
+from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds, significant
 from journey.files.fingerprint import fingerprint_json
 from journey.methods.baselines import optimal_denoiser_at, pixels
 from journey.models.denoiser import Denoiser
@@ -57,6 +58,30 @@ def test_a_response_is_the_mean_loss_over_the_noises() -> None:
         output = model.network(x_t, times).sample
     expected = (output - model.scheduler.get_velocity(x0, noise[query, step], times)).square().mean()
     assert torch.isclose(found[query, step], expected, rtol=1e-5)
+
+
+def test_the_snr_lds_of_a_method_is_the_lds_of_the_scores_that_stand_out() -> None:
+    truth = read_step_truth(LOSSES)
+    subsets, losses = truth.reported()
+    train, part = TIER.images(None)[0], truth.of_kind("generated")
+    trajectory, steps = truth.trajectory, range(len(STEPS))
+    scores = torch.stack([pixels(train, trajectory.x0_hat[part, i], cosine=True) for i in steps], 1) ** 9
+    document: dict[str, Any] = {"steps": STEPS, "rows": {}, "ceiling": {}}
+    # What stands out is told apart in a second name, so that its own LDS is the SNR-LDS of the first.
+    kept = torch.stack([significant(scores[:, i])[0] for i in steps], 1)
+    add_kind(document, "generated", {DEFAULT: scores, "kept": kept}, losses[:, :, part], subsets)
+    first, second = (document["rows"][name]["generated"] for name in (DEFAULT, "kept"))
+    assert first["snr"]["mean"] == second["mean"]
+    assert first["snr"]["share"] == pytest.approx((kept != 0).double().mean().item())
+    assert first["snr"]["mean"] != first["mean"]
+    for part_of in (*document["rows"].values(), document["ceiling"]):
+        part_of["held-out"] = part_of["generated"]
+    lines = [line.split("|") for line in step_table(document).splitlines()]
+    assert {len(line) for line in lines} == {len(lines[0])}
+    column = [cell.strip() for cell in lines[0]].index("SNR-LDS, mean; share of scores left")
+    cells = {line[1].strip(): line[column].strip() for line in lines}
+    assert cells[DEFAULT].endswith(f"; {first['snr']['share']:.1%}")
+    assert cells[RANDOM] == cells[CEILING] == ""
 
 
 def test_the_latent_and_the_predicted_image_tell_of_retraining_at_their_own_steps() -> None:

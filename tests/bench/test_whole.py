@@ -68,3 +68,18 @@ def test_a_table_is_sorted_and_ends_with_the_ceiling() -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| better", "| worse", "| ceiling"]
     assert "0.20 [0.10, 0.30]" in lines[3]
     assert lines[3].endswith("| 0.30 [0.10, 0.40] | 3 | 4 | 0.1 |")
+
+
+def test_the_snr_lds_has_a_column_where_the_numbers_have_it() -> None:
+    def row(snr: object) -> dict[str, object]:
+        found = {"lds": [0.5, 0.4, 0.6], "behind": None}
+        return {kind: {**found, **({} if snr is None else {"snr": snr})} for kind in QUERY_KINDS}
+
+    ceiling = {kind: [0.9, 0.8, 1.0] for kind in QUERY_KINDS}
+    method = row({"lds": [0.25, 0.125, 0.375], "share": 0.0625})
+    lines = table({"rows": {"method": method, "control": row(None)}, "ceiling": ceiling}).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert {len(line) for line in cells} == {len(cells[0])}
+    column = cells[0].index("SNR-LDS, held-out queries; share of scores left")
+    assert [line[column] for line in cells[2:]] == ["0.25 [0.12, 0.38]; 6.2%", "", ""]
+    assert "SNR" not in table({"rows": {"control": row(None)}, "ceiling": ceiling})

@@ -10,7 +10,16 @@ import torch
 from cases import randn
 from torch import Tensor
 
-from journey.evaluate.lds import CONSTANT, RANDOM, head_of, lds, predict_losses, seed_agreement
+from journey.evaluate.lds import (
+    CONSTANT,
+    RANDOM,
+    head_of,
+    lds,
+    lds_per_query,
+    predict_losses,
+    seed_agreement,
+    significant,
+)
 from journey.evaluate.ranks import ranks, spearman
 from journey.evaluate.subsets import Subsets, random_subsets
 
@@ -175,3 +184,52 @@ def test_a_control_cannot_be_passed_off_as_a_method() -> None:
     truth, losses, subsets = planted(noise=0)
     with pytest.raises(ValueError, match="must not be named"):
         lds({CONSTANT: truth}, losses, subsets)
+
+
+def test_scores_within_three_robust_deviations_of_zero_count_as_zero() -> None:
+    # The median of |x| over an odd number is its middle: 1. Three of 1.4826 of it are 4.4478.
+    scores = torch.tensor([[1.0, -1.0, 1.0, -1.0, 4.447, -4.447, 4.449, -4.449, 1.0]])
+    left, share = significant(scores)
+    assert left[0].tolist() == pytest.approx([0, 0, 0, 0, 0, 0, 4.449, -4.449, 0])
+    assert share == pytest.approx(2 / 9)
+    # Of an even number it is the mean of the middle two: 2, so the limit is 8.8956.
+    left, share = significant(torch.tensor([[1.0, -8.895, 3.0, 1.0], [1.0, -1.0, 3.0, 8.897]], dtype=torch.float64))
+    assert left.tolist() == [[0, 0, 0, 0], [0, 0, 0, 8.897]]
+    assert share == 1 / 8
+
+
+def test_what_is_left_does_not_depend_on_scale_and_sign_and_each_query_has_its_own_limit() -> None:
+    scores = randn(NUM_QUERIES, 400) ** 3
+    left, share = significant(scores)
+    assert 0 < share < 0.5
+    alone = [significant(row[None]) for row in scores]
+    assert torch.equal(left, torch.cat([row for row, _ in alone]))
+    assert share == pytest.approx(sum(part for _, part in alone) / NUM_QUERIES)
+    assert torch.equal(significant(-4 * scores)[0], -4 * left)
+
+
+def test_of_normal_scores_as_many_are_left_as_lie_beyond_three_deviations() -> None:
+    _, share = significant(randn(4, 100_000))
+    expected = math.erfc(3 / math.sqrt(2))  # 0.0027
+    # Counting 400,000 and the median's own error, about six times 1e-4 together.
+    assert abs(share - expected) < 6e-4
+
+
+def test_what_stands_out_is_left_whole_when_most_scores_are_zero() -> None:
+    scores = torch.zeros(1, 9)
+    scores[0, 3] = 1e-12
+    left, share = significant(scores)
+    assert torch.equal(left, scores)
+    assert share == pytest.approx(1 / 9)
+
+
+def test_a_query_of_which_nothing_is_left_has_lds_zero() -> None:
+    _, losses, subsets = planted(noise=0)
+    left, share = significant(torch.ones(NUM_QUERIES, NUM_TRAIN))
+    assert share == 0
+    assert lds_per_query(predict_losses(left, subsets), losses).tolist() == [0] * NUM_QUERIES
+
+
+def test_nan_is_not_taken_for_noise() -> None:
+    with pytest.raises(ValueError, match="scores have NaN"):
+        significant(torch.tensor([[1.0, float("nan")]]))

@@ -19,7 +19,7 @@ from bench.retraining.steps.contenders import (
 )
 from bench.retraining.steps.truth import STEP_KINDS, StepTruth
 from bench.retraining.whole.truth import Setting
-from journey.evaluate.lds import CEILING, lds, lds_per_query, predict_losses
+from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses, significant
 from journey.evaluate.subsets import Subsets
 
 # Rows of the short table and curves of the plot.
@@ -60,13 +60,15 @@ def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) ->
     subsets, losses = truth.reported()
     for kind in STEP_KINDS:
         part = truth.of_kind(kind)
-        _add(document, kind, {name: values[part] for name, values in scores.items()}, losses[:, :, part], subsets)
+        add_kind(document, kind, {name: values[part] for name, values in scores.items()}, losses[:, :, part], subsets)
     return document
 
 
 def _tuning(truth: StepTruth, scores: Tensor) -> dict[str, float]:
-    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made."""
+    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made, if there are."""
     subsets, losses = truth.tuning()
+    if not len(subsets):
+        return {}
     per_step = [
         lds_per_query(predict_losses(scores[:, i], subsets), losses[..., i])
         for i in range(len(truth.trajectory.timesteps))
@@ -74,27 +76,44 @@ def _tuning(truth: StepTruth, scores: Tensor) -> dict[str, float]:
     return {kind: torch.stack(per_step)[:, truth.of_kind(kind)].mean().item() for kind in STEP_KINDS}
 
 
-def _add(document: dict[str, Any], key: str, scores: dict[str, Tensor], responses: Tensor, subsets: Subsets) -> None:
+def add_kind(
+    document: dict[str, Any], key: str, scores: dict[str, Tensor], responses: Tensor, subsets: Subsets
+) -> None:
     """Add the LDS of every step, and of the mean over steps, with the default's lead over it."""
-    steps = responses.shape[-1]
-    tables = [
-        lds({name: values[:, i] for name, values in scores.items()}, responses[..., i], subsets, num_bootstrap=400)
-        for i in range(steps)
-    ]
-    for row, name in enumerate(tables[0].rows):
+    tables = _tables(scores, responses, subsets)
+    for name in tables[0].rows:
         # One seed: every step resamples the same queries, subsets and seeds, so means over steps are resampled too.
-        resampled = torch.stack([table.resampled for table in tables]).mean(0)
-        mean = sum(table.rows[name].lds.value for table in tables) / steps
-        entry = document["rows"].setdefault(name, {})
-        entry[key] = {
+        mean, resampled = _over_steps(tables, name)
+        best, resampled_best = _over_steps(tables, DEFAULT)
+        document["rows"].setdefault(name, {})[key] = {
             "steps": [list(table.rows[name].lds) for table in tables],
-            "mean": _interval(mean, resampled[row]),
+            "mean": _interval(mean, resampled),
+            # By how much the default exceeds it, on the same resamples.
+            "behind": _interval(best - mean, resampled_best - resampled),
         }
-        # By how much the default exceeds it, on the same resamples.
-        leader = sum(table.rows[DEFAULT].lds.value for table in tables) / steps
-        entry[key]["behind"] = _interval(leader - mean, resampled[list(tables[0].rows).index(DEFAULT)] - resampled[row])
+    left = {name: [significant(values[:, i]) for i in range(len(tables))] for name, values in scores.items()}
+    kept = {name: torch.stack([values for values, _ in steps], 1) for name, steps in left.items()}
+    snr = _tables(kept, responses, subsets)
+    for name, steps in left.items():
+        share = sum(share for _, share in steps) / len(steps)
+        document["rows"][name][key]["snr"] = {"mean": _interval(*_over_steps(snr, name)), "share": share}
     ceilings = [table.ceiling for table in tables]
     document["ceiling"][key] = [None if ceiling is None else list(ceiling) for ceiling in ceilings]
+
+
+def _tables(scores: dict[str, Tensor], responses: Tensor, subsets: Subsets) -> list[LDSTable]:
+    """The LDS of every step."""
+    return [
+        lds({name: values[:, i] for name, values in scores.items()}, responses[..., i], subsets, num_bootstrap=400)
+        for i in range(responses.shape[-1])
+    ]
+
+
+def _over_steps(tables: list[LDSTable], name: str) -> tuple[float, Tensor]:
+    """The mean over steps of a row's LDS, and that of every resample. [num_bootstrap]"""
+    row = list(tables[0].rows).index(name)
+    value = sum(table.rows[name].lds.value for table in tables) / len(tables)
+    return value, torch.stack([table.resampled[row] for table in tables]).mean(0)
 
 
 def _interval(value: float, resampled: Tensor) -> list[float]:
@@ -114,19 +133,26 @@ def step_table(document: dict[str, Any], shown: Sequence[str] | None = None) -> 
     """
     other, key = STEP_KINDS
     names = sorted(shown or document["rows"], key=lambda name: -document["rows"][name][key]["mean"][0])
-    head = ["method", *map(str, document["steps"]), "mean", "mean, held-out", "draws per image", "kB per image"]
+    # Documents of before the SNR-LDS have none.
+    with_snr = any("snr" in document["rows"][name][key] for name in names)
+    head = ["method", *map(str, document["steps"]), "mean", f"mean, {other}"]
+    head += ["SNR-LDS, mean; share of scores left"] if with_snr else []
+    head += ["draws per image", "kB per image"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name in names:
         row = document["rows"][name]
         cells = [name, *(f"{step[0]:.2f}" for step in row[key]["steps"])]
         cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*row[k]["mean"]) for k in (key, other)]
+        snr = row[key].get("snr")
+        if with_snr:
+            cells.append("" if snr is None else "{:.2f} [{:.2f}, {:.2f}]; {:.1%}".format(*snr["mean"], snr["share"]))
         cells += [str(row["draws"]), f"{row['bytes'] / 1000:.0f}"] if "draws" in row else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     ceilings = [document["ceiling"][k] for k in (key, other)]
     if None not in ceilings[0]:
         cells = [CEILING, *(f"{step[0]:.2f}" for step in ceilings[0])]
         cells += [f"{sum(step[0] for step in ceiling) / len(ceiling):.2f}" for ceiling in ceilings]
-        lines.append(f"| {' | '.join(cells)} | | |")
+        lines.append(f"| {' | '.join(cells)} | | |{' |' * with_snr}")
     return "\n".join(lines)
 
 

@@ -6,27 +6,28 @@ latent is noised again to t, and the retrained model's loss on it is taken, mean
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from bench.retraining.whole.truth import Setting, by_subset, read_table, retrained, write_table
+from bench.retraining.whole.truth import Setting, by_subset, measure_models, read_table, retrained, write_table
 from journey.evaluate.subsets import Subsets
+from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.measure.batch import measure_values
 from journey.measure.draws import ExplicitDraws
 from journey.measure.measurements import TrainingLoss
 from journey.models.checkpoints import loaded
+from journey.models.condition import Condition, Encoded
 from journey.models.denoiser import Denoiser
 from journey.ops.noise import query_noise
 
 STEPS = (950, 800, 650, 500, 350, 200, 50)
 STEP_KINDS = ("held-out", "generated")
-_NOISES = 32
 # Other noises than those that methods measure queries with: a method must not know what it is held against.
 _NOISE_SEED, _LATENT_SEED = 7, 1
 
@@ -65,14 +66,19 @@ class StepTruth:
 
 def step_trajectory(setting: Setting) -> Trajectory:
     """Return the steps of all queries: held-out images noised to each step, then the recorded generations."""
-    noised = noised_trajectory(setting.models[0], setting.held_out, STEPS, seed=_LATENT_SEED)
-    recorded = setting.trajectory
+    model, real, recorded = setting.models[0], setting.samples(STEP_KINDS[0]), setting.trajectory
+    noised = noised_trajectory(model, real.x0, STEPS, condition=real.condition, seed=_LATENT_SEED)
     kept = [recorded.timesteps.tolist().index(t) for t in STEPS]
+    told = [part.condition for part in (noised, recorded) if part.condition is not None]
     return Trajectory(
-        torch.tensor(STEPS),
+        noised.timesteps,
         torch.cat([noised.x_t, recorded.x_t[:, kept]]),
         torch.cat([noised.x0_hat, recorded.x0_hat[:, kept]]),
         torch.cat([noised.images, recorded.images]),
+        Condition.cat(told) if told else None,
+        prompts=(*setting.words(STEP_KINDS[0]), *recorded.prompts),
+        schedule=noised.schedule,
+        levels=noised.levels,
     )
 
 
@@ -80,21 +86,15 @@ def make_step_truth(setting: Setting, path: Path, processes: int) -> StepTruth:
     """Retrain what is not there yet, measure all steps, and write the table, with the steps in a file beside it."""
     tier = setting.tier
     subsets, runs, weights = retrained(setting, processes)
-    model, trajectory = setting.models[0], step_trajectory(setting)
-    shape = tuple(trajectory.images.shape[1:])
-    ids = range(trajectory.num_queries)
-    noise = torch.stack([query_noise(_NOISE_SEED, ids, t, _NOISES, shape, torch.device("cpu")) for t in STEPS], 1)
-    measured = []
-    for checkpoint in tqdm(weights, unit="model", desc="measure", dynamic_ncols=True):
-        with loaded(model.network, checkpoint):
-            measured.append(step_responses(model, trajectory, noise))
-    responses = by_subset(subsets, runs, torch.stack(measured))
+    trajectory = step_trajectory(setting)
+    responses = by_subset(subsets, runs, measure_steps(setting, trajectory, weights))
     write_table(
         path,
         {
             "what": "loss of every query's steps under models retrained on random halves: [subset][seed][query][step]",
-            "training": tier.training(setting.train).fingerprint(),
-            "noises": _NOISES,
+            "training": setting.training.fingerprint(),
+            **setting.about,
+            "noises": tier.num_noises,
             "steps": STEPS,
             "queries": {"kinds": STEP_KINDS, "of_each": tier.num_queries},
             "subsets": subsets.to_json(),
@@ -105,6 +105,21 @@ def make_step_truth(setting: Setting, path: Path, processes: int) -> StepTruth:
     )
     trajectory.save(path.with_suffix(".safetensors"))
     return StepTruth(trajectory, subsets, tier.num_subsets, responses)
+
+
+def measure_steps(setting: Setting, trajectory: Trajectory, paths: Sequence[Path]) -> Tensor:
+    """Measure all steps of all queries under every model. [num_models, num_queries, num_steps]"""
+    model, ids, shape = setting.models[0], range(trajectory.num_queries), tuple(trajectory.images.shape[1:])
+    each, device = setting.tier.num_noises, torch.device("cpu")
+    noise = torch.stack([query_noise(_NOISE_SEED, ids, t, each, shape, device) for t in STEPS], 1)
+    told = {} if trajectory.condition is None else trajectory.condition.tensors
+    of = fingerprint_tensors({**told, "x0_hat": trajectory.x0_hat, "noise": noise})
+
+    def measure(path: Path) -> Tensor:
+        with loaded(model.network, path):
+            return step_responses(model, trajectory, noise)
+
+    return measure_models(setting, paths, [of], measure)
 
 
 def read_step_truth(path: Path) -> StepTruth:
@@ -128,6 +143,7 @@ def step_responses(denoiser: Denoiser, trajectory: Trajectory, noise: Tensor) ->
     found = []
     for index, t in enumerate(trajectory.timesteps.tolist()):
         draws = ExplicitDraws(torch.full(noise.shape[:1] + noise.shape[2:3], t), noise[:, index])
-        measured = measure_values(denoiser, trajectory.x0_hat[:, index], draws=draws, measurement=TrainingLoss())
+        samples = Encoded.single(trajectory.x0_hat[:, index], trajectory.condition)
+        measured = measure_values(denoiser, samples, draws=draws, measurement=TrainingLoss())
         found.append(measured[:, 0])
     return torch.stack(found, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.retraining.whole.contenders import DAMPINGS, Contender, contenders, measure, scores_at
 from bench.retraining.whole.truth import QUERY_KINDS, Setting, Truth
-from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses
+from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses, significant
 
 OURS, MODEL_FREE = "ours", "optimal denoiser (NDA)"
 
@@ -31,15 +31,15 @@ def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
     document: dict[str, Any] = {"tier": setting.tier.name, "num_subsets": len(subsets), "rows": rows, "ceiling": {}}
     for kind, part in zip(QUERY_KINDS, _parts(setting), strict=True):
         # The whole range of timesteps: the mean over its quarters.
-        table = lds(
-            {name: values[part] for name, values in scores.items()},
-            losses[:, :, part].mean(-1),
-            subsets,
-            num_bootstrap=400,
-        )
+        some, responses = {name: values[part] for name, values in scores.items()}, losses[:, :, part].mean(-1)
+        table = lds(some, responses, subsets, num_bootstrap=400)
         for name, row in table.rows.items():
             entry = rows.setdefault(name, {})
             entry[kind] = {"lds": list(row.lds), "head": row.head, "tail": row.tail, "behind": _behind(table, name)}
+        left = {name: significant(values) for name, values in some.items()}
+        snr = lds({name: kept for name, (kept, _) in left.items()}, responses, subsets, num_bootstrap=400)
+        for name, (_, share) in left.items():
+            rows[name][kind]["snr"] = {"lds": list(snr.rows[name].lds), "share": share}
         document["ceiling"][kind] = None if table.ceiling is None else list(table.ceiling)
     return document
 
@@ -56,7 +56,8 @@ def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tenso
         return values, {"seconds": time.process_time() - begin, "bytes": 4 * contender.stored, "damping": None}
     assert contender.method is not None
     measured, seconds = measure(setting, contender)
-    damping = _tuned(setting, truth, contender, measured) if contender.damped else None
+    can_tune = contender.damped and len(truth.tuning()[0]) > 0
+    damping = _tuned(setting, truth, contender, measured) if can_tune else None
     values, used = scores_at(setting, contender, measured, damping)
     return values, {"seconds": seconds, "bytes": 4 * sum(m.train.shape[1] for m in measured), "damping": used}
 
@@ -85,21 +86,26 @@ def table(document: dict[str, Any]) -> str:
     """Render a document as Markdown: sorted by LDS on held-out queries, controls and ceiling last."""
     kinds = [kind for kind in QUERY_KINDS if kind in document["ceiling"]]
     names = sorted(document["rows"], key=lambda name: -document["rows"][name][kinds[1]]["lds"][0])
-    lines = [
-        "| method | "
-        + " | ".join(f"LDS, {kind} queries" for kind in kinds)
-        + f" | {OURS} exceeds it by, {kinds[1]} | seconds | kB per image | damping |",
-        "|" + " --- |" * (len(kinds) + 5),
-    ]
+    # Documents of before the SNR-LDS have none.
+    with_snr = any("snr" in document["rows"][name][kinds[1]] for name in names)
+    head = ["method", *(f"LDS, {kind} queries" for kind in kinds)]
+    head += [f"SNR-LDS, {kinds[1]} queries; share of scores left"] if with_snr else []
+    head += [f"{OURS} exceeds it by, {kinds[1]}", "seconds", "kB per image", "damping"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name in names:
         row = document["rows"][name]
         cells = [name, *(_interval(row[kind]["lds"]) for kind in kinds)]
+        cells += [_significant(row[kinds[1]].get("snr"))] if with_snr else []
         cells.append("" if row[kinds[1]]["behind"] is None else _interval(row[kinds[1]]["behind"]))
         cells += [f"{row['seconds']:.0f}", f"{row['bytes'] / 1000:.0f}"] if "seconds" in row else ["", ""]
         cells.append("" if row.get("damping") in (None, float("inf")) else f"{row['damping']:g}")
         lines.append(f"| {' | '.join(cells)} |")
     if document["ceiling"][kinds[0]] is not None:
-        cells = [CEILING, *(_interval(document["ceiling"][kind]) for kind in kinds), "", "", "", ""]
+        cells = [
+            CEILING,
+            *(_interval(document["ceiling"][kind]) for kind in kinds),
+            *[""] * (len(head) - 1 - len(kinds)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -137,6 +143,10 @@ def plot(document: dict[str, Any], path: Path) -> None:
     axes.set(xscale="log", xlabel="seconds to measure all images and queries", ylabel=f"LDS, {kind} queries")
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
+
+
+def _significant(snr: dict[str, Any] | None) -> str:
+    return "" if snr is None else f"{_interval(snr['lds'])}; {snr['share']:.1%}"
 
 
 def _interval(values: list[float]) -> str:

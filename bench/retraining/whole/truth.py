@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,22 +11,27 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bench.retraining.tiers import Tier
+from journey.data.items import Dataset
 from journey.evaluate.responses import measure_responses
 from journey.evaluate.retrain import Run, retrain
 from journey.evaluate.subsets import Subsets, random_subsets
-from journey.files.fingerprint import fingerprint_json
+from journey.evaluate.training import UNetTraining
+from journey.files.fingerprint import JSONValue, fingerprint_json, fingerprint_tensors
+from journey.files.publish import publish
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import StratifiedDraws
+from journey.models.condition import Condition, Encoded
 from journey.models.denoiser import Denoiser
 
 BINS = 4  # quarters of the range of timesteps, of which a response is the mean
 _DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)
-_SAMPLER_STEPS = 20
+SAMPLER_STEPS = 20
 QUERY_KINDS = ("training", "held-out", "generated")
 # Models of the whole training set: the first is the one that is attributed, the others are for ensembles.
 NUM_MODELS = 4
@@ -65,35 +70,70 @@ class Setting:
     work: Path
 
     @cached_property
+    def training(self) -> UNetTraining:
+        """Return how models are trained."""
+        return self.tier.training(self.train)
+
+    @cached_property
     def models(self) -> list[Denoiser]:
         """Return models of the whole training set, trained or from the folder."""
-        training = self.tier.training(self.train)
         runs = [Run(tuple(range(self.tier.num_train)), seed) for seed in range(NUM_MODELS)]
-        paths = retrain(training, runs, self.work / "models", progress=False)
+        paths = retrain(self.training, runs, self.work / "models", progress=False)
         return [self.load(path) for path in paths]
 
     def load(self, path: Path) -> Denoiser:
         """Return the model of a file of weights."""
-        training = self.tier.training(self.train)
-        network = training.build(0)
+        network = self.training.build(0)
         network.load_state_dict(load_file(path))
-        return Denoiser(network, DDIMScheduler.from_config(training.scheduler.config))
+        return Denoiser(network, DDIMScheduler.from_config(self.training.scheduler.config))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Return the training images as ``journey.featurize`` takes them."""
+        return list(self.train)
 
     @cached_property
     def trajectory(self) -> Trajectory:
         """Return generated queries with their recorded steps; the same in every run."""
         path = self.work / "trajectory.safetensors"
         if not path.exists():
-            model = self.models[0]
-            record(model, num_images=self.tier.num_queries, num_inference_steps=_SAMPLER_STEPS, progress=False).save(
-                path
-            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.make_trajectory().save(path)
         return Trajectory.load(path)
+
+    @property
+    def about(self) -> dict[str, JSONValue]:
+        """Return what the tables say of the images, beside their fingerprint."""
+        return {}
+
+    def make_trajectory(self) -> Trajectory:
+        """Generate the queries."""
+        count = self.tier.num_queries
+        return record(self.models[0], num_images=count, num_inference_steps=SAMPLER_STEPS, progress=False)
+
+    def images(self, kind: str) -> Tensor:
+        """Return the queries of a kind. [num_queries, C, H, W]"""
+        if kind == "generated":
+            return self.trajectory.images
+        return self.train[: self.tier.num_queries] if kind == "training" else self.held_out
+
+    def words(self, kind: str) -> tuple[str, ...]:
+        """Return the captions of the queries of a kind; none of an unconditional model."""
+        return ()
+
+    def told(self, kind: str) -> Condition | None:
+        """Return what the network is told of the queries of a kind; None of an unconditional one."""
+        words = self.words(kind)
+        return self.models[0].encode_prompt(list(words)) if words else None
+
+    def samples(self, kind: str) -> Encoded:
+        """Return the queries of a kind with what the network is told."""
+        return Encoded.single(self.images(kind), self.told(kind))
 
     @cached_property
     def queries(self) -> Tensor:
         """Return all queries, kind after kind. [3 * num_queries, C, H, W]"""
-        return torch.cat([self.train[: self.tier.num_queries], self.held_out, self.trajectory.images])
+        return torch.cat([self.images(kind) for kind in QUERY_KINDS])
 
 
 def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
@@ -106,14 +146,14 @@ def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
     """Retrain what is not there yet, measure all queries, and write the table."""
     tier = setting.tier
     subsets, runs, paths = retrained(setting, processes)
-    queries = setting.queries
-    measured = measure_responses(setting.models[0], paths, queries, draws=_DRAWS)
+    measured = measure_whole(setting, paths)
     responses = by_subset(subsets, runs, measured)
     write_table(
         path,
         {
             "what": "loss of every query under models retrained on random halves: [subset][seed][query][quarter of t]",
-            "training": tier.training(setting.train).fingerprint(),
+            "training": setting.training.fingerprint(),
+            **setting.about,
             "draws": _DRAWS.fingerprint(),
             "queries": {"kinds": QUERY_KINDS, "of_each": tier.num_queries},
             "subsets": subsets.to_json(),
@@ -123,6 +163,17 @@ def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
         digits=6,
     )
     return Truth(subsets, tier.num_subsets, responses)
+
+
+def measure_whole(setting: Setting, paths: Sequence[Path]) -> Tensor:
+    """Measure all queries under every model. [num_models, num_queries, BINS]"""
+    queries = Encoded.cat([setting.samples(kind) for kind in QUERY_KINDS])
+    told = {} if queries.condition is None else queries.condition.tensors
+    of: list[JSONValue] = [_DRAWS.fingerprint(), fingerprint_tensors({**told, "x0": queries.x0})]
+    model = setting.models[0]
+    return measure_models(
+        setting, paths, of, lambda path: measure_responses(model, [path], queries, draws=_DRAWS, progress=False)[0]
+    )
 
 
 def retrained(setting: Setting, processes: int) -> tuple[Subsets, list[tuple[int, int]], list[Path]]:
@@ -137,8 +188,33 @@ def retrained(setting: Setting, processes: int) -> tuple[Subsets, list[tuple[int
     runs = [(j, 0) for j in range(len(subsets))]
     runs += [(j, seed) for seed in range(1, tier.num_seeds) for j in range(tier.num_subsets)]
     wanted = [Run(subsets.indices(j), seed) for j, seed in runs]
-    paths = retrain(tier.training(setting.train), wanted, setting.work / "models", processes=processes)
+    paths = retrain(setting.training, wanted, setting.work / "models", processes=processes)
     return subsets, runs, paths
+
+
+def measure_models(
+    setting: Setting, paths: Sequence[Path], of: list[JSONValue], measure: Callable[[Path], Tensor]
+) -> Tensor:
+    """Measure every model, or read what an earlier run measured.
+
+    Args:
+        setting: The tier.
+        paths: The models' weights.
+        of: What a measurement depends on besides them.
+        measure: Measures one. Returns [...]
+
+    Returns:
+        float32. [num_models, ...]
+    """
+    folder = setting.work / "responses" / fingerprint_json([setting.training.fingerprint(), *of])[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path in tqdm(paths, unit="model", desc="measure", dynamic_ncols=True):
+        kept = folder / path.name
+        if not kept.exists():
+            publish(kept, [save({"responses": measure(path)})])
+        found.append(load_file(kept)["responses"])
+    return torch.stack(found)
 
 
 def by_subset(subsets: Subsets, runs: Sequence[tuple[int, int]], measured: Tensor) -> Tensor:
