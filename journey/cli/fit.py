@@ -24,7 +24,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the fit; continues what is there")
     add_projection(parser)
     parser.add_argument(
-        "--pseudo-gradients", type=int, metavar="N", help="of the Gram matrix (default: twice the length of features)"
+        "--pseudo-gradients",
+        type=int,
+        metavar="N",
+        help="of the Gram matrix (default: one for each number of a feature)",
     )
     add_running(parser)
 

@@ -30,13 +30,12 @@ from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 
-# Images that are looked at, evenly spread, and those of them whose own gradients enter the Gram matrix.
-_IMAGES, _OWN_IMAGES = 512, 256
+_IMAGES = 512  # that are looked at, evenly spread
 _SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
 _ROWS_PER_BATCH = 32
 _ENCODED_AT_ONCE = 8
-# Pseudo-gradients for each direction that features can have, of which no more than so many count.
-_PER_DIRECTION, _MOST = 2, 4096
+# Pseudo-gradients by default, at most: more do not predict retraining better (docs/results/choices.md).
+_MOST = 4096
 _OWN_SHARE = 0.5
 
 
@@ -74,7 +73,7 @@ def fit(
         select: Likewise.
         uncovered: Likewise.
         pseudo_gradients: How many, rounded up to as many of each image; by default those of the Gram matrix that is
-            there, else two for each direction that features can have, at most 8,192.
+            there, else one for each direction that features can have, at most 4,096.
         own_share: Weight of the images' own gradients in the Gram matrix, 0 to 1, the rest is that of pseudo-gradients;
             by default that of the Gram matrix that is there, else a half.
         progress: Show progress bars.
@@ -179,8 +178,8 @@ def fit_featurizer(
             samples = _encode(featurizer.denoiser, dataset, ids) if samples is None else samples
             count, share = asked
             plan = GramPlan(
-                _OWN_IMAGES,
-                count or _PER_DIRECTION * min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST),
+                len(ids),
+                count or min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST),
                 _OWN_SHARE if share is None else float(share),
                 seed=number,
             )

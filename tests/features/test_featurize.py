@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import randn
+from cases import as_matrix, randn
 from diffusers import DDPMScheduler
 from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler, make_unet
 from PIL import Image
@@ -129,7 +129,9 @@ def test_projected_features_are_the_projection_of_the_gradients(tmp_path: Path, 
     expected = torch.zeros_like(found)
     for slot in exact.featurizer.engine.slots.values():
         grads = exact.matrix()[:, slot.offset : slot.offset + slot.rows * slot.cols]
-        projector.add_(expected, slot, grads.reshape(-1, slot.rows, slot.cols).contiguous())
+        shape = exact.featurizer.engine.parameters[slot.name].shape
+        matrices = [as_matrix(grad.reshape(shape)) for grad in grads]
+        projector.add_(expected, slot, torch.stack(matrices).contiguous())
     assert_same_rows(found, expected)
 
 

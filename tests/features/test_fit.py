@@ -125,7 +125,7 @@ def test_solving_is_the_inverse_of_the_damped_matrix() -> None:
 
 def test_what_cannot_be_solved_says_so() -> None:
     gram = GramMatrix(torch.diag(torch.tensor([2.0, 0.0])), torch.zeros(1, 2), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="damping must be large enough .* got 0"):
+    with pytest.raises(ValueError, match=r"damping must be large enough .* got 0"):
         gram.solve(torch.ones(1, 2), 0)
 
 
@@ -220,7 +220,7 @@ def test_a_store_is_refused_for_another_measure_stage(tmp_path: Path) -> None:
     journey.featurize(model, dataset, tmp_path / "f", fit=fits[0], progress=False)
     with pytest.raises(StoreMismatchError, match=r"fingerprints\.fit: .* in the store, .* now"):
         journey.featurize(model, dataset, tmp_path / "f", fit=fits[1], progress=False)
-    with pytest.raises(FileNotFoundError, match="fit must be given: .* was made with one that lies elsewhere"):
+    with pytest.raises(FileNotFoundError, match=r"fit must be given: .* was made with one that lies elsewhere"):
         journey.open_features(tmp_path / "f", model)
     opened = journey.open_features(tmp_path / "f", model, fit=fits[0].path)
     assert opened.fit.fingerprint == fits[0].fingerprint
@@ -281,7 +281,7 @@ def test_an_argument_out_of_range_is_refused(
 
 def test_what_is_no_fit_is_refused(tmp_path: Path) -> None:
     model, dataset = (SmallDenoiser(), SCHEDULER), Images(make_images(2))
-    with pytest.raises(TypeError, match="fit must be what journey.fit returned, or its folder, got int"):
+    with pytest.raises(TypeError, match=r"fit must be what journey.fit returned, or its folder, got int"):
         journey.featurize(model, dataset, tmp_path / "f", fit=3, progress=False)
     with pytest.raises(FileNotFoundError, match=r"is no fit: it has no fit\.json"):
         journey.featurize(model, dataset, tmp_path / "f", fit=tmp_path, progress=False)
