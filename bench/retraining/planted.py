@@ -30,9 +30,9 @@ from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.methods import baselines, journey_trak
 from journey.methods.influence import recommended
+from journey.methods.preconditioners import Gram
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
-from journey.methods.preconditioners import Gram
 from journey.scores.regions import Box
 
 NUM_DUPLICATES = 8

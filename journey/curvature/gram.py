@@ -12,11 +12,11 @@ in sketch coordinates; its mean diagonal is one, the unit of the damping.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from journey import ops
@@ -24,30 +24,48 @@ from journey.files.tensors import read_tensors, write_tensors
 
 # Damping of scores in mean diagonals: agrees best with retraining (docs/results/choices.md).
 DEFAULT_DAMPING = 1.0
-# Longer features have no Gram matrix: it would take 4 GiB, and as many pseudo-gradients.
-LARGEST_GRAM = 1 << 15
-_TENSORS = ("matrix", "noise", "parts")
+_TENSORS = ("factor", "noise", "parts")
+# Numbers of the kept matrix, at most: 1 GiB.
+LARGEST_GRAM = 1 << 28
 _KEPT_FACTORS = 2
 
 
 @dataclass(frozen=True, eq=False)
 class GramMatrix:
-    """The Gram matrix of a fit under one set of weights.
+    """The Gram matrix of a fit under one set of weights, M, of mean diagonal one.
 
     Attributes:
-        matrix: M, symmetric, of mean diagonal one, float32. [proj_dim, proj_dim]
+        factor: M itself, [proj_dim, proj_dim], or fewer rows R with ``M = R^T R``, float32. [num_rows, proj_dim]
         noise: Half the difference of two disjoint halves of the draws of some images: its second moment is the
             covariance of the noise of a row. float32. [num_images, proj_dim]
         parts: What F and G are made of, float64: number of rows, share of the whole, mean diagonal. [2, 3]
     """
 
-    matrix: Tensor
+    factor: Tensor
     noise: Tensor
     parts: Tensor
     _factors: dict[tuple[float, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether ``factor`` is M itself."""
+        return self.factor.shape[0] == self.factor.shape[1]
+
+    @property
+    def matrix(self) -> Tensor:
+        """M, float32. [proj_dim, proj_dim]"""
+        return self.factor if self.is_whole else self.factor.T @ self.factor
+
+    def eigenvalues(self) -> Tensor:
+        """Return the eigenvalues of M, ascending, none negative, float64. [proj_dim]"""
+        factor = self.factor.double()
+        found = torch.linalg.eigvalsh(factor if self.is_whole else factor @ factor.T).clamp(min=0)
+        return F.pad(found, (factor.shape[1] - len(found), 0))
+
     def solve(self, query: Tensor, damping: float) -> Tensor:
         """Return ``query (M + damping I)^-1``, by a Cholesky factor in float64 that is kept for the next call.
+
+        With fewer rows than numbers ``(R^T R + d I)^-1 = (I - R^T (R R^T + d I)^-1 R) / d``.
 
         Args:
             query: [num_queries, proj_dim]
@@ -59,20 +77,26 @@ class GramMatrix:
         Raises:
             ValueError: If the damped matrix is not positive definite.
         """
-        key = (float(damping), query.device)
+        key, query = (float(damping), query.device), query.double()
+        rows = self.factor.to(query.device).double() if key not in self._factors or not self.is_whole else None
         if key not in self._factors:
-            damped = self.matrix.to(query.device).double()
+            assert rows is not None
+            damped = rows.clone() if self.is_whole else rows @ rows.T
             damped.diagonal().add_(damping)
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            if failed.item():
+            cholesky, failed = torch.linalg.cholesky_ex(damped)
+            if failed.item() or not (damping > 0 or self.is_whole):
                 raise ValueError(
                     f"damping must be large enough for the Gram matrix to be positive definite, got {damping:g}; some "
                     "directions hold no gradient at all"
                 )
             while len(self._factors) >= _KEPT_FACTORS:
                 self._factors.pop(next(iter(self._factors)))
-            self._factors[key] = factor
-        return torch.cholesky_solve(query.double().T, self._factors[key]).T
+            self._factors[key] = cholesky
+        if self.is_whole:
+            return torch.cholesky_solve(query.T, self._factors[key]).T
+        assert rows is not None
+        inside = torch.cholesky_solve(rows @ query.T, self._factors[key])
+        return (query - inside.T @ rows) / damping
 
     def row_errors(self, solution: Tensor) -> Tensor:
         """Return the standard error of scores from the noise of a row of unit noise norm.
@@ -111,26 +135,18 @@ class GramMatrix:
         return GramMatrix(**{name: found[name] for name in _TENSORS})
 
 
-class Moment(NamedTuple):
-    """A mean outer product of rows.
-
-    Attributes:
-        matrix: float64, of which the upper triangle counts. [proj_dim, proj_dim]
-        num_rows: Of how many.
-    """
-
-    matrix: Tensor
-    num_rows: int
+Blocks = Callable[[], Iterator[Tensor]]
 
 
-def mix(own: Moment, pseudo: Moment, own_share: float, noise: Tensor) -> GramMatrix:
+def mix(own: Blocks, pseudo: Blocks, own_share: float, noise: Tensor, device: torch.device) -> GramMatrix:
     """Return ``share F / mean diag F + (1 - share) G / mean diag G``.
 
     Args:
-        own: F; overwritten.
-        pseudo: G.
+        own: The rows of which F is the mean outer product, in blocks; each float32. [num_rows, proj_dim]
+        pseudo: Those of G, likewise.
         own_share: The share of F.
         noise: See ``GramMatrix``.
+        device: Where to compute.
 
     Returns:
         The Gram matrix, on the CPU.
@@ -138,34 +154,31 @@ def mix(own: Moment, pseudo: Moment, own_share: float, noise: Tensor) -> GramMat
     Raises:
         ValueError: If all gradients are zero.
     """
-    means = [moment.matrix.diagonal().mean().item() for moment in (own, pseudo)]
+    proj_dim, counts, means = noise.shape[1], [], []
+    for blocks in (own, pseudo):
+        squares = [(len(block), block.double().square().sum().item()) for block in blocks()]
+        counts.append(sum(count for count, _ in squares))
+        means.append(sum(square for _, square in squares) / max(1, counts[-1]) / proj_dim)
     shares = [share if mean > 0 else 0.0 for share, mean in zip((own_share, 1 - own_share), means, strict=True)]
     if not sum(shares):
         raise ValueError("all gradients are zero: there is nothing to score with")
     shares = [share / sum(shares) for share in shares]  # one of the two may be zero
-    factors = [share / mean if share else 0.0 for share, mean in zip(shares, means, strict=True)]
-    upper = own.matrix.mul_(factors[0]).add_(pseudo.matrix, alpha=factors[1]).triu_()
-    diagonal = upper.diagonal().clone()
-    upper.add_(upper.T.clone()).diagonal().copy_(diagonal)
-    rows = [[own.num_rows, shares[0], means[0]], [pseudo.num_rows, shares[1], means[1]]]
-    parts = torch.tensor(rows, dtype=torch.float64, device="cpu")
-    return GramMatrix(upper.float().cpu(), noise.float().cpu(), parts)
+    weights = [
+        (share / mean / count) ** 0.5 if share else 0.0
+        for share, mean, count in zip(shares, means, counts, strict=True)
+    ]
 
+    def rows() -> Iterator[Tensor]:
+        for blocks, weight in zip((own, pseudo), weights, strict=True):
+            yield from (block * weight for block in blocks() if weight)
 
-def second_moment(blocks: Iterable[Tensor], proj_dim: int, device: torch.device) -> Moment:
-    """Return the mean outer product of rows.
-
-    Args:
-        blocks: The rows, in blocks, each float32. [num_rows, proj_dim]
-        proj_dim: Their length.
-        device: Where to compute.
-
-    Returns:
-        The mean.
-    """
-    gram = torch.zeros(proj_dim, proj_dim, dtype=torch.float64, device=device)
-    count = 0
-    for block in blocks:
-        ops.accumulate_gram_(gram, block.to(device).contiguous())
-        count += len(block)
-    return Moment(gram.div_(max(1, count)), count)
+    used = sum(count for count, weight in zip(counts, weights, strict=True) if weight)
+    if used < proj_dim:
+        factor = torch.cat(list(rows()))
+    else:
+        gram = torch.zeros(proj_dim, proj_dim, dtype=torch.float64, device=device)
+        for block in rows():
+            ops.accumulate_gram_(gram, block.to(device).contiguous())
+        factor = gram.triu_().add_(gram.triu(1).T).float().cpu()
+    table = [list(part) for part in zip(counts, shares, means, strict=True)]
+    return GramMatrix(factor, noise.float().cpu(), torch.tensor(table, dtype=torch.float64, device="cpu"))

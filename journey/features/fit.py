@@ -35,7 +35,7 @@ _SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
 _ROWS_PER_BATCH = 32
 _ENCODED_AT_ONCE = 8
 # Pseudo-gradients by default, at most: more do not predict retraining better (docs/results/choices.md).
-_MOST = 4096
+_MOST, _MOST_OF_IMAGE = 4096, 128
 _OWN_SHARE = 0.5
 
 
@@ -68,12 +68,13 @@ def fit(
         dataset: Likewise; up to 512 images are looked at, evenly spread.
         out: Folder of the fit; gets little more than proj_dim^2 * 4 bytes for each checkpoint.
         measurement: What is differentiated; ``LeftOutLoss()`` by default.
-        projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default.
+        projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default. Longer features get no Gram
+            matrix where it would take more than 1 GiB, and cannot be scored with.
         checkpoints: As for ``journey.featurize``.
         select: Likewise.
         uncovered: Likewise.
         pseudo_gradients: How many, rounded up to as many of each image; by default those of the Gram matrix that is
-            there, else one for each direction that features can have, at most 4,096.
+            there, else one for each direction that features can have, at most 4,096 and 128 of each image.
         own_share: Weight of the images' own gradients in the Gram matrix, 0 to 1, the rest is that of pseudo-gradients;
             by default that of the Gram matrix that is there, else a half.
         progress: Show progress bars.
@@ -155,8 +156,9 @@ def fit_featurizer(
     with naming_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
     ids, samples = sampled_ids(len(dataset)), None
-    has_gram = featurizer.features_dim <= LARGEST_GRAM
-    numbers = range(len(checkpoints) if has_gram else 0)
+    most = min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST, _MOST_OF_IMAGE * len(ids))
+    rows = min((asked[0] or most) + len(ids) * (1 + OWN_DRAWS.bins), featurizer.features_dim)
+    numbers = range(len(checkpoints) if rows * featurizer.features_dim <= LARGEST_GRAM else 0)
     if (folder / DESCRIPTION).exists():
         found = Fit.load(folder)
         found.check(model)
@@ -179,7 +181,7 @@ def fit_featurizer(
             count, share = asked
             plan = GramPlan(
                 len(ids),
-                count or min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST),
+                count or most,
                 _OWN_SHARE if share is None else float(share),
                 seed=number,
             )

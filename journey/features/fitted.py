@@ -76,7 +76,8 @@ class Fit:
             if not path.exists():
                 raise FileNotFoundError(
                     f"{path} is missing: this fit has no Gram matrix to score with; run journey.fit again with the "
-                    "same arguments, it makes only what is missing"
+                    "same arguments, it makes only what is missing; of features so long that it would take more than "
+                    "1 GiB there is none"
                 )
             self._grams[checkpoint] = _sound(path, GramMatrix.load)
         return self._grams[checkpoint]
@@ -171,6 +172,7 @@ def use_fit(fit: Fit | str | os.PathLike[str], featurizer: Featurizer, model: Ma
         The fit.
 
     Raises:
+        TypeError: If it is neither.
         FileNotFoundError: If there is none.
         StoreMismatchError: If it is of another model, measurement or projector; names what differs.
         CorruptShardError: If a file was damaged.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.curvature.gram import GramMatrix, mix, second_moment
+from journey.curvature.gram import GramMatrix, mix
 from journey.curvature.moments import check_finite
 from journey.curvature.pseudo_gradients import PseudoGradients
 from journey.files.fingerprint import fingerprint_json
@@ -72,7 +72,7 @@ def make_gram(
     """
     parts = folder / f"parts-{fingerprint_json(asdict(plan))[:16]}"
     parts.mkdir(exist_ok=True)
-    device, length, bins = featurizer.denoiser.device, featurizer.features_dim, OWN_DRAWS.bins
+    bins = OWN_DRAWS.bins
     gradients = pseudo_gradients(featurizer, samples, ids, plan)
     own = _Parts(parts, "own", min(plan.own_images, len(samples)) * bins)
     pseudo = _Parts(parts, "pseudo", gradients.num_rows)
@@ -80,12 +80,8 @@ def make_gram(
     with tqdm(total=total, unit="draw", desc="fit", disable=not progress, dynamic_ncols=True) as bar:
         own.fill(lambda first, end: _own(featurizer, samples, ids, first, end), bins, bar, OWN_DRAWS.num_draws)
         pseudo.fill(lambda first, end: _pseudo(featurizer, gradients, first, end), 1, bar, 1)
-    matrix = mix(
-        second_moment(own.read(), length, device),
-        second_moment(pseudo.read(), length, device),
-        plan.own_share,
-        torch.cat([_noise(part) for part in own.read()]),
-    )
+    noise = torch.cat([_noise(part) for part in own.read()])
+    matrix = mix(own.read, pseudo.read, plan.own_share, noise, featurizer.denoiser.device)
     shutil.rmtree(parts)
     return matrix
 

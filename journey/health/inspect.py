@@ -242,7 +242,7 @@ def _inspect_bins(norms: Tensor, faults: Tensor, weights: Tensor) -> list[BinHea
 
 def _inspect_gram(gram: GramMatrix, damping: float) -> tuple[float, float, int, float, float, float]:
     """The fields of ``CheckpointHealth`` from ``damping`` on."""
-    eigenvalues = torch.linalg.eigvalsh(gram.matrix.double()).clamp(min=0)
+    eigenvalues = gram.eigenvalues()
     # It is kept as float32.
     floor = torch.finfo(torch.float32).eps * len(eigenvalues) * eigenvalues[-1].item()
     present, largest = eigenvalues[eigenvalues > floor], eigenvalues[-1].item()

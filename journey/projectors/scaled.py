@@ -22,9 +22,9 @@ SCALES_OF_FIT = "of the fit"
 class Scaled(Projector, name="scaled"):
     """Gradients times one number per parameter tensor, then another projector.
 
-    With ``s_P = sqrt(|P| / E |d psi / d P|^2)`` (``journey.curvature.scales``) the entries of every tensor have the same
-    mean square under the Gauss-Newton matrix of the training loss. No layer then drowns the others, and a sketch is
-    nearly normal, so that it keeps its inner products in 8 bits or 4. It costs nothing beside the sketch.
+    With ``s_P = sqrt(|P| / E |d psi / d P|^2)`` (``journey.curvature.scales``) the entries of every tensor have the
+    same mean square under the Gauss-Newton matrix of the training loss. No layer then drowns the others, and a
+    sketch is nearly normal, so that it keeps its inner products in 8 bits or 4.
 
     Args:
         inner: What scaled gradients go to.

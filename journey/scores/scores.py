@@ -139,8 +139,9 @@ class Scores:
     def strengths(self) -> Scores:
         """Return the squares of the scores with their signs, for ranks of sets: what is strong counts more.
 
-        Sums of squares rank the effect of whole halves of the data better than sums of scores (docs/results/choices.md),
-        but they do not add up over regions, intervals and steps, and have no standard errors.
+        Sums of squares rank the effect of whole halves of the data better than sums of scores do
+        (docs/results/choices.md), but they do not add up over regions, intervals and steps, and have no standard
+        errors.
         """
         return replace(self, values=self.values * self.values.abs(), errors=None)
 

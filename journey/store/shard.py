@@ -155,7 +155,8 @@ def write_shard_file(path: Path, form: ShardFormat, given: dict[str, Tensor]) ->
     Args:
         path: The file.
         form: Its form.
-        given: ``ids``, ``norm``, ``noise`` and ``values`` as ``form.tensors`` says, and ``features`` float32 [num, bins, k].
+        given: ``ids``, ``norm``, ``noise`` and ``values`` as ``form.tensors`` says, and ``features`` float32
+            [num, bins, proj_dim].
 
     Raises:
         ValueError: If a tensor has another shape than ``form`` says, is not on the CPU or not finite.

@@ -8,11 +8,11 @@
         checkpoint-000-shard-000001.safetensors    ...
 
 A shard holds ``rows`` [num, bins, proj_dim], int8 with ``scales`` float32 [num, bins] unless another form was asked for
-(``journey.store.rows``), ``norm`` and ``noise`` float32 [num], ``values`` float32 [num, bins] and ``ids`` int64 [num], and is
-readable with safetensors alone: a feature is ``rows * scales``. It is a fixed range of positions, complete whenever it exists, and carries its
-own checksum. So any process may write any shard, several may write the same one, and there is no shared state to
-merge or to lose: a run that was killed continues with the shards that are missing and leaves the same bytes as one
-that was not.
+(``journey.store.rows``), ``norm`` and ``noise`` float32 [num], ``values`` float32 [num, bins] and ``ids`` int64 [num],
+and is readable with safetensors alone: a feature is ``rows * scales``. It is a fixed range of positions, complete
+whenever it exists, and carries its own checksum. So any process may write any shard, several may write the same one,
+and there is no shared state to merge or to lose: a run that was killed continues with the shards that are missing and
+leaves the same bytes as one that was not.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from models import IMAGE, Images, SmallDenoiser, make_images, make_scheduler
 from torch import Tensor, nn
 
 import journey
-from journey.curvature.gram import LARGEST_GRAM, GramMatrix, Moment, mix
+from journey.curvature.gram import GramMatrix, mix
 from journey.errors import CorruptShardError, NonFiniteGradientError, StoreMismatchError
 from journey.features import fit as module
 from journey.features.gram_rows import OWN_DRAWS
@@ -114,13 +114,18 @@ def test_the_prior_is_that_of_the_images_that_are_looked_at(tmp_path: Path) -> N
     assert torch.equal(found.variance, expected.variance)
 
 
-def test_solving_is_the_inverse_of_the_damped_matrix() -> None:
-    rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).double()
-    gram = mix(Moment(rows.T @ rows, 40), Moment(torch.eye(8).double(), 8), 0.5, torch.zeros(1, 8))
+@pytest.mark.parametrize("count", [40, 4])
+def test_solving_is_the_inverse_of_the_damped_matrix(count: int) -> None:
+    rows = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
+    gram = mix(lambda: iter([rows]), lambda: iter(torch.eye(8)[:3, None]), 0.5, torch.zeros(1, 8), CPU)
+    assert gram.is_whole is (count == 40)
+    expected = (normalised(rows) + normalised(torch.eye(8)[:3])) / 2
+    torch.testing.assert_close(gram.matrix.double(), expected, rtol=1e-5, atol=1e-6)
     assert gram.matrix.diagonal().mean().item() == pytest.approx(1)
+    torch.testing.assert_close(gram.eigenvalues(), torch.linalg.eigvalsh(expected), rtol=1e-5, atol=1e-5)
     for damping in (0.1, 2.0):
         expected = torch.linalg.inv(gram.matrix.double() + damping * torch.eye(8))
-        torch.testing.assert_close(gram.solve(torch.eye(8), damping), expected)
+        torch.testing.assert_close(gram.solve(torch.eye(8), damping), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_solved_says_so() -> None:
@@ -247,9 +252,12 @@ def test_whoever_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path
     assert found[0].scales
 
 
-def test_features_too_long_for_a_gram_matrix_are_measured_without_one(tmp_path: Path) -> None:
+def test_features_too_long_for_a_gram_matrix_are_measured_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, dataset = (SmallDenoiser(), SCHEDULER), Images(make_images(2))
-    projector = CountSketch(LARGEST_GRAM + 32)
+    monkeypatch.setattr(module, "LARGEST_GRAM", 100)
+    projector = CountSketch(64)
     features = journey.featurize(model, dataset, tmp_path, projector=projector, progress=False)
     with pytest.raises(FileNotFoundError, match="this fit has no Gram matrix to score with"):
         journey.score(features, images=dataset, progress=False)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import as_matrix
 from families import make_conditional_unet
 from models import SmallDenoiser, make_images, make_scheduler, make_unet
-from torch import Tensor
+from score_runs import published_scores
+from torch import Tensor, nn
 
 import journey
 from journey.curvature.ekfac import fit_ekfac
@@ -28,6 +30,7 @@ from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch, Gaussian
 
 NUM_TRAIN, NUM_QUERIES = 5, 3
+EXACT = {"projector": Identity(), "measurement": TrainingLoss(), "row": "float32", "progress": False}
 SCHEDULER = make_scheduler()
 TRAIN, QUERIES = make_images(NUM_TRAIN), make_images(NUM_QUERIES, seed=8)
 
@@ -125,6 +128,10 @@ def test_kfac_influence_has_the_inverse_curvature_between_mean_gradients() -> No
     whitened = method.projector(denoiser(), Encoded.single(TRAIN))
     train, query = gradients(method.draws, TRAIN, 0).mean(1), gradients(method.draws, QUERIES, NUM_TRAIN).mean(1)
     expected, begin = torch.zeros(NUM_QUERIES, NUM_TRAIN, dtype=torch.float64), 0
+
+    def columns(grads: Tensor, p: nn.Parameter) -> Tensor:
+        return torch.stack([as_matrix(grad.view(p.shape)).flatten() for grad in grads])
+
     for name, p in denoiser().network.named_parameters():
         block, part = whitened.curvature.blocks[name], slice(begin, begin + p.numel())
         rows, cols = (
@@ -133,7 +140,7 @@ def test_kfac_influence_has_the_inverse_curvature_between_mean_gradients() -> No
         )
         vectors, values = torch.kron(rows, cols), block.eigenvalues.double().flatten()
         inverse = vectors @ torch.diag(1 / (values + 0.2 * values.mean())) @ vectors.T
-        expected += query[:, part] @ inverse @ train[:, part].T
+        expected += columns(query[:, part], p) @ inverse @ columns(train[:, part], p).T
         begin = part.stop
     found = method.change(projector=replace(whitened, inner=Identity())).run(denoiser(), TRAIN, QUERIES, progress=False)
     assert_scores(found.values[:, 0], expected)
@@ -153,9 +160,8 @@ def test_journey_trak_is_the_librarys_score_at_every_step(tmp_path_factory: pyte
     trajectory = noised_trajectory(model, QUERIES, (80, 40, 10))
     found = run(journey_trak(num_draws=4).change(preconditioner=Gram(0.1)), trajectory)
     out = tmp_path_factory.mktemp("features")
-    features = journey.featurize(model, list(TRAIN), out, draws=draws, projector=Identity(), progress=False)
-    expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
-    assert_scores(found, expected.values.double())
+    features = journey.featurize(model, list(TRAIN), out, draws=draws, **EXACT)
+    assert_scores(found, published_scores(features, trajectory, damping=0.1, num_draws=4))
 
 
 def test_a_conditional_model_is_told_at_each_draw_what_featurize_tells_it(tmp_path: Path) -> None:
@@ -169,11 +175,11 @@ def test_a_conditional_model_is_told_at_each_draw_what_featurize_tells_it(tmp_pa
     told = Condition({"encoder_hidden_states": encode(["pear", "apples", "b"])})
     trajectory = Trajectory(torch.tensor([40]), QUERIES[:, None], QUERIES[:, None], QUERIES, told)
     draws = UniformDraws(4, antithetic=False)
-    features = journey.featurize(model, dataset, tmp_path, draws=draws, projector=Identity(), progress=False)
-    expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
+    features = journey.featurize(model, dataset, tmp_path, draws=draws, **EXACT)
+    expected = published_scores(features, trajectory, damping=0.1, num_draws=4)
     method = journey_trak(num_draws=4).change(projector=Identity(), preconditioner=Gram(0.1))
     found = method.run(model, dataset, trajectory, progress=False)
-    assert_scores(found.values, expected.values.double())
+    assert_scores(found.values, expected)
 
 
 def test_kfac_influence_tells_the_network_what_belongs_to_each_image() -> None:

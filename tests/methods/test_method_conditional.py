@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from families import FAMILIES, Captioned, make_family
 from models import make_images, make_scheduler, make_unet
 from PIL import Image
+from score_runs import published_scores
 from torch import Tensor
 
 import journey
@@ -198,13 +199,14 @@ def test_generations_with_prompts_score_as_in_the_library(name: str, tmp_path: P
     pipeline, dataset, draws = make_family(name), Captioned(NUM_TRAIN, several=True), StratifiedDraws(2)
     told: Any = {"class_labels": [5, 6]} if name == "DiT" else {"prompt": ["two green pears", "a red apple"]}
     trajectory = journey.record(pipeline, num_inference_steps=2, progress=False, **told)
-    features = journey.featurize(pipeline, dataset, tmp_path, draws=draws, projector=Identity(), progress=False)
-    expected = journey.score(features, trajectory, damping=0.1, num_draws=4, progress=False)
+    exact = {"projector": Identity(), "measurement": journey.TrainingLoss(), "row": "float32", "progress": False}
+    features = journey.featurize(pipeline, dataset, tmp_path, draws=draws, **exact)
+    expected = published_scores(features, trajectory, damping=0.1, num_draws=4)
     method = Method(
         "library", "", draws=draws, projector=Identity(), at_steps=True, query_draws=4, preconditioner=Gram(0.1)
     )
     found = method.run(pipeline, dataset, trajectory, progress=False)
-    assert_close(found.values, expected.values.double())
+    assert_close(found.values, expected)
 
 
 def test_a_finished_generation_is_measured_in_its_latents_under_its_prompt() -> None:

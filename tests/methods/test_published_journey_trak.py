@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from cases import randn
 from families import make_conditional_unet
 from models import SmallDenoiser, make_images, make_scheduler, make_unet
+from score_runs import published_scores as library_scores
 from torch import Tensor, nn
 
 import journey
@@ -29,6 +30,7 @@ from journey.measure.draws import ExplicitDraws, UniformDraws
 from journey.methods import journey_trak
 from journey.projectors.exact import ExplicitMatrix
 
+STORED = {"measurement": journey.TrainingLoss(), "row": "float32", "progress": False}
 NUM_TRAIN, NUM_QUERIES, NUM_DRAWS, NUM_NOISES, PROJ_DIM, STEP = 12, 3, 2, 3, 6, 40
 IMAGES, X0_HAT = make_images(NUM_TRAIN), make_images(NUM_QUERIES, seed=8)
 TIMESTEPS = torch.randint(0, 100, (NUM_TRAIN, NUM_DRAWS), generator=torch.Generator().manual_seed(1))
@@ -151,15 +153,15 @@ def test_stored_features_and_their_scores_are_the_published_ones(case: str, tmp_
     given = Case(case)
     expected = [published_features(case, seed) for seed in (0, 1)]
     both = journey.featurize(
-        given.model, given.dataset, tmp_path / "both", checkpoints=given.nets, progress=False, **given.options
+        given.model, given.dataset, tmp_path / "both", checkpoints=given.nets, **STORED, **given.options
     )
     for number, (train, _) in enumerate(expected):
         found = both.matrix(number).double() * NUM_DRAWS / given.grad_dim**0.5
         assert (found - train).norm() <= 1e-4 * train.norm()
     one = journey.featurize(
-        given.model, given.dataset, tmp_path / "one", checkpoints=given.nets[1:], progress=False, **given.options
+        given.model, given.dataset, tmp_path / "one", checkpoints=given.nets[1:], **STORED, **given.options
     )
-    found = journey.score(one, given.trajectory, noise=QUERY_NOISE[:, None], damping=0.0, progress=False).values[:, 0]
+    found = library_scores(one, given.trajectory, damping=0.0, noise=QUERY_NOISE[:, None])[:, 0]
     assert spearman(found, published_scores(expected[1:]).T).min() >= 0.999
 
 
@@ -172,7 +174,7 @@ def test_gradients_without_a_projection_are_the_published_ones_entry_by_entry(ca
         tmp_path,
         draws=ExplicitDraws(TIMESTEPS, NOISE),
         projector=journey.Identity(),
-        progress=False,
+        **STORED,
     )
     net = copy.deepcopy(given.nets[0]).double()
     found = stored.matrix().double() * NUM_DRAWS / given.grad_dim**0.5
@@ -189,11 +191,9 @@ def test_without_the_published_rescaling_checkpoints_count_alike_and_scores_diff
     method = journey_trak(rescaled=False).change(**given.options)
     options: dict[str, Any] = {"noise": QUERY_NOISE[:, None], "checkpoints": given.nets, "progress": False}
     alike = method.run(given.model, given.dataset, given.trajectory, **options).values
-    stored = journey.featurize(
-        given.model, given.dataset, tmp_path, checkpoints=given.nets, progress=False, **given.options
-    )
-    scores = journey.score(stored, given.trajectory, noise=QUERY_NOISE[:, None], damping=0.0, progress=False)
-    assert (alike - scores.values).norm() <= 1e-3 * scores.values.norm()
+    stored = journey.featurize(given.model, given.dataset, tmp_path, checkpoints=given.nets, **STORED, **given.options)
+    scores = library_scores(stored, given.trajectory, damping=0.0, noise=QUERY_NOISE[:, None])
+    assert (alike - scores).norm() <= 1e-3 * scores.norm()
     features = [published_features("small net, image", seed, gain**seed) for seed in (0, 1)]
     expected = published_scores(features)
     assert spearman(alike[:, 0], expected.T).min() < 0.999

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 import journey
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import ExplicitDraws
+from journey.methods.preconditioners import Gram
 from journey.projectors.exact import Identity
+from journey.scores.queries import plan_queries
 from journey.scores.scores import Scores
 
 # All different, so that no two axes can be swapped unnoticed.
@@ -71,6 +73,21 @@ def inverse(features: journey.Features, damping: float, checkpoint: int = 0) -> 
     """What stands between the gradients of queries and training images. [grad_dim, grad_dim]."""
     matrix = features.fit.gram(checkpoint).matrix.double().numpy()
     return np.linalg.inv(matrix + damping * np.eye(len(matrix)))
+
+
+def published_scores(
+    features: journey.Features, trajectory: Trajectory, *, damping: float, num_draws: int = 16, noise: Any = None
+) -> Tensor:
+    """Scores of stored features with TRAK's kernel, the damped Gram matrix of the features, mean over checkpoints."""
+    plan = plan_queries(
+        features, trajectory, steps=None, interval=None, region=None, num_draws=num_draws, seed=0, noise=noise
+    )
+    total = []
+    for number, checkpoint in enumerate(features.checkpoints):
+        query, train = plan.measure(features, checkpoint, False).mean(2), features.matrix(number)
+        found, _ = Gram(damping).scores(query.flatten(0, 1), train, torch.zeros(len(train)), [train.shape[1]])
+        total.append(found.unflatten(0, query.shape[:2]))
+    return torch.stack(total).mean(0)
 
 
 def assert_near(found: Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:

@@ -20,9 +20,9 @@ from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import Measurement, TrainingLoss
 from journey.methods import baselines
 from journey.methods.influence import recommended
+
 from journey.projectors.base import Projector
 from journey.scores.scores import Scores
-from journey.methods.spectrum import DEFAULT_DAMPING
 
 DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
 TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"

@@ -22,8 +22,8 @@ from journey.measure.measurements import MeanOutput
 from journey.methods import PRESETS, baselines, grass, journey_trak, kfac_influence
 from journey.methods.influence import recommended
 from journey.methods.method import Measured, Method, Scored
-from journey.projectors.random import CountSketch, Gaussian
 from journey.methods.preconditioners import BlockGram, Gram, Preconditioner
+from journey.projectors.random import CountSketch, Gaussian
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
 _SKETCH = CountSketch(4096)
