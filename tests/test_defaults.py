@@ -80,7 +80,7 @@ with tempfile.TemporaryDirectory() as folder:
     keep("images", trajectory.images)
     draws = journey.StratifiedDraws(num_draws=2, bins=2)
     plain = {"projector": journey.CountSketch(1024), "measurement": journey.TrainingLoss()}
-    for name, choices in {"whitened": {}, "sketched": plain}.items():
+    for name, choices in {"default": {}, "sketched": plain}.items():
         out = f"{folder}/{name}"
         features = journey.featurize(model, images, out, draws=draws, progress=False, **choices)
         keep(f"{name} features", features.matrix())

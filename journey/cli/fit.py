@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         "--pseudo-gradients",
         type=int,
         metavar="N",
-        help="of the Gram matrix (default: one for each number of a feature)",
+        help="of the Gram matrix (default: one for each number of a feature, at most 4096)",
     )
     add_running(parser)
 
