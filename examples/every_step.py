@@ -1,6 +1,6 @@
 """One generated image, followed through every step: when is it decided, and which training images steer it there?
 
-Prints a line for each step and writes the run, a page and a picture. Takes about three minutes on two cores.
+Prints a line for each step and writes the run, a page and a picture.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A LoRA that was trained on captioned images: which of them are behind what it draws for a prompt?
 
-Only the adapter is measured. The pipeline is a tiny one of random weights, so this takes half a minute.
+Only the adapter is measured. The pipeline is a tiny one of random weights.
 """
 
 import argparse

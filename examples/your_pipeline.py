@@ -1,6 +1,6 @@
 """Your own pipeline and a folder of images: which of them are behind each image that the pipeline generates?
 
-Prints the strongest proponents by file name and writes a page. Takes about three minutes on two cores.
+Prints the strongest proponents by file name and writes a page.
 """
 
 import argparse

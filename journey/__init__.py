@@ -1,10 +1,13 @@
 """Find the training images that steered a diffusion model towards an image, at each step of its generation.
 
 Three verbs: ``featurize`` measures a dataset once, ``record`` keeps the steps of a generation, ``score`` ranks the
-training images for each step. The rest is imported from its package. In the order in which data flows these are
-``data``, ``models``, ``generation``, ``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``,
-``scores`` and ``report``; beside the road stand ``methods``, ``evaluate``, ``health``, ``integrations``, ``demo`` and
-``cli``; below it ``ops``, ``files``, ``store``, ``locks`` and ``errors``.
+training images for each step or for the whole image. Before them ``fit`` learns from some training images, once per
+model; ``featurize`` calls it if nobody did.
+
+The rest is imported from its package. In the order in which data flows these are ``data``, ``models``, ``generation``,
+``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``, ``scores`` and ``report``; beside the road
+stand ``methods``, ``evaluate``, ``health``, ``integrations``, ``demo`` and ``cli``; below it ``ops``, ``files``,
+``store``, ``locks`` and ``errors``.
 """
 
 from journey import errors, evaluate, methods, ops

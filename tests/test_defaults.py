@@ -68,6 +68,7 @@ import hashlib, json, sys, tempfile
 import torch
 from models import Images, make_images, make_scheduler, make_unet
 import journey
+from journey.projectors.scaled import Scaled
 
 model, images = (make_unet(), make_scheduler()), Images(make_images(6))
 wanted = {"dtype": torch.set_default_dtype, "device": torch.set_default_device}[sys.argv[1]]
@@ -79,12 +80,13 @@ with tempfile.TemporaryDirectory() as folder:
     trajectory = journey.record(model, num_inference_steps=4, progress=False)
     keep("images", trajectory.images)
     draws = journey.StratifiedDraws(num_draws=2, bins=2)
+    scaled = {"projector": Scaled(journey.CountSketch(1024))}  # the default, shorter
     plain = {"projector": journey.CountSketch(1024), "measurement": journey.TrainingLoss()}
-    for name, choices in {"whitened": {}, "sketched": plain}.items():
+    for name, choices in {"scaled": scaled, "sketched": plain}.items():
         out = f"{folder}/{name}"
         features = journey.featurize(model, images, out, draws=draws, progress=False, **choices)
         keep(f"{name} features", features.matrix())
-        scores = journey.score(features, trajectory, num_draws=2, completions=len(choices), progress=False)
+        scores = journey.score(features, trajectory, num_draws=2, completions=len(choices) - 1, progress=False)
         keep(f"{name} scores", scores.values)
     keep("region", journey.score(features, trajectory, num_draws=2, region=(0, 0, 4, 4), progress=False).values)
     keep("matrix", journey.influence_matrix(features, trajectory, [0, 1], num_draws=2, progress=False).values)

@@ -141,6 +141,7 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
 def add_features(parser: argparse.ArgumentParser) -> None:
     """Add the stored features, with what must be as it was when they were made."""
     parser.add_argument("--features", type=Path, required=True, help="folder that featurize wrote")
+    parser.add_argument("--fit", type=Path, help="folder that fit wrote, as given to featurize (default: in the store)")
     add_measured(parser)
 
 

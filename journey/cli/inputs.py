@@ -53,7 +53,9 @@ def _device(name: str) -> torch.device:
 
 def load_features(options: argparse.Namespace, denoiser: Denoiser) -> Features:
     """Return the features that the arguments of ``add_features`` name."""
-    return open_features(options.features, denoiser, checkpoints=options.checkpoints, select=options.select)
+    return open_features(
+        options.features, denoiser, fit=options.fit, checkpoints=options.checkpoints, select=options.select
+    )
 
 
 def load_projection(options: argparse.Namespace) -> tuple[Measurement, Projector]:

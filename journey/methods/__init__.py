@@ -5,9 +5,10 @@ and compared how. ``preset().run(model, dataset, queries)`` returns ``Scores``; 
 replaces a part. Damping is a fraction of the mean eigenvalue. Where a paper tuned it on the scores that it reports, the
 preset takes a plain value or generalised cross-validation; tune it on held-out subsets (``docs/guides/retraining.md``).
 
-In reading order: ``method`` (the engine), ``in_memory`` (features of images that are held in memory), ``trak_family``,
-``tracin_family``, ``compressed``, ``influence`` (published methods),
-``selective_mask`` (a mask that is fitted), ``baselines`` (scores without gradients).
+In reading order: ``method`` (the engine), ``in_memory`` (features of images that are held in memory),
+``preconditioners`` (the kernels), ``spectrum`` (the decomposition of a Gram matrix, and the damped solve),
+``trak_family``, ``tracin_family``, ``compressed``, ``influence`` (published methods), ``selective_mask`` (a mask that
+is fitted), ``baselines`` (scores without gradients).
 
 All follow the papers and, where available, the published code; each docstring states known differences.
 """

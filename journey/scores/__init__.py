@@ -1,7 +1,6 @@
-"""The third verb: who steered this step.
+"""The third verb: who steered this step, or this image.
 
-In reading order: ``score`` (the verb), ``scores`` (what it gives, ranked), ``queries`` (what is measured of the
-generated images), ``regions`` (parts of an image), ``gram`` (the Gram matrix of stored features), ``spectrum`` (its
-decomposition, and the damped solve), ``influence`` (by bin of training timesteps and step of the generation),
-``preconditioners`` (the same solve for other methods).
+In reading order: ``score`` (the verb), ``scores`` (its result: ranks, totals, strengths), ``errors`` (their standard
+errors), ``queries`` (how steps of generated images are measured), ``image_queries`` (how whole images are),
+``regions`` (parts of an image), ``influence`` (scores by bin of training timesteps and step of the generation).
 """

@@ -82,8 +82,8 @@ def score(
         progress: Show a progress bar.
 
     Returns:
-        Scores, without a unit: the gradients' unit cancels. Positive is a proponent. Whole images have one step,
-        named 0.
+        Scores, in a unit of their own: a measurement that is twice as large gives scores four times as large. Positive
+        is a proponent. Whole images have one step, named 0.
 
     Raises:
         ValueError: If a step was not recorded, an argument is out of range, ``train_interval`` is given with features

@@ -101,6 +101,19 @@ def test_score_reads_the_store_and_writes_scores_and_report(
         picture.verify()
 
 
+def test_features_of_a_fit_that_lies_elsewhere_are_scored_with_it(model: Path, images: Path, tmp_path: Path) -> None:
+    given = ["--model", str(model), "--data", str(images), "--quiet"]
+    fit, store = str(tmp_path / "fit"), str(tmp_path / "features")
+    assert main(["fit", *given, "--out", fit, "--proj-dim", "64"]) == 0
+    measured = ["--proj-dim", "64", "--num-draws", "2"]
+    assert main(["featurize", *given, "--out", store, "--fit", fit, *measured]) == 0
+    numbers = ["--num-inference-steps", "2", "--num-scored", "1", "--query-draws", "2"]
+    scored = ["score", *given, "--features", store, *numbers]
+    assert main([*scored, "--out", str(tmp_path / "without")]) == 1
+    assert main([*scored, "--out", str(tmp_path / "out"), "--fit", fit]) == 0
+    assert list(Scores.load(tmp_path / "out" / "scores.safetensors").values.shape) == [1, 1, 6]
+
+
 def test_quiet_hides_the_bars_of_loading_too_and_leaves_them_as_they_were(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,7 +91,7 @@ def test_methods_are_judged_by_models_that_were_retrained(tmp_path: Path) -> Non
     lines = run("your_method.py", "--out", tmp_path, *knobs)
     found = {name.strip(): float(value) for name, value in (line[:26].split(" LDS ") for line in lines)}
     assert list(found) == [
-        *("your method", "trak", "tracin", "recommended", "random scores", "constant scores", "retraining")
+        *("your method", "trak", "tracin", "default", "random scores", "constant scores", "retraining")
     ]
     assert found["constant scores"] == 0
     assert all(-1 <= value <= 1 for value in found.values())
