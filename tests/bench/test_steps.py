@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.retraining.library import DEFAULT
 from bench.retraining.steps.compare import add_kind, step_table
-from bench.retraining.steps.contenders import DEFAULT, PLAIN
+from bench.retraining.steps.contenders import PLAIN
 from bench.retraining.steps.truth import STEP_KINDS, STEPS, read_step_truth, step_responses
 from bench.retraining.tiers import TIERS
 from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds, significant
