@@ -14,12 +14,38 @@ from bench.retraining.whole.truth import QUERY_KINDS, Setting, Truth
 from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses, significant
 
 OURS, MODEL_FREE = DEFAULT, "optimal denoiser (NDA)"
+# What is compared where time is short.
+SHORT = (
+    DEFAULT,
+    f"{DEFAULT}, linear scores",
+    f"{DEFAULT}, of three steps",
+    "training loss",
+    "plain gradients",
+    "das",
+    "trak",
+    "dtrak",
+    "kfac_influence",
+    "kfac_influence, signed squares",
+    "pixels, cosine",
+    MODEL_FREE,
+)
 
 
-def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
-    """Return the document of the comparison: one table per kind of query."""
+def compare(setting: Setting, truth: Truth, *, short: bool = False) -> dict[str, Any]:
+    """Return the document of the comparison: one table per kind of query.
+
+    Args:
+        setting: The tier.
+        truth: What really happens.
+        short: Compare ``SHORT`` alone.
+
+    Returns:
+        The document, see ``table``.
+    """
     scores, notes = {}, {}
     for contender in contenders():
+        if short and contender.name not in SHORT:
+            continue
         print(f"{contender.name} ...", flush=True)
         scores[contender.name], notes[contender.name] = _scores(setting, truth, contender)
     # What the gradients know and what the images alone tell: each query's scores at one scale, added.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import journey
-from bench.retraining.library import DEFAULT, LIBRARY, Choices, features_of, step_scores
+from bench.retraining.library import DEFAULT, LIBRARY, Choices, features_of
 from bench.retraining.whole.truth import Setting
 from journey.curvature.gram import DEFAULT_DAMPING
 from journey.files.fingerprint import fingerprint_tensors
@@ -45,6 +45,7 @@ class Contender:
         library: The library as it is, with these options, for one that is no ``Method``.
         damping: Of the library's scores.
         strengths: Score by the signed squares of the library's scores.
+        of_steps: Score by the mean of the library's scores at single steps instead.
         ensemble: Models of the whole training set whose scores are averaged.
         tune: Choose the damping on the halves for tuning.
     """
@@ -55,6 +56,7 @@ class Contender:
     library: Choices | None = None
     damping: float = DEFAULT_DAMPING
     strengths: bool = True
+    of_steps: bool = False
     ensemble: int = 1
     tune: bool = True
 
@@ -70,7 +72,7 @@ def contenders() -> list[Contender]:
     found = [
         Contender(DEFAULT, library=LIBRARY),
         Contender(linear, library=LIBRARY, strengths=False),
-        Contender(f"{DEFAULT}, of three steps", baseline=_at_steps),
+        Contender(f"{DEFAULT}, of three steps", library=LIBRARY, of_steps=True),
         Contender("training loss", library=training),
         Contender("plain gradients", library=Choices(projector=_SKETCH)),
         Contender("pseudo-gradients alone", library=Choices(own_share=0.0)),
@@ -102,23 +104,16 @@ def library_scores(setting: Setting, contender: Contender) -> tuple[Tensor, floa
     """Scores of whole images by the library as it is, and the CPU seconds of fit, store and scores."""
     assert contender.library is not None
     features, seconds = features_of(setting, contender.library)
-    begin = time.process_time()
-    scores = journey.score(
-        features,
-        images=setting.asked.x0,
-        conditions=setting.asked.condition,
-        damping=contender.damping,
-        progress=False,
-    )
-    found = scores.strengths() if contender.strengths else scores
-    return found.values[:, 0], seconds + time.process_time() - begin
-
-
-def _at_steps(setting: Setting) -> Tensor:
-    """The mean of the scores at single steps."""
-    asked = setting.asked
-    trajectory = noised_trajectory(setting.model, asked.x0, _STEPS, condition=asked.condition)
-    return step_scores(setting, trajectory).mean(1)
+    begin, asked = time.process_time(), setting.asked
+    if contender.of_steps:
+        trajectory = noised_trajectory(setting.model, asked.x0, _STEPS, condition=asked.condition)
+        found = journey.score(features, trajectory, damping=contender.damping, progress=False).values.mean(1)
+    else:
+        scores = journey.score(
+            features, images=asked.x0, conditions=asked.condition, damping=contender.damping, progress=False
+        )
+        found = (scores.strengths() if contender.strengths else scores).values[:, 0]
+    return found, seconds + time.process_time() - begin
 
 
 def _square_proponents(scores: Tensor, scored: Scored) -> Tensor:
