@@ -109,9 +109,7 @@ def library_scores(setting: Setting, contender: Contender) -> tuple[Tensor, floa
         trajectory = noised_trajectory(setting.model, asked.x0, _STEPS, condition=asked.condition)
         found = journey.score(features, trajectory, damping=contender.damping, progress=False).values.mean(1)
     else:
-        scores = journey.score(
-            features, images=asked.x0, conditions=asked.condition, damping=contender.damping, progress=False
-        )
+        scores = journey.score(features, images=setting.pictures, damping=contender.damping, progress=False)
         found = (scores.strengths() if contender.strengths else scores).values[:, 0]
     return found, seconds + time.process_time() - begin
 

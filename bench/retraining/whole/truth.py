@@ -142,6 +142,14 @@ class Setting:
         """Return all queries, kind after kind, with what the network is told. [3 * num_queries]"""
         return Encoded.cat([self.samples(kind) for kind in QUERY_KINDS])
 
+    @property
+    def pictures(self) -> Dataset:
+        """Return all queries, kind after kind, as ``journey.score`` takes images: with their captions, if they have."""
+        words = [text for kind in QUERY_KINDS for text in self.words(kind)]
+        if not words:
+            return list(self.queries)
+        return [{"image": image, "text": text} for image, text in zip(self.queries, words, strict=True)]
+
     @cached_property
     def queries(self) -> Tensor:
         """Return the images of all queries, kind after kind. [3 * num_queries, C, H, W]"""
