@@ -16,9 +16,8 @@ from bench.featurize.workload import Sizes, Workload, projected, sketched
 from bench.harness import Call, Effort, Goal, Ratio, Row, Timings, checked, interleave, relative_error
 from bench.peers import AbsentPeerError
 from journey import ops
-from journey.curvature.kfac import fit_kfac
-from journey.curvature.whitened import Whitened
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
+from journey.projectors.scaled import Scaled
 
 # Float32 forward and backward through dozens of layers; a parameter that is left out or wrong is off by far more.
 # Bfloat16 keeps eight bits, of which the layers' rounding leaves fewer.
@@ -31,7 +30,7 @@ GOAL_MEMORY = 0.2
 _Run = Callable[[Row, Sizes, Context], list[Row] | None]
 
 STEP = "a training step"
-WHITENED = "featurize, whitened"
+SCALED = "featurize, scaled (default)"
 VMAP, HOOKS, DATTRI = "vmap(grad), unprojected", "naive hooks, unprojected", "dattri-llm capture, unprojected"
 
 
@@ -98,8 +97,8 @@ def _several_draws(row: Row, sizes: Sizes, context: Context) -> list[Row]:
     row.error = checked(relative_error(work.features(featurizer)[:1], expected), TOLERANCE[sizes.dtype])
     calls: dict[str, Call] = {STEP: work.training_step, "featurize": lambda: work.features(featurizer)}
     if not context.quick:
-        whitened = work.featurizer(Whitened(projector, fit_kfac(work.denoiser, work.images, progress=False)))
-        calls[WHITENED] = lambda: work.features(whitened)
+        scaled = work.featurizer(Scaled(projector, dict.fromkeys(featurizer.engine.slots, 2.0)))
+        calls[SCALED] = lambda: work.features(scaled)
     timings = _interleave(calls, context, _effort(context))
     _fill(row, sizes, timings)
     if sizes.network == GOAL_NETWORK:
@@ -107,7 +106,7 @@ def _several_draws(row: Row, sizes: Sizes, context: Context) -> list[Row]:
         row.goal = Goal("cost in training steps", "<=", goal, row.ratios[0].value.median)
     if context.quick:
         return []
-    rows = [_beside(row, timings, WHITENED), _memory_row(row, sizes, context)]
+    rows = [_beside(row, timings, SCALED), _memory_row(row, sizes, context)]
     if sizes.dtype != torch.float32:  # the published pipeline projects float32
         return rows
     work.network.zero_grad(set_to_none=True)

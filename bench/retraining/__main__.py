@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--retrain", action="store_true", help="make the tables of losses again")
     parser.add_argument("--truth", action="store_true", help="stop when the tables of losses are there: no method")
     parser.add_argument("--only", choices=("images", "steps"), help="whole images or single steps alone")
-    parser.add_argument("--short", action="store_true", help="at single steps compare only what is shown and drawn")
+    parser.add_argument("--short", action="store_true", help="compare fewer: at single steps what is drawn")
     options = parser.parse_args(arguments)
     if options.into is not None and options.only is None:
         parser.error("--into needs --only images or --only steps: each table has a file of its own")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.truth:
         return 0
     if options.only != "steps":
-        document = compare(setting, read_truth(losses))
+        document = compare(setting, read_truth(losses), short=options.short)
         write_results(options, f"lds-{tier.name}-table", document, table(document))
         plot(document, options.pages / f"lds-{tier.name}-table.png")
         write_into(options, table(document), "lds")

@@ -181,7 +181,7 @@ class LoRASetting(Setting):
         if self.kept is not None and self.kept.exists():
             return _last(Trajectory.load(self.kept), self.tier.num_queries)
         made = [
-            record(self.models[0], prompt=prompt, seed=seed, num_inference_steps=SAMPLER_STEPS, progress=False)
+            record(self.model, prompt=prompt, seed=seed, num_inference_steps=SAMPLER_STEPS, progress=False)
             for seed, prompt in enumerate(self.prompts)
         ]
         return replace(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import journey
 from bench.retraining.arguments import make_parser, write_into, write_results
+from bench.retraining.library import DEFAULT, WHOLE_IMAGE
 from bench.retraining.tiers import TIERS, Tier
 from journey.evaluate.detection import detect
 from journey.evaluate.retrain import Run, retrain
@@ -29,7 +30,6 @@ from journey.features.features import Features
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
 from journey.methods import baselines, journey_trak
-from journey.methods.influence import recommended
 from journey.methods.preconditioners import Gram
 from journey.models.denoiser import Denoiser
 from journey.projectors.random import CountSketch
@@ -70,8 +70,8 @@ class Planted:
 
 # Scores [num_queries, num_train] of queries with their steps.
 METHODS: dict[str, Callable[[Planted, Trajectory], Tensor]] = {
-    "ours": lambda p, q: recommended().run(p.model, p.train, q, progress=False).values[:, 0],
-    "library default": lambda p, q: _scores(p, q),
+    WHOLE_IMAGE: lambda p, q: _whole(p, q),
+    DEFAULT: lambda p, q: _scores(p, q),
     "journey_trak": lambda p, q: (
         journey_trak()
         .change(projector=CountSketch(4096), preconditioner=Gram(0.3))  # its damping in the comparison by LDS
@@ -82,7 +82,8 @@ METHODS: dict[str, Callable[[Planted, Trajectory], Tensor]] = {
     "pixels, cosine": lambda p, q: baselines.pixels(p.train, q.images, cosine=True),
 }
 ON_THE_MARK: dict[str, Callable[[Planted, Trajectory], Tensor]] = {
-    "library default, region": lambda p, q: _scores(p, q, region=p.corner),
+    f"{WHOLE_IMAGE}, region": lambda p, q: _whole(p, q, region=p.corner),
+    f"{DEFAULT}, region": lambda p, q: _scores(p, q, region=p.corner),
     "optimal denoiser, cropped": lambda p, q: baselines.optimal_denoiser(
         p.model, p.crop(p.train), p.crop(q.images), patch=None
     ),
@@ -189,6 +190,10 @@ def _marked(images: Tensor, corner: Box) -> Tensor:
     top, left, bottom, right = corner
     marked[:, :, top:bottom, left:right] = 1
     return marked
+
+
+def _whole(planted: Planted, queries: Trajectory, region: Box | None = None) -> Tensor:
+    return journey.score(planted.features, images=queries, region=region, progress=False).strengths().values[:, 0]
 
 
 def _scores(planted: Planted, queries: Trajectory, region: Box | None = None) -> Tensor:

@@ -10,7 +10,7 @@ that step and the next two alone. Models are kept in ``--work`` and continued af
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 import journey
 from bench.retraining.arguments import make_parser, write_into, write_results
-from bench.retraining.removals_report import AT_STEP, plot, tables
+from bench.retraining.library import DEFAULT, WHOLE_IMAGE, features_of
+from bench.retraining.removals_report import AT_STEP, NEAREST, plot, tables
 from bench.retraining.tiers import TIERS
 from bench.retraining.whole.contenders import contenders, measure, scores_at
 from bench.retraining.whole.truth import Setting, open_setting
@@ -40,28 +41,30 @@ from journey.models.denoiser import Denoiser
 
 STEPS = (500,)  # in the middle of the way, where digits are decided
 WIDTH = 100  # of the interval in which a retrained model replaces the attributed one: a step and the next two
-NUM_REMOVED = 48  # of 16 and 48, in a pilot with four queries, the one that is clear of both controls
+# Of 48 one is clear of both controls with four queries; 16 are fewer than there are of one digit.
+NUM_REMOVED = (48, 16)
+NUM_QUERIES = 32
 NUM_CONTROLS = 4
-OURS, DEFAULT, OPTIMAL, PIXELS = "ours", "library default", "optimal denoiser", "pixels, cosine"
-SQUARED, MEAN_OUTPUT = "loss, 32 draws, proponents squared", "mean output, squared"
+OPTIMAL, PIXELS, MEAN_OUTPUT = "optimal denoiser", NEAREST, "mean output, squared"
 
 # What a method says of the whole generation, and what it says of one step. [num_queries, num_train]
 WHOLE: dict[str, Callable[[Setting], Tensor]] = {
-    OURS: lambda setting: _method(setting, OURS),
-    SQUARED: lambda setting: _method(setting, SQUARED),
-    MEAN_OUTPUT: lambda setting: _method(setting, MEAN_OUTPUT),
-    OPTIMAL: lambda setting: baselines.optimal_denoiser(setting.models[0], setting.train, setting.trajectory.images),
+    WHOLE_IMAGE: lambda setting: journey.score(_features(setting), images=setting.trajectory, progress=False).values[
+        :, 0
+    ],
     DEFAULT: lambda setting: journey.score(
         _features(setting), setting.trajectory, interval=(0, 1000), progress=False
     ).values[:, 0],
     PIXELS: lambda setting: baselines.pixels(setting.train, setting.trajectory.images, cosine=True),
+    OPTIMAL: lambda setting: baselines.optimal_denoiser(setting.model, setting.train, setting.trajectory.images),
+    MEAN_OUTPUT: lambda setting: _method(setting, MEAN_OUTPUT),
 }
 STEPWISE: dict[str, Callable[[Setting, int], Tensor]] = {
     DEFAULT: lambda setting, step: journey.score(
         _features(setting), setting.trajectory, steps=[step], progress=False
     ).values[:, 0],
     OPTIMAL: lambda setting, step: baselines.optimal_denoiser(
-        setting.models[0], setting.train, _predicted(setting, step), timesteps=[step]
+        setting.model, setting.train, _predicted(setting, step), timesteps=[step]
     ),
 }
 
@@ -77,17 +80,19 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = make_parser("bench.retraining.removals", __doc__)
     parser.add_argument("--processes", type=int, default=1, help="trainings at once, one thread each (default: 1)")
-    parser.add_argument("--queries", type=int, default=8, help="generated queries (default: 8)")
+    parser.add_argument("--queries", type=int, default=NUM_QUERIES, help=f"generated queries (default: {NUM_QUERIES})")
     parser.add_argument(
-        "--removed", type=int, nargs="+", default=[NUM_REMOVED], help="images removed, the first at steps"
+        "--removed", type=int, nargs="+", default=NUM_REMOVED, help="images removed, the first at steps"
     )
+    parser.add_argument("--methods", nargs="+", choices=WHOLE, default=list(WHOLE), help="whole-image methods (all)")
     parser.add_argument("--step-queries", type=int, help="queries at single steps (default: as --queries)")
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS, help="single steps that are asked about")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     setting = open_setting(TIERS[options.tier], options.data, options.work)
     sizes = (options.queries, options.queries if options.step_queries is None else options.step_queries)
-    document = compare(setting, sizes, options.removed, options.steps, options.processes)
+    methods = {name: WHOLE[name] for name in options.methods}
+    document = compare(setting, methods, sizes, options.removed, options.steps, options.processes)
     write_results(options, f"removals-{setting.tier.name}", document, tables(document))
     plot(document, options.pages / f"removals-{setting.tier.name}.png")
     write_into(options, tables(document, short=True), "removals")
@@ -95,12 +100,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(
-    setting: Setting, sizes: tuple[int, int], numbers: Sequence[int], steps: Sequence[int], processes: int
+    setting: Setting,
+    methods: Mapping[str, Callable[[Setting], Tensor]],
+    sizes: tuple[int, int],
+    numbers: Sequence[int],
+    steps: Sequence[int],
+    processes: int,
 ) -> dict[str, Any]:
     """Train what is not there yet and measure everything.
 
     Args:
         setting: The tier.
+        methods: Those that name images of the whole generation.
         sizes: How many of its generated queries are asked about, as a whole and at steps.
         numbers: How many images are removed; at steps the first of these.
         steps: Which single steps are asked about.
@@ -120,7 +131,7 @@ def compare(
         models = remove(training, some, num_removed, folder, num_controls=NUM_CONTROLS, processes=processes)
         return {what: _rounded(measure_effect(models, effect).runs) for what, effect in effects.items()}
 
-    whole = {name: scores(setting) for name, scores in WHOLE.items()}
+    whole = {name: scores(setting) for name, scores in methods.items()}
     document: dict[str, Any] = {
         "what": "change of every query under models without its proponents: [effect][name][training][query]",
         "tier": setting.tier.name,
@@ -142,7 +153,7 @@ def _rounded(runs: dict[str, Tensor]) -> dict[str, list[list[float]]]:
 
 
 def _whole_effects(setting: Setting) -> dict[str, Effect]:
-    model, steps = setting.models[0], len(setting.trajectory.timesteps)
+    model, steps = setting.model, len(setting.trajectory.timesteps)
     embedding = embedding_distance(_bottleneck(model))
     return {
         "pixels": generation_change(model, num_inference_steps=steps),
@@ -152,7 +163,7 @@ def _whole_effects(setting: Setting) -> dict[str, Effect]:
 
 
 def _step_effects(setting: Setting, step: int) -> dict[str, Effect]:
-    model, steps = setting.models[0], len(setting.trajectory.timesteps)
+    model, steps = setting.model, len(setting.trajectory.timesteps)
     interval = (step, step - WIDTH)
     return {
         "prediction": prediction_change(model, setting.trajectory, step),
@@ -185,7 +196,7 @@ def _method(setting: Setting, name: str) -> Tensor:
 
 
 def _features(setting: Setting) -> Features:
-    return journey.featurize(setting.models[0], setting.train, setting.work / "features", progress=False)
+    return features_of(setting)[0]
 
 
 def _predicted(setting: Setting, step: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from journey.evaluate.counterfactual import Counterfactual
 from journey.evaluate.removal import RANDOM, RESEED
 
-AT_STEP = ", at the step"
+AT_STEP, NEAREST = ", at the step", "pixels, cosine"
 WHOLE_EFFECTS = {"pixels": "pixel distance", "embedding": "embedding distance", "loss": "rise of the query's loss"}
 STEP_EFFECTS = {
     "prediction": "change of the predicted image",
@@ -33,7 +33,10 @@ def tables(document: dict[str, Any], *, short: bool = False) -> str:
     parts = []
     for num_removed, effects in document["whole"].items():
         shown = ("pixels", "loss") if short else WHOLE_EFFECTS
-        parts.append(_whole(document, num_removed, {name: _result(effects[name]) for name in shown}))
+        results = {name: _result(effects[name]) for name in shown}
+        parts.append(_whole(document, num_removed, results))
+        if NEAREST in results["loss"].runs:
+            parts.append(_beyond_nearest(num_removed, results))
     if document["step"]:
         parts += [_steps(document, effect) for effect in (("prediction",) if short else STEP_EFFECTS)]
     return "\n\n".join(parts)
@@ -57,6 +60,17 @@ def _whole(document: dict[str, Any], num_removed: str, results: dict[str, Counte
             ]
         lines.append(_cells(cells))
     return _titled(f"Whole trajectory: {_sizes(document, num_removed, first)}.", lines)
+
+
+def _beyond_nearest(num_removed: str, results: dict[str, Counterfactual]) -> str:
+    """Every method against the nearest images by pixels, query by query."""
+    header = ["removed", *(WHOLE_EFFECTS[effect] + _unit(effect) for effect in results)]
+    lines = [_cells(header), _cells(["---"] * len(header))]
+    for name in _ordered(results["loss"]):
+        if name not in (NEAREST, RANDOM, RESEED):
+            gaps = [_more(result, name, NEAREST, _SCALE.get(effect, 1)) for effect, result in results.items()]
+            lines.append(_cells([name, *gaps]))
+    return _titled(f"More than the nearest by pixels, {num_removed} removed:", lines)
 
 
 def _steps(document: dict[str, Any], effect: str) -> str:

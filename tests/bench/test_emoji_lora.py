@@ -103,7 +103,7 @@ def test_what_is_kept_of_a_fine_tune_is_its_adapter_and_fits_the_model_again(set
 
 
 def test_the_attributed_model_is_measured_by_its_adapter_alone(setting: LoRASetting, tmp_path: Path) -> None:
-    model = setting.models[0]
+    model = setting.model
     features = journey.featurize(
         model,
         setting.dataset,
@@ -126,7 +126,7 @@ def test_every_query_is_measured_under_its_own_caption(setting: LoRASetting, tmp
     dataset = [{"image": x, "text": w} for x, w in zip(setting.queries, words, strict=True)]
     path = retrain(setting.training, [Run(truth.subsets.indices(1), 1)], setting.work / "models", progress=False)[0]
     draws = bench.retraining.whole.truth._DRAWS
-    expected = measure_responses(setting.models[0], [path], dataset, draws=draws, progress=False)[0]
+    expected = measure_responses(setting.model, [path], dataset, draws=draws, progress=False)[0]
     torch.testing.assert_close(truth.responses[1, 1], expected)
     torch.testing.assert_close(read_truth(tmp_path / "lds.json").responses[1, 1], expected, rtol=1e-5, atol=0)
     assert torch.isnan(truth.responses[2, 1]).all(), "halves for tuning have one seed"
@@ -143,8 +143,8 @@ def test_single_steps_are_measured_under_the_captions_that_are_kept_with_them(
     assert kept.prompts == tuple(WORDS[4:])
     assert kept.condition is not None
     assert torch.equal(kept.condition["encoder_hidden_states"], encode(WORDS[4:]))
-    assert kept.schedule == setting.models[0].schedule.fingerprint()
-    kept.check_schedule(setting.models[0].schedule)
+    assert kept.schedule == setting.model.schedule.fingerprint()
+    kept.check_schedule(setting.model.schedule)
     assert torch.equal(kept.images[2:], setting.trajectory.images)
     # Whoever makes the models again asks about the kept generations.
     again = replace(setting, work=tmp_path / "elsewhere", kept=tmp_path / "steps.safetensors")

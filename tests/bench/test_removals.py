@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.retraining import planted as detection
-from bench.retraining.removals_report import AT_STEP, tables
+from bench.retraining.removals_report import AT_STEP, NEAREST, tables
 from bench.retraining.tiers import TIERS
 from journey.evaluate.counterfactual import Counterfactual
 from journey.evaluate.removal import RANDOM, RESEED
@@ -39,8 +39,8 @@ def test_the_results_are_those_of_this_tier() -> None:
 @pytest.mark.parametrize("effect", ["pixels", "loss"])
 def test_removing_our_proponents_changes_more_than_random_removal_and_another_seed(effect: str) -> None:
     found = result(next(iter(checked_in()["whole"].values()))[effect])
-    assert found.excess("ours", RANDOM).low > 0
-    assert found.excess("ours", RESEED).low > 0
+    assert found.excess("version 0.1, whole image", RANDOM).low > 0
+    assert found.excess("version 0.1, whole image", RESEED).low > 0
 
 
 def test_tables_name_every_method_the_strongest_first_and_the_gap_of_each_step() -> None:
@@ -59,6 +59,14 @@ def test_tables_name_every_method_the_strongest_first_and_the_gap_of_each_step()
     assert "3500.00 [3000.00, 4000.00]" in whole, "losses are in thousandths"
     assert prediction.splitlines()[-1] == "| *weak: at the step minus whole* | 0.50 [0.00, 1.00] (50 %) |"
     assert tables(document).count("At a step") == 3
+
+
+def test_methods_are_paired_with_the_nearest_by_pixels() -> None:
+    runs = {"ours": [[1.0, 2.0]], NEAREST: [[0.5, 1.5]], RANDOM: [[0.0, 0.0]], RESEED: [[0.0, 0.0]]}
+    document = {"num_train": 9, "whole": {"3": {"pixels": runs, "embedding": runs, "loss": runs}}, "step": {}}
+    lines = tables(document, short=True).splitlines()
+    assert lines[-1] == "| ours | 0.50 [0.50, 0.50] (100 %) | 500.00 [500.00, 500.00] (100 %) |"
+    assert lines[-5] == "More than the nearest by pixels, 3 removed:"
 
 
 def test_detection_is_told_by_method_with_its_interval() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.retraining.library import DEFAULT
 from bench.retraining.steps.compare import add_kind, step_table
-from bench.retraining.steps.contenders import DEFAULT, PLAIN
+from bench.retraining.steps.contenders import PUBLISHED, TRAINING_LOSS
 from bench.retraining.steps.truth import STEP_KINDS, STEPS, read_step_truth, step_responses
 from bench.retraining.tiers import TIERS
 from journey.evaluate.lds import CEILING, CONSTANT, RANDOM, lds, significant
@@ -104,10 +105,11 @@ def test_the_latent_and_the_predicted_image_tell_of_retraining_at_their_own_step
     assert found["own"] > found["other"]
 
 
-def test_the_default_leads_plain_gradients_every_baseline_and_every_control_at_single_steps() -> None:
+def test_the_default_leads_the_training_loss_every_baseline_and_every_control_at_single_steps() -> None:
     document = json.loads((RESULTS / f"lds-{TIER.name}-steps-table.json").read_text())
     for kind in STEP_KINDS:
-        for other in (PLAIN, "pixels of x0_hat, cosine", "optimal denoiser at the latent", RANDOM, CONSTANT):
+        behind = (TRAINING_LOSS, PUBLISHED, "pixels of x0_hat, cosine", "optimal denoiser at the latent")
+        for other in (*behind, RANDOM, CONSTANT):
             assert document["rows"][other][kind]["behind"][1] > 0
     lines = step_table(document).splitlines()
     assert lines[-1].startswith(f"| {CEILING} |")

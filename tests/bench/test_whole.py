@@ -61,13 +61,13 @@ def test_a_table_is_sorted_and_ends_with_the_ceiling() -> None:
         return {kind: {"lds": [value, value - 0.1, value + 0.1], "behind": behind} for kind in QUERY_KINDS}
 
     document = {
-        "rows": {"worse": {**row(0.2), "seconds": 3, "bytes": 4000, "damping": 0.1}, "better": row(0.5)},
+        "rows": {"worse": {**row(0.2), "seconds": 3, "bytes": 4100, "damping": 0.1}, "better": row(0.5)},
         "ceiling": {kind: [0.9, 0.8, 1.0] for kind in QUERY_KINDS},
     }
     lines = table(document).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| better", "| worse", "| ceiling"]
     assert "0.20 [0.10, 0.30]" in lines[3]
-    assert lines[3].endswith("| 0.30 [0.10, 0.40] | 3 | 4 | 0.1 |")
+    assert lines[3].endswith("| 0.30 [0.10, 0.40] | 3 | 4.1 | 0.1 |")
 
 
 def test_the_snr_lds_has_a_column_where_the_numbers_have_it() -> None:

@@ -9,15 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.retraining.steps.contenders import (
-    DEFAULT,
-    PLAIN,
-    TRAINING_LOSS,
-    WHOLE_IMAGE,
-    measured_scores,
-    step_contenders,
-)
+from bench.retraining.library import DEFAULT, WHOLE_IMAGE
+from bench.retraining.steps.contenders import PLAIN, PUBLISHED, TRAINING_LOSS, measured_scores, step_contenders
 from bench.retraining.steps.truth import STEP_KINDS, StepTruth
+from bench.retraining.whole.compare import kilobytes
 from bench.retraining.whole.truth import Setting
 from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses, significant
 from journey.evaluate.subsets import Subsets
@@ -27,7 +22,7 @@ SHOWN = (
     DEFAULT,
     TRAINING_LOSS,
     PLAIN,
-    "plain gradients, 1 bin of 8 draws",
+    PUBLISHED,
     "optimal denoiser at the latent",
     "pixels of x0_hat, cosine",
     WHOLE_IMAGE,
@@ -53,7 +48,7 @@ def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) ->
         scores[contender.name] = measured_scores(setting, truth.trajectory, contender)
         rows[contender.name] = {
             "draws": 0 if contender.draws is None else contender.draws.bins * contender.draws.num_draws,
-            "bytes": 4 * contender.stored,
+            "bytes": contender.stored,
             "tuning": _tuning(truth, scores[contender.name]),
         }
     document: dict[str, Any] = {"steps": truth.trajectory.timesteps.tolist(), "rows": rows, "ceiling": {}}
@@ -146,7 +141,7 @@ def step_table(document: dict[str, Any], shown: Sequence[str] | None = None) -> 
         snr = row[key].get("snr")
         if with_snr:
             cells.append("" if snr is None else "{:.2f} [{:.2f}, {:.2f}]; {:.1%}".format(*snr["mean"], snr["share"]))
-        cells += [str(row["draws"]), f"{row['bytes'] / 1000:.0f}"] if "draws" in row else ["", ""]
+        cells += [str(row["draws"]), kilobytes(row["bytes"])] if "draws" in row else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     ceilings = [document["ceiling"][k] for k in (key, other)]
     if None not in ceilings[0]:

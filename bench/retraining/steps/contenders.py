@@ -1,34 +1,32 @@
-"""What is compared at single steps: the library's way with other draws, kernels and dampings, and baselines."""
+"""What is compared at single steps: the library's default, the default with one thing changed, and baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import journey
+from bench.retraining.library import DEFAULT, LIBRARY, WHOLE_IMAGE, Choices, features_of, step_scores
 from bench.retraining.whole.truth import Setting
-from journey.curvature.ekfac import fit_ekfac
+from journey.curvature.gram import DEFAULT_DAMPING
+from journey.curvature.kfac import fit_kfac
 from journey.curvature.whitened import Whitened
-from journey.files.fingerprint import fingerprint_json
 from journey.generation.trajectory import Trajectory
-from journey.measure.draws import DEFAULT_DRAWS, Draws, StratifiedDraws
-from journey.measure.left_out import LeftOutLoss
-from journey.measure.measurements import Measurement, TrainingLoss
-from journey.methods import baselines
-from journey.methods.influence import recommended
-
+from journey.measure.draws import Draws, StratifiedDraws
+from journey.measure.measurements import TrainingLoss
+from journey.methods import baselines, journey_trak
+from journey.methods.preconditioners import Gram
+from journey.models.encoding import choose_captions, encode_all
 from journey.projectors.base import Projector
+from journey.projectors.random import CountSketch
 from journey.scores.scores import Scores
 
-DEFAULT, WHOLE_IMAGE = "library default", "ours, of the whole image"
-TRAINING_LOSS, PLAIN = "training loss", "plain gradients, damping 1"
+TRAINING_LOSS, PLAIN, PUBLISHED = "training loss", "plain gradients", "journey_trak"
 _WINDOW = 200  # timesteps on either side of a step
-_OURS = recommended()
-_SKETCH, _LONG = journey.CountSketch(), journey.CountSketch(16384)
+_TRAK = journey_trak().change(projector=CountSketch(4096))
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class StepContender:
         name: Its row.
         scores: Returns scores [num_queries, num_steps, num_train] for a setting and its queries' steps.
         draws: Draws of the training images, None where there are no features.
-        stored: Numbers that are kept of each image.
+        stored: Bytes that are kept of each image.
     """
 
     name: str
@@ -49,32 +47,31 @@ class StepContender:
 
 
 def step_contenders() -> list[StepContender]:
-    """Return all that is compared: the default with one thing changed, plain gradients, and baselines."""
+    """Return all that is compared."""
     return [
         _library(DEFAULT),
-        _library(TRAINING_LOSS, measurement=TrainingLoss()),
-        _library("weight 0.3", measurement=LeftOutLoss(0.3)),
-        _library("weight 3", measurement=LeftOutLoss(3.0)),
-        _library("damping 1", damping=1.0),
-        _library("damping 100", damping=100.0),
-        _library("damping cross-validated", damping="auto"),
-        _library("training draws near the step", window=True),
+        _library(TRAINING_LOSS, Choices(TrainingLoss())),
+        _library("damping 0.3", damping=0.3),
+        _library("damping 3", damping=3.0),
         _library("signed squares", adjust=lambda scores: scores * scores.abs()),
-        _library("sketched to 16,384", projector=lambda _: Whitened(_LONG), proj_dim=16384),
-        _library("independent draws", replace(DEFAULT_DRAWS, antithetic=False)),
-        _library("32 bins of 1 draw", StratifiedDraws(1, bins=32)),
-        _library("1 bin of 8 draws", StratifiedDraws(8)),
-        _library("1 bin of 32 draws", StratifiedDraws(32)),
-        _library("whitened by EK-FAC, sketched to 16,384", projector=_ekfac, proj_dim=16384),
-        _plain(PLAIN, damping=1.0),
-        _plain("plain gradients, left-out loss, damping 1", damping=1.0, measurement=LeftOutLoss()),
-        _plain("plain gradients, damping cross-validated", damping="auto"),
-        _plain("plain gradients, 32 bins of 1 draw", StratifiedDraws(1, bins=32), 1.0),
-        _plain("plain gradients, 1 bin of 8 draws", StratifiedDraws(8), "auto"),
+        _library("pseudo-gradients alone", Choices(own_share=0.0)),
+        _library("own gradients alone", Choices(own_share=1.0)),
+        _library("20,480 pseudo-gradients", Choices(pseudo_gradients=20480)),
+        _library("rows of 4 bits", Choices(row="int4")),
+        _library("rows of float32", Choices(row="float32")),
+        _library("8 draws", Choices(draws=StratifiedDraws(8))),
+        _library("independent draws", Choices(draws=StratifiedDraws(20, antithetic=False))),
+        _library("training draws near the step", Choices(draws=StratifiedDraws(2, bins=10)), window=True),
+        _library(PLAIN, Choices(projector=CountSketch())),
+        _library("plain gradients, damping 0.1", Choices(projector=CountSketch()), damping=0.1),
+        _library("whitened by Kronecker factors", Choices(projector=_whitened)),
+        _library("whitened by Kronecker factors, damping 3", Choices(projector=_whitened), damping=3.0),
+        StepContender(PUBLISHED, _published(0.3), _TRAK.draws, 4 * 4096),
+        StepContender("journey_trak, as published", _published(0.0), _TRAK.draws, 4 * 4096),
         StepContender("optimal denoiser at the latent", _at_steps(_optimal_at_latent)),
         StepContender("optimal denoiser at x0_hat", _at_steps(_optimal_at_prediction)),
         StepContender("pixels of x0_hat, cosine", _at_steps(_pixels)),
-        StepContender(WHOLE_IMAGE, _whole_image, _OURS.draws, 16384),
+        StepContender(WHOLE_IMAGE, _whole_image, LIBRARY.draws, LIBRARY.stored),
     ]
 
 
@@ -90,65 +87,51 @@ def measured_scores(setting: Setting, trajectory: Trajectory, contender: StepCon
 
 def _library(
     name: str,
-    draws: Draws = DEFAULT_DRAWS,
-    damping: float | Literal["auto"] = DEFAULT_DAMPING,
+    choices: Choices = LIBRARY,
+    damping: float = DEFAULT_DAMPING,
     *,
-    measurement: Measurement = LeftOutLoss(),  # noqa: B008 - frozen
-    projector: Callable[[Setting], Projector] = lambda _: Whitened(),
-    proj_dim: int = 4096,
     window: bool = False,
     adjust: Callable[[Tensor], Tensor] | None = None,
 ) -> StepContender:
-    """``journey.featurize`` and ``journey.score`` as they are."""
+    """``journey.fit``, ``journey.featurize`` and ``journey.score`` as they are."""
 
     def scores(setting: Setting, trajectory: Trajectory) -> Tensor:
-        model, chosen = setting.models[0], projector(setting)
-        names = [part.fingerprint() for part in (measurement, draws, chosen)]
-        features = journey.featurize(
-            model,
-            list(setting.train),
-            setting.work / "steps" / f"features-{fingerprint_json(names)[:16]}",
-            measurement=measurement,
-            draws=draws,
-            projector=chosen,
-            progress=False,
-        )
         if window:
-            last = model.num_train_timesteps
-            parts = [
-                journey.score(
-                    features,
-                    trajectory,
-                    steps=[t],
-                    train_interval=(max(0, t - _WINDOW), min(last, t + _WINDOW)),
-                    damping=damping,
-                    progress=False,
-                ).values
-                for t in trajectory.timesteps.tolist()
-            ]
-            return torch.cat(parts, 1)
-        values = journey.score(features, trajectory, damping=damping, progress=False).values
+            return _near_the_step(setting, trajectory, choices, damping)
+        values = step_scores(setting, trajectory, choices, damping=damping)
         return values if adjust is None else adjust(values)
 
-    return StepContender(name, scores, draws, draws.bins * proj_dim)
+    return StepContender(name, scores, choices.draws, choices.stored)
 
 
-def _plain(
-    name: str,
-    draws: Draws = DEFAULT_DRAWS,
-    damping: float | Literal["auto"] = DEFAULT_DAMPING,
-    *,
-    measurement: Measurement = TrainingLoss(),  # noqa: B008 - has no state
-) -> StepContender:
-    """Features that are not whitened, of the published measurement if nothing else is said."""
-    return _library(name, draws, damping, measurement=measurement, projector=lambda _: _SKETCH)
+def _near_the_step(setting: Setting, trajectory: Trajectory, choices: Choices, damping: float) -> Tensor:
+    """Count the training images' draws near the step alone."""
+    features, _ = features_of(setting, choices)
+    last = setting.model.num_train_timesteps
+    parts = [
+        journey.score(
+            features,
+            trajectory,
+            steps=[t],
+            train_interval=(max(0, t - _WINDOW), min(last, t + _WINDOW)),
+            damping=damping,
+            progress=False,
+        ).values
+        for t in trajectory.timesteps.tolist()
+    ]
+    return torch.cat(parts, 1)
 
 
-def _ekfac(setting: Setting) -> Projector:
-    """As in ``presets.kfac_influence``."""
-    fitted = StratifiedDraws(2, antithetic=False)
-    curvature = fit_ekfac(setting.models[0], setting.train, draws=fitted, progress=False)
-    return Whitened(_LONG, curvature, 1e-3)
+def _whitened(setting: Setting) -> Projector:
+    """Kronecker factors of the curvature in place of one scale per parameter."""
+    samples = encode_all(setting.model, setting.dataset)
+    told = samples.conditions(choose_captions(0, range(len(samples)), samples.counts, 1))
+    return Whitened(CountSketch(), fit_kfac(setting.model, samples.x0, condition=told, progress=False))
+
+
+def _published(damping: float) -> Callable[[Setting, Trajectory], Tensor]:
+    method = _TRAK.change(preconditioner=Gram(damping))
+    return lambda setting, trajectory: method.run(setting.model, setting.dataset, trajectory, progress=False).values
 
 
 def _at_steps(one: Callable[[Setting, Trajectory, int], Tensor]) -> Callable[[Setting, Trajectory], Tensor]:
@@ -160,12 +143,12 @@ def _at_steps(one: Callable[[Setting, Trajectory, int], Tensor]) -> Callable[[Se
 
 def _optimal_at_latent(setting: Setting, trajectory: Trajectory, index: int) -> Tensor:
     t = int(trajectory.timesteps[index])
-    return baselines.optimal_denoiser_at(setting.models[0], setting.train, trajectory.x_t[:, index], t)
+    return baselines.optimal_denoiser_at(setting.model, setting.train, trajectory.x_t[:, index], t)
 
 
 def _optimal_at_prediction(setting: Setting, trajectory: Trajectory, index: int) -> Tensor:
     t = int(trajectory.timesteps[index])
-    return baselines.optimal_denoiser(setting.models[0], setting.train, trajectory.x0_hat[:, index], timesteps=[t])
+    return baselines.optimal_denoiser(setting.model, setting.train, trajectory.x0_hat[:, index], timesteps=[t])
 
 
 def _pixels(setting: Setting, trajectory: Trajectory, index: int) -> Tensor:
@@ -173,5 +156,6 @@ def _pixels(setting: Setting, trajectory: Trajectory, index: int) -> Tensor:
 
 
 def _whole_image(setting: Setting, trajectory: Trajectory) -> Tensor:
-    scores = _OURS.run(setting.models[0], list(setting.train), trajectory.images, progress=False).values
+    features, _ = features_of(setting)
+    scores = journey.score(features, images=trajectory, progress=False).strengths().values
     return scores.expand(-1, len(trajectory.timesteps), -1)

@@ -66,7 +66,7 @@ class StepTruth:
 
 def step_trajectory(setting: Setting) -> Trajectory:
     """Return the steps of all queries: held-out images noised to each step, then the recorded generations."""
-    model, real, recorded = setting.models[0], setting.samples(STEP_KINDS[0]), setting.trajectory
+    model, real, recorded = setting.model, setting.samples(STEP_KINDS[0]), setting.trajectory
     noised = noised_trajectory(model, real.x0, STEPS, condition=real.condition, seed=_LATENT_SEED)
     kept = [recorded.timesteps.tolist().index(t) for t in STEPS]
     told = [part.condition for part in (noised, recorded) if part.condition is not None]
@@ -109,7 +109,7 @@ def make_step_truth(setting: Setting, path: Path, processes: int) -> StepTruth:
 
 def measure_steps(setting: Setting, trajectory: Trajectory, paths: Sequence[Path]) -> Tensor:
     """Measure all steps of all queries under every model. [num_models, num_queries, num_steps]"""
-    model, ids, shape = setting.models[0], range(trajectory.num_queries), tuple(trajectory.images.shape[1:])
+    model, ids, shape = setting.model, range(trajectory.num_queries), tuple(trajectory.images.shape[1:])
     each, device = setting.tier.num_noises, torch.device("cpu")
     noise = torch.stack([query_noise(_NOISE_SEED, ids, t, each, shape, device) for t in STEPS], 1)
     told = {} if trajectory.condition is None else trajectory.condition.tensors

@@ -8,17 +8,44 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.retraining.whole.contenders import DAMPINGS, Contender, contenders, measure, scores_at
+from bench.retraining.library import DEFAULT
+from bench.retraining.whole.contenders import DAMPINGS, Contender, contenders, library_scores, measure, scores_at
 from bench.retraining.whole.truth import QUERY_KINDS, Setting, Truth
 from journey.evaluate.lds import CEILING, LDSTable, lds, lds_per_query, predict_losses, significant
 
-OURS, MODEL_FREE = "ours", "optimal denoiser (NDA)"
+OURS, MODEL_FREE = DEFAULT, "optimal denoiser (NDA)"
+# What is compared where time is short.
+SHORT = (
+    DEFAULT,
+    f"{DEFAULT}, linear scores",
+    f"{DEFAULT}, of three steps",
+    "training loss",
+    "plain gradients",
+    "das",
+    "trak",
+    "dtrak",
+    "kfac_influence",
+    "kfac_influence, signed squares",
+    "pixels, cosine",
+    MODEL_FREE,
+)
 
 
-def compare(setting: Setting, truth: Truth) -> dict[str, Any]:
-    """Return the document of the comparison: one table per kind of query."""
+def compare(setting: Setting, truth: Truth, *, short: bool = False) -> dict[str, Any]:
+    """Return the document of the comparison: one table per kind of query.
+
+    Args:
+        setting: The tier.
+        truth: What really happens.
+        short: Compare ``SHORT`` alone.
+
+    Returns:
+        The document, see ``table``.
+    """
     scores, notes = {}, {}
     for contender in contenders():
+        if short and contender.name not in SHORT:
+            continue
         print(f"{contender.name} ...", flush=True)
         scores[contender.name], notes[contender.name] = _scores(setting, truth, contender)
     # What the gradients know and what the images alone tell: each query's scores at one scale, added.
@@ -50,10 +77,13 @@ def _behind(table: LDSTable, name: str) -> list[float] | None:
 
 
 def _scores(setting: Setting, truth: Truth, contender: Contender) -> tuple[Tensor, dict[str, Any]]:
+    if contender.library is not None:
+        values, seconds = library_scores(setting, contender)
+        return values, {"seconds": seconds, "bytes": contender.library.stored, "damping": contender.damping}
     if contender.baseline is not None:
         begin = time.process_time()
         values = contender.baseline(setting)
-        return values, {"seconds": time.process_time() - begin, "bytes": 4 * contender.stored, "damping": None}
+        return values, {"seconds": time.process_time() - begin, "bytes": 0, "damping": None}
     assert contender.method is not None
     measured, seconds = measure(setting, contender)
     can_tune = contender.damped and len(truth.tuning()[0]) > 0
@@ -97,7 +127,7 @@ def table(document: dict[str, Any]) -> str:
         cells = [name, *(_interval(row[kind]["lds"]) for kind in kinds)]
         cells += [_significant(row[kinds[1]].get("snr"))] if with_snr else []
         cells.append("" if row[kinds[1]]["behind"] is None else _interval(row[kinds[1]]["behind"]))
-        cells += [f"{row['seconds']:.0f}", f"{row['bytes'] / 1000:.0f}"] if "seconds" in row else ["", ""]
+        cells += [f"{row['seconds']:.0f}", kilobytes(row["bytes"])] if "seconds" in row else ["", ""]
         cells.append("" if row.get("damping") in (None, float("inf")) else f"{row['damping']:g}")
         lines.append(f"| {' | '.join(cells)} |")
     if document["ceiling"][kinds[0]] is not None:
@@ -108,6 +138,11 @@ def table(document: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kilobytes(num_bytes: int) -> str:
+    """Render bytes as kB, with a digit behind the point where that is not zero."""
+    return f"{num_bytes / 1000:.1f}".removesuffix(".0")
 
 
 def plot(document: dict[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is compared: every preset, the loss with our draws, our recommendation, and baselines without gradients."""
+"""What is compared: the library with one thing changed, every preset, their relatives, and baselines."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import journey
+from bench.retraining.library import DEFAULT, LIBRARY, Choices, features_of
 from bench.retraining.whole.truth import Setting
+from journey.curvature.gram import DEFAULT_DAMPING
 from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.noised import noised_trajectory
 from journey.generation.trajectory import Trajectory
-from journey.measure.draws import DEFAULT_DRAWS, StratifiedDraws
-from journey.measure.measurements import MeanOutput
+from journey.measure.draws import StratifiedDraws
+from journey.measure.measurements import MeanOutput, TrainingLoss
 from journey.methods import PRESETS, baselines, grass, journey_trak, kfac_influence
-from journey.methods.influence import recommended
 from journey.methods.method import Measured, Method, Scored
 from journey.methods.preconditioners import BlockGram, Gram, Preconditioner
+from journey.models.condition import Encoded
 from journey.projectors.random import CountSketch, Gaussian
 
 # A dense projection to 4096 costs hundreds of times the gradient here; the sketch has the same accuracy.
@@ -40,7 +42,10 @@ class Contender:
         name: Its row.
         method: The method, None for a baseline.
         baseline: Scores from the setting, for one that is no ``Method``. [num_queries, num_train]
-        stored: Numbers that a baseline keeps of each image.
+        library: The library as it is, with these options, for one that is no ``Method``.
+        damping: Of the library's scores.
+        strengths: Score by the signed squares of the library's scores.
+        of_steps: Score by the mean of the library's scores at single steps instead.
         ensemble: Models of the whole training set whose scores are averaged.
         tune: Choose the damping on the halves for tuning.
     """
@@ -48,7 +53,10 @@ class Contender:
     name: str
     method: Method | None = None
     baseline: Callable[[Setting], Tensor] | None = None
-    stored: int = 0
+    library: Choices | None = None
+    damping: float = DEFAULT_DAMPING
+    strengths: bool = True
+    of_steps: bool = False
     ensemble: int = 1
     tune: bool = True
 
@@ -60,17 +68,27 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """Return all that is compared, in the order of the table."""
-    found = [Contender(name, _affordable(preset())) for name, preset in PRESETS.items()]
+    linear, training = f"{DEFAULT}, linear scores", Choices(TrainingLoss())
+    found = [
+        Contender(DEFAULT, library=LIBRARY),
+        Contender(linear, library=LIBRARY, strengths=False),
+        Contender(f"{DEFAULT}, of three steps", library=LIBRARY, of_steps=True),
+        Contender("training loss", library=training),
+        Contender("plain gradients", library=Choices(projector=_SKETCH)),
+        Contender("pseudo-gradients alone", library=Choices(own_share=0.0)),
+        Contender("own gradients alone", library=Choices(own_share=1.0)),
+        Contender("rows of 4 bits", library=Choices(row="int4")),
+        Contender("damping 0.3", library=LIBRARY, damping=0.3),
+        Contender("damping 3", library=LIBRARY, damping=3.0),
+    ]
+    found += [Contender(name, _affordable(preset())) for name, preset in PRESETS.items()]
     found.append(Contender("journey_trak, as published", _affordable(journey_trak()), tune=False))
-    default = Method("default", "this library", projector=_SKETCH, at_steps=True, query_draws=16)
-    found.append(Contender("loss, 8 draws, asked at steps", default, tune=False))
     found += [
-        Contender("ours", recommended()),
-        Contender("library default", baseline=_library_default, stored=DEFAULT_DRAWS.bins * _SKETCH.proj_dim),
         Contender("mean output, squared", MEAN_OUTPUT),
         Contender("loss, 32 draws", LOSS),
         Contender("loss, 32 draws, 2 models", LOSS, ensemble=2),
         Contender("loss, 32 draws, proponents squared", LOSS.change(adjust=_square_proponents)),
+        Contender("kfac_influence, signed squares", kfac_influence().change(adjust=_signed_squares)),
         Contender("grass, selective mask", grass(mask="selective")),
         Contender("EK-FAC and Gram", kfac_influence().change(preconditioner=Gram(3.0))),
     ]
@@ -82,12 +100,18 @@ def contenders() -> list[Contender]:
     return found
 
 
-def _library_default(setting: Setting) -> Tensor:
-    """``journey.featurize`` and ``journey.score``: the mean of the scores at single steps, as of a finished image."""
-    model = setting.models[0]
-    features = journey.featurize(model, list(setting.train), setting.work / "features", progress=False)
-    trajectory = noised_trajectory(model, setting.queries, _STEPS)
-    return journey.score(features, trajectory, progress=False).values.mean(1)
+def library_scores(setting: Setting, contender: Contender) -> tuple[Tensor, float]:
+    """Scores of whole images by the library as it is, and the CPU seconds of fit, store and scores."""
+    assert contender.library is not None
+    features, seconds = features_of(setting, contender.library)
+    begin, asked = time.process_time(), setting.asked
+    if contender.of_steps:
+        trajectory = noised_trajectory(setting.model, asked.x0, _STEPS, condition=asked.condition)
+        found = journey.score(features, trajectory, damping=contender.damping, progress=False).values.mean(1)
+    else:
+        scores = journey.score(features, images=setting.pictures, damping=contender.damping, progress=False)
+        found = (scores.strengths() if contender.strengths else scores).values[:, 0]
+    return found, seconds + time.process_time() - begin
 
 
 def _square_proponents(scores: Tensor, scored: Scored) -> Tensor:
@@ -96,6 +120,10 @@ def _square_proponents(scores: Tensor, scored: Scored) -> Tensor:
 
 def _squared(scores: Tensor, scored: Scored) -> Tensor:
     return scores.square()
+
+
+def _signed_squares(scores: Tensor, scored: Scored) -> Tensor:
+    return scores * scores.abs()
 
 
 # The loss with many draws, each normalised; and with its strong proponents emphasised.
@@ -127,7 +155,7 @@ def measure(setting: Setting, contender: Contender) -> tuple[list[Measured], flo
         else:
             begin = time.process_time()
             measured, _ = contender.method.measure(
-                model, setting.train, _queries(setting, contender.method), steps=_STEPS, progress=False
+                model, setting.dataset, _queries(setting, contender.method), steps=_STEPS, progress=False
             )
             took = time.process_time() - begin
             blocks = torch.tensor(measured.blocks)
@@ -149,7 +177,7 @@ def scores_at(
         method = method.change(preconditioner=with_damping(method.preconditioner, damping))
     total, used = torch.zeros(()), 0.0
     for model, features in zip(setting.models, measured, strict=False):
-        scores, used = method.compare(model, setting.train, features)
+        scores, used = method.compare(model, setting.dataset, features)
         total = total + scores.mean(1) / len(measured)
     return total, used
 
@@ -163,22 +191,24 @@ def _affordable(method: Method) -> Method:
     return method.change(projector=_SKETCH) if isinstance(method.projector, Gaussian) else method
 
 
-def _queries(setting: Setting, method: Method) -> Tensor | Trajectory:
+def _queries(setting: Setting, method: Method) -> Encoded | Trajectory:
     if not method.at_steps:
-        return setting.queries
-    real = setting.queries[: 2 * setting.tier.num_queries]
-    noised, recorded = noised_trajectory(setting.models[0], real, _STEPS), setting.trajectory
+        return setting.asked
+    real = setting.asked.select(0, 2 * setting.tier.num_queries)
+    noised = noised_trajectory(setting.model, real.x0, _STEPS, condition=real.condition)
+    recorded = setting.trajectory
     kept = [recorded.timesteps.tolist().index(t) for t in _STEPS]
     return Trajectory(
         torch.tensor(_STEPS),
         torch.cat([noised.x_t, recorded.x_t[:, kept]]),
         torch.cat([noised.x0_hat, recorded.x0_hat[:, kept]]),
         torch.cat([noised.images, recorded.images]),
+        setting.asked.condition,
     )
 
 
 def _optimal_denoiser(setting: Setting) -> Tensor:
-    return baselines.optimal_denoiser(setting.models[0], setting.train, setting.queries)
+    return baselines.optimal_denoiser(setting.model, setting.train, setting.queries)
 
 
 def _describe(method: Method) -> str:

@@ -33,8 +33,8 @@ BINS = 4  # quarters of the range of timesteps, of which a response is the mean
 _DRAWS = StratifiedDraws(num_draws=10, bins=BINS, seed=1)
 SAMPLER_STEPS = 20
 QUERY_KINDS = ("training", "held-out", "generated")
-# Models of the whole training set: the first is the one that is attributed, the others are for ensembles.
-NUM_MODELS = 4
+# Models of the whole training set: the first is the one that is attributed, the other is for an ensemble.
+NUM_MODELS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,18 @@ class Setting:
         return self.tier.training(self.train)
 
     @cached_property
+    def model(self) -> Denoiser:
+        """Return the model that is attributed, trained or from the folder."""
+        return self._of_all(0)
+
+    @cached_property
     def models(self) -> list[Denoiser]:
-        """Return models of the whole training set, trained or from the folder."""
-        runs = [Run(tuple(range(self.tier.num_train)), seed) for seed in range(NUM_MODELS)]
-        paths = retrain(self.training, runs, self.work / "models", progress=False)
-        return [self.load(path) for path in paths]
+        """Return models of the whole training set, the attributed one first."""
+        return [self.model, *map(self._of_all, range(1, NUM_MODELS))]
+
+    def _of_all(self, seed: int) -> Denoiser:
+        run = Run(tuple(range(self.tier.num_train)), seed)
+        return self.load(retrain(self.training, [run], self.work / "models", progress=False)[0])
 
     def load(self, path: Path) -> Denoiser:
         """Return the model of a file of weights."""
@@ -109,7 +116,7 @@ class Setting:
     def make_trajectory(self) -> Trajectory:
         """Generate the queries."""
         count = self.tier.num_queries
-        return record(self.models[0], num_images=count, num_inference_steps=SAMPLER_STEPS, progress=False)
+        return record(self.model, num_images=count, num_inference_steps=SAMPLER_STEPS, progress=False)
 
     def images(self, kind: str) -> Tensor:
         """Return the queries of a kind. [num_queries, C, H, W]"""
@@ -124,16 +131,29 @@ class Setting:
     def told(self, kind: str) -> Condition | None:
         """Return what the network is told of the queries of a kind; None of an unconditional one."""
         words = self.words(kind)
-        return self.models[0].encode_prompt(list(words)) if words else None
+        return self.model.encode_prompt(list(words)) if words else None
 
     def samples(self, kind: str) -> Encoded:
         """Return the queries of a kind with what the network is told."""
         return Encoded.single(self.images(kind), self.told(kind))
 
     @cached_property
+    def asked(self) -> Encoded:
+        """Return all queries, kind after kind, with what the network is told. [3 * num_queries]"""
+        return Encoded.cat([self.samples(kind) for kind in QUERY_KINDS])
+
+    @property
+    def pictures(self) -> Dataset:
+        """Return all queries, kind after kind, as ``journey.score`` takes images: with their captions, if they have."""
+        words = [text for kind in QUERY_KINDS for text in self.words(kind)]
+        if not words:
+            return list(self.queries)
+        return [{"image": image, "text": text} for image, text in zip(self.queries, words, strict=True)]
+
+    @cached_property
     def queries(self) -> Tensor:
-        """Return all queries, kind after kind. [3 * num_queries, C, H, W]"""
-        return torch.cat([self.images(kind) for kind in QUERY_KINDS])
+        """Return the images of all queries, kind after kind. [3 * num_queries, C, H, W]"""
+        return self.asked.x0
 
 
 def open_setting(tier: Tier, data: Path | None, work: Path) -> Setting:
@@ -167,10 +187,10 @@ def make_truth(setting: Setting, path: Path, processes: int) -> Truth:
 
 def measure_whole(setting: Setting, paths: Sequence[Path]) -> Tensor:
     """Measure all queries under every model. [num_models, num_queries, BINS]"""
-    queries = Encoded.cat([setting.samples(kind) for kind in QUERY_KINDS])
+    queries = setting.asked
     told = {} if queries.condition is None else queries.condition.tensors
     of: list[JSONValue] = [_DRAWS.fingerprint(), fingerprint_tensors({**told, "x0": queries.x0})]
-    model = setting.models[0]
+    model = setting.model
     return measure_models(
         setting, paths, of, lambda path: measure_responses(model, [path], queries, draws=_DRAWS, progress=False)[0]
     )
