@@ -22,8 +22,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure() -> None:
-    """Use two threads, so that results that depend on a split into threads show."""
+    """Use two threads, so that results that depend on a split into threads show, and fits of few pseudo-gradients."""
     torch.set_num_threads(2)
+    from journey.features import fit
+
+    fit._MOST = 256  # sixteen times as many make every test that featurizes seconds longer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

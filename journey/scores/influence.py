@@ -108,11 +108,6 @@ def influence_matrix(
         CorruptShardError: If a file of the store was damaged.
     """
     check_features(features)
-    if features.draws.bins == 1:
-        raise ValueError(
-            "influence_matrix needs features in several bins of timesteps, got one bin: featurize with "
-            "draws=StratifiedDraws(2, bins=10)"
-        )
     chosen = as_tensor(train_ids).flatten()
     if len(chosen) and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
         raise TypeError(f"train_ids must be integers, got {chosen.dtype}")
@@ -124,6 +119,11 @@ def influence_matrix(
     queries = plan_queries(
         features, trajectory, steps=steps, interval=None, region=region, num_draws=num_draws, seed=seed
     )
+    if features.draws.bins == 1:
+        raise ValueError(
+            "influence_matrix needs features in several bins of timesteps, got one bin: featurize with "
+            "draws=StratifiedDraws(2, bins=10)"
+        )
     if not 0 <= query < trajectory.num_queries:
         raise ValueError(f"query must be in 0..{trajectory.num_queries - 1}, got {query}")
     queries = replace(queries, ids=[query])

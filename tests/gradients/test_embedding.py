@@ -202,7 +202,8 @@ def test_paths_in_place_of_features_and_trajectories_are_told_how_to_open_them(f
 
 
 @pytest.mark.parametrize("ids", [torch.tensor(3), np.int64(3), np.array([3])], ids=["tensor", "integer", "array"])
-def test_influence_takes_an_id_of_any_kind_of_integer(ids: Any, features: journey.Features) -> None:
+def test_influence_takes_an_id_of_any_kind_of_integer(ids: Any, tmp_path: Path) -> None:
+    features = featurize(tmp_path, draws=journey.StratifiedDraws(2, bins=2))
     found = journey.influence_matrix(features, make_trajectory(), ids, num_draws=2, progress=False)
     assert found.train_ids.tolist() == [3]
     with pytest.raises(TypeError, match=r"train_ids must be integers, got torch\.float32"):

@@ -19,13 +19,14 @@ from torch.utils.checkpoint import checkpoint
 import journey
 from journey.curvature.ekfac import fit_ekfac
 from journey.curvature.kfac import fit_kfac
-from journey.curvature.whitened import Curvature, Whitened
+from journey.curvature.whitened import Curvature
 from journey.gradients import passes
 from journey.gradients.passes import kept_bytes, split_rows
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
 from journey.models.load import as_denoiser
+from journey.projectors import scaled
 from journey.projectors.random import CountSketch
 
 NUM_SAMPLES, BINS, NUM_DRAWS = 3, 2, 3
@@ -78,7 +79,7 @@ def batch() -> dict[str, Tensor]:
 
 def small_run(network: nn.Module, out: Path, **options: Any) -> journey.Features:
     """Featurize nine images by the defaults, but for a small sketch and four draws."""
-    defaults = {"projector": Whitened(CountSketch(64)), "draws": StratifiedDraws(2, bins=2), "progress": False}
+    defaults = {"projector": scaled.Scaled(CountSketch(64)), "draws": StratifiedDraws(2, bins=2), "progress": False}
     return journey.featurize((network, make_scheduler()), Images(make_images(9)), out, **{**defaults, **options})
 
 
@@ -141,12 +142,13 @@ def test_the_sizes_of_layers_are_the_same_and_those_of_the_first_draws_where_a_b
 
 def test_where_nobody_says_the_bytes_that_are_kept_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = Watched()
-    expected = small_run(network, tmp_path / "expected").matrix()
+    first = small_run(network, tmp_path / "expected")
+    expected = first.matrix()
     assert max(network.seen) > 3
     probe, times = randn(1, *IMAGE), torch.zeros(1)
     monkeypatch.setattr(passes, "_KEPT_BYTES", 4 * kept_bytes(network, lambda: network(probe, times).square().mean()))
     network.seen.clear()
-    features = small_run(network, tmp_path / "found")
+    features = small_run(network, tmp_path / "found", fit=first.fit)
     assert max(network.seen) in (3, 4)  # a little more is kept for the loss than counted here
     assert_close(features.matrix(), expected)
     network.seen.clear()
@@ -200,11 +202,12 @@ def test_running_out_halves_what_goes_through_at_once_and_loses_nothing(tmp_path
     trajectory = journey.record((Watched(), make_scheduler()), seed=[0, 1], num_inference_steps=3, progress=False)
     scores = journey.score(expected, trajectory, progress=False)
     network = Watched(room=5)
-    with pytest.warns(UserWarning, match=r"memory ran out with 18 draws at once; going on with 9: .*allocate"):
+    with pytest.warns(UserWarning, match=r"memory ran out with 32 draws at once; going on with 16: .*allocate"):
         features = small_run(network, tmp_path / "found")
     assert_close(features.matrix(), expected.matrix())
-    assert network.seen.count(18) == network.seen.count(9) == 1  # in the fit; what follows knows
-    assert max(network.seen[network.seen.index(9) + 1 :]) == 4
+    # In the fit; what follows knows.
+    assert [network.seen.count(rows) for rows in (32, 16, 8)] == [1, 1, 1]
+    assert max(network.seen[network.seen.index(8) + 1 :]) == 4
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = journey.score(features, trajectory, progress=False)
