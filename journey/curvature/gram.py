@@ -25,8 +25,8 @@ from journey.files.tensors import read_tensors, write_tensors
 # Damping of scores in mean diagonals: agrees best with retraining (docs/results/choices.md).
 DEFAULT_DAMPING = 1.0
 _TENSORS = ("factor", "noise", "parts")
-# Numbers of the kept matrix, at most: 1 GiB.
-LARGEST_GRAM = 1 << 28
+# Numbers of the kept matrix, at most: 256 MiB.
+LARGEST_GRAM = 1 << 26
 _KEPT_FACTORS = 2
 
 

@@ -69,7 +69,7 @@ def fit(
         out: Folder of the fit; gets little more than proj_dim^2 * 4 bytes for each checkpoint.
         measurement: What is differentiated; ``LeftOutLoss()`` by default.
         projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default. Longer features get no Gram
-            matrix where it would take more than 1 GiB, and cannot be scored with.
+            matrix where it would take more than 256 MiB, and cannot be scored with.
         checkpoints: As for ``journey.featurize``.
         select: Likewise.
         uncovered: Likewise.

@@ -77,7 +77,7 @@ class Fit:
                 raise FileNotFoundError(
                     f"{path} is missing: this fit has no Gram matrix to score with; run journey.fit again with the "
                     "same arguments, it makes only what is missing; of features so long that it would take more than "
-                    "1 GiB there is none"
+                    "256 MiB there is none"
                 )
             self._grams[checkpoint] = _sound(path, GramMatrix.load)
         return self._grams[checkpoint]

@@ -80,6 +80,7 @@ def batch() -> dict[str, Tensor]:
 def small_run(network: nn.Module, out: Path, **options: Any) -> journey.Features:
     """Featurize nine images by the defaults, but for a small sketch and four draws."""
     defaults = {"projector": scaled.Scaled(CountSketch(64)), "draws": StratifiedDraws(2, bins=2), "progress": False}
+    defaults["measurement"] = TrainingLoss()
     return journey.featurize((network, make_scheduler()), Images(make_images(9)), out, **{**defaults, **options})
 
 
@@ -142,13 +143,12 @@ def test_the_sizes_of_layers_are_the_same_and_those_of_the_first_draws_where_a_b
 
 def test_where_nobody_says_the_bytes_that_are_kept_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = Watched()
-    first = small_run(network, tmp_path / "expected")
-    expected = first.matrix()
+    expected = small_run(network, tmp_path / "expected").matrix()
     assert max(network.seen) > 3
     probe, times = randn(1, *IMAGE), torch.zeros(1)
     monkeypatch.setattr(passes, "_KEPT_BYTES", 4 * kept_bytes(network, lambda: network(probe, times).square().mean()))
     network.seen.clear()
-    features = small_run(network, tmp_path / "found", fit=first.fit)
+    features = small_run(network, tmp_path / "found")
     assert max(network.seen) in (3, 4)  # a little more is kept for the loss than counted here
     assert_close(features.matrix(), expected)
     network.seen.clear()
