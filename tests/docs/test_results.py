@@ -48,6 +48,7 @@ def test_the_table_of_a_page_is_that_of_its_numbers(page: str, marker: str, name
     ("page", "name", "render"),
     [
         ("lds-digits8-table", "lds-digits8-table", table),
+        ("lds-emoji-lora-table", "lds-emoji-lora-table", table),
         ("lds-digits8-steps-table", "lds-digits8-steps-table", step_table),
         ("lds-digits16-steps-table", "lds-digits16-steps-table", step_table),
         ("lds-fashion-steps-table", "lds-fashion-steps-table", step_table),
