@@ -56,9 +56,10 @@ def featurize(
     """Measure every image of a dataset and store its projected gradient.
 
     Runs on the device of the model. The frozen parts of a model (VAE, text encoders) run once per image, and once more
-    for those that are fitted to; what they give is kept in ``out/encoded`` for all draws and checkpoints. Finished shards are kept: the same call after an
-    interruption continues, and gives the same bytes as an uninterrupted one. Several processes may share the work: each
-    takes every ``world_size``-th shard, and there is nothing to merge; of a fit, one makes it and the others wait.
+    for those that are fitted to; what they give is kept in ``out/encoded`` for all draws and checkpoints. Finished
+    shards are kept: the same call after an interruption continues, and gives the same bytes as an uninterrupted one.
+    Several processes may share the work: each takes every ``world_size``-th shard, and there is nothing to merge; of a
+    fit, one makes it and the others wait.
 
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved

@@ -25,6 +25,7 @@ from journey.measure.measurements import Measurement, TrainingLoss
 from journey.models.checkpoints import Checkpoint, as_checkpoints, loaded
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
+from journey.models.encoding import encode_some
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
@@ -33,7 +34,6 @@ from journey.projectors.scaled import Scaled
 _IMAGES = 512  # that are looked at, evenly spread
 _SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
 _ROWS_PER_BATCH = 32
-_ENCODED_AT_ONCE = 8
 # Pseudo-gradients by default, at most: more do not predict retraining better (docs/results/choices.md).
 _MOST, _MOST_OF_IMAGE = 4096, 128
 _OWN_SHARE = 0.5
@@ -168,7 +168,7 @@ def fit_featurizer(
     with locked(folder):
         remove_leftovers(folder)
         if not (folder / DESCRIPTION).exists():
-            samples = _encode(featurizer.denoiser, dataset, ids)
+            samples = encode_some(featurizer.denoiser, dataset, ids)
             with loaded(featurizer.denoiser.network, checkpoints[-1]):
                 _measure_stage(featurizer, samples, ids, folder, model, progress).save()
         found = Fit.load(folder)
@@ -177,7 +177,7 @@ def fit_featurizer(
         for number in numbers:
             if _stands(found, number, len(ids), asked):
                 continue
-            samples = _encode(featurizer.denoiser, dataset, ids) if samples is None else samples
+            samples = encode_some(featurizer.denoiser, dataset, ids) if samples is None else samples
             count, share = asked
             plan = GramPlan(
                 len(ids),
@@ -230,13 +230,3 @@ def _name_fault(plain: Featurizer, samples: Encoded, ids: list[int]) -> None:
     """Raise with image, timestep and layer, where the images' own gradients are not finite either, as weights are."""
     for at, i in enumerate(ids):
         measure_batch(plain, OWN_DRAWS, samples.select(at, at + 1), [i])
-
-
-def _encode(denoiser: Denoiser, dataset: Dataset, ids: list[int]) -> Encoded:
-    """Some images as the network takes them."""
-    parts = []
-    for first in range(0, len(ids), _ENCODED_AT_ONCE):
-        some = ids[first : first + _ENCODED_AT_ONCE]
-        names = [f"dataset[{i}]" for i in some]
-        parts.append(denoiser.encode([dataset[i] for i in some], some, names))
-    return Encoded.cat(parts)

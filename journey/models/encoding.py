@@ -104,9 +104,16 @@ def encode_all(
     """
     if isinstance(dataset, Encoded):
         return dataset
-    positions, parts = list(range(len(dataset))), []
-    if not positions:
+    if not len(dataset):
         raise ValueError(f"{name} must hold at least one image, got an empty one")
+    return encode_some(denoiser, dataset, range(len(dataset)), first_id=first_id, name=name)
+
+
+def encode_some(
+    denoiser: Denoiser, dataset: Dataset | Tensor, positions: Sequence[int], *, first_id: int = 0, name: str = "dataset"
+) -> Encoded:
+    """Return some samples of a dataset as the network takes them, in memory; see ``encode_all``."""
+    parts = []
     for first in range(0, len(positions), _BATCH):
         some = positions[first : first + _BATCH]
         names = [f"{name}[{i}]" for i in some]

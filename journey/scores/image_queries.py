@@ -107,6 +107,10 @@ def plan_images(
     if isinstance(images, Trajectory):
         images.check_schedule(denoiser.schedule)
         samples = images.finished
+    elif conditions is not None:
+        if not isinstance(images, Tensor):
+            raise TypeError("conditions belong to images as the network takes them, a tensor; items have their own")
+        samples = Encoded.single(images)
     else:
         samples = encode_all(denoiser, images, first_id=first_id, name="images")
     if conditions is not None:

@@ -149,12 +149,12 @@ def test_where_nobody_says_the_bytes_that_are_kept_decide(tmp_path: Path, monkey
     monkeypatch.setattr(passes, "_KEPT_BYTES", 4 * kept_bytes(network, lambda: network(probe, times).square().mean()))
     network.seen.clear()
     features = small_run(network, tmp_path / "found")
-    assert max(network.seen) in (3, 4)  # a little more is kept for the loss than counted here
+    assert max(network.seen) in (2, 3, 4)  # a little more is kept for the loss than counted here
     assert_close(features.matrix(), expected)
     network.seen.clear()
     trajectory = journey.record((network, make_scheduler()), seed=[0, 1], num_inference_steps=3, progress=False)
     journey.score(features, trajectory, progress=False)  # 16 noises of each query
-    assert max(network.seen) in (3, 4)
+    assert max(network.seen) in (2, 3, 4)
 
 
 def test_larger_images_go_through_in_smaller_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,12 +21,15 @@ from journey.models.encoding import EncodedDataset, choose_captions, encode_all
 from journey.models.load import as_denoiser
 
 NUM_SAMPLES = 3
+MEASURED: dict[str, Any] = {"measurement": journey.TrainingLoss(), "progress": False}
 OPTIONS: dict[str, Any] = {
     "progress": False,
     "shard_size": 2,
     "check": False,
     "draws": StratifiedDraws(num_draws=2),
     "projector": journey.CountSketch(256),
+    "measurement": journey.TrainingLoss(),
+    "row": "float32",
 }
 
 
@@ -79,15 +82,17 @@ def test_every_caption_is_encoded_once(tmp_path: Path) -> None:
 def test_an_interrupted_run_encodes_only_what_is_missing(tmp_path: Path) -> None:
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(NUM_SAMPLES)
     counter = Counter(pipeline)
+    fit = journey.fit(pipeline, dataset, tmp_path / "fit", projector=OPTIONS["projector"], **MEASURED)
+    counter.rows.update(vae=0, text_encoder=0)
     counter.fail_at = 2
     with pytest.raises(KeyboardInterrupt):
-        journey.featurize(pipeline, dataset, tmp_path / "f", **OPTIONS)
+        journey.featurize(pipeline, dataset, tmp_path / "f", fit=fit, **OPTIONS)
     counter.fail_at = None
     # The features of the first shard are lost as well, its encodings are not.
     (tmp_path / "f" / "checkpoint-000-shard-000000.safetensors").unlink()
-    resumed = journey.featurize(pipeline, dataset, tmp_path / "f", **OPTIONS)
+    resumed = journey.featurize(pipeline, dataset, tmp_path / "f", fit=fit, **OPTIONS)
     assert counter.rows == {"vae": NUM_SAMPLES, "text_encoder": NUM_SAMPLES}
-    whole = journey.featurize(pipeline, dataset, tmp_path / "g", **OPTIONS)
+    whole = journey.featurize(pipeline, dataset, tmp_path / "g", fit=fit, **OPTIONS)
     assert torch.equal(resumed.store.features("0"), whole.store.features("0"))
     for name in sorted(path.name for path in (tmp_path / "g" / "encoded").iterdir()):
         assert (tmp_path / "f" / "encoded" / name).read_bytes() == (tmp_path / "g" / "encoded" / name).read_bytes()
