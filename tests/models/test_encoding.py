@@ -171,7 +171,7 @@ def test_encodings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     pipeline = make_family("Stable Diffusion")
     with torch.no_grad():
         pipeline.text_encoder.get_input_embeddings().weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"condition\.encoder_hidden_states of samples 0 to 2 must be finite"):
+    with pytest.raises(ValueError, match=r"condition\.encoder_hidden_states of dataset must be finite"):
         journey.featurize(pipeline, Captioned(2), tmp_path / "f", **OPTIONS)
 
 
