@@ -31,14 +31,14 @@ class Spectrum:
 
     Attributes:
         eigenvalues: Of the smaller of the two Gram matrices, ascending, float64, none negative. [rank_bound]
-        left: Features in the eigenbasis, ``Phi V``, float64; None where it was not kept. [num_samples, rank_bound]
+        left: Features in the eigenbasis, ``Phi V``, float64. [num_samples, rank_bound]
         right: Eigenvectors of ``Phi^T Phi``, or in the dual form ``Phi^T U / sqrt(eigenvalues)``, float64.
             [proj_dim, rank_bound]
         num_samples: Rows of Phi.
     """
 
     eigenvalues: Tensor
-    left: Tensor | None
+    left: Tensor
     right: Tensor
     num_samples: int
 
@@ -63,14 +63,11 @@ class Spectrum:
         Returns:
             Scores, float64. [num_queries, num_samples]
 
-        Raises:
-            ValueError: If ``left`` was not kept.
-
         Reference:
             Park et al., "TRAK", ICML 2023, section 3; the ridge is theirs in the code and explicit here.
         """
         coefficients = query.to(self.right) @ self.right
-        return (coefficients * self._inverse(damping)) @ self._left().T
+        return (coefficients * self._inverse(damping)) @ self.left.T
 
     def inverse_magnitude(self, damping: float) -> float:
         """Return the mean magnitude of the entries of ``(gram + damping * mean_eigenvalue * I)^-1``.
@@ -93,13 +90,13 @@ class Spectrum:
 
     def leverages(self, damping: float) -> Tensor:
         """Return ``h_ii``, how far each sample determines its own fit, float64 in [0, 1]. [num_samples]"""
-        return self._left().square() @ self._inverse(damping)
+        return self.left.square() @ self._inverse(damping)
 
     def effective_rank(self, damping: float) -> float:
         """Return ``sum_j eigenvalue_j / (eigenvalue_j + damping)``, the number of directions that are in use."""
         return (self.eigenvalues * self._inverse(damping)).sum().item()
 
-    def choose_damping(self, values: Tensor, moment: Tensor | None = None) -> float:
+    def choose_damping(self, values: Tensor) -> float:
         """Return the relative damping of least generalised cross-validation error.
 
         The features' linear model of the measured values is ridge regression; GCV estimates its error on held-out
@@ -109,13 +106,9 @@ class Spectrum:
 
         Args:
             values: What was measured for each sample; centred here. [num_samples]
-            moment: ``Phi^T (values - mean)``, which stands in for ``left`` where that was not kept. [proj_dim]
 
         Returns:
             The best of 71 values between 1e-6 and 10.
-
-        Raises:
-            ValueError: If neither ``left`` was kept nor ``moment`` is given.
 
         Reference:
             Golub, Heath and Wahba, "Generalized Cross-Validation as a Method for Choosing a Good Ridge Parameter",
@@ -126,8 +119,7 @@ class Spectrum:
         n = len(y)
         # Coordinates of y in the features' left singular vectors; the rest of y is fitted by no damping.
         present = self.eigenvalues > self.noise_floor
-        inner = self._left().T @ y if moment is None else self.right.T @ moment.to(self.right)
-        z = inner[present] / self.eigenvalues[present].sqrt()
+        z = (self.left.T @ y)[present] / self.eigenvalues[present].sqrt()
         # With a direction for each sample nothing is left, and the difference would be rounding: small, but not beside
         # the residual of the least dampings.
         rest = (y @ y - z @ z).clamp(min=0) if len(z) < n else y.new_zeros(())
@@ -167,11 +159,6 @@ class Spectrum:
                 stacklevel=4,
             )
 
-    def _left(self) -> Tensor:
-        if self.left is None:
-            raise ValueError("the features in the eigenbasis were not kept: decompose with keep_left=True")
-        return self.left
-
     def _inverse(self, damping: float) -> Tensor:
         ridge = damping * self.mean_eigenvalue
         floor = self.noise_floor
@@ -179,21 +166,20 @@ class Spectrum:
         return torch.where(keep, 1 / torch.where(keep, self.eigenvalues + ridge, 1.0), 0.0)
 
 
-def decompose(blocks: Blocks, num_samples: int, proj_dim: int, *, keep_left: bool = True) -> Spectrum:
+def decompose(blocks: Blocks, num_samples: int, proj_dim: int) -> Spectrum:
     """Decompose the Gram matrix of features that come in blocks.
 
     Args:
         blocks: Iterates over all features, in order; called up to two times. Each [num_rows, proj_dim]
         num_samples: Rows of all blocks together.
         proj_dim: Their columns.
-        keep_left: Keep the features in the eigenbasis, which scores of their own rows and leverages need.
 
     Returns:
         The spectrum, on the device of the blocks.
 
     Note:
         Dual form when ``num_samples <= proj_dim``: memory 3 * num_samples * proj_dim float64. Otherwise primal: blocks
-        are streamed, memory 2 * proj_dim**2 float64, and num_samples * proj_dim with ``keep_left``.
+        are streamed, memory (2 * proj_dim + num_samples) * proj_dim float64.
     """
     if num_samples <= proj_dim:
         phi = torch.cat([block.double() for block in blocks()])
@@ -201,7 +187,7 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int, *, keep_left: boo
         eigenvalues = eigenvalues.clamp(min=0)
         root = eigenvalues.sqrt()
         safe = torch.where(root > 0, root, 1.0)
-        return Spectrum(eigenvalues, u * root if keep_left else None, (phi.T @ u) / safe, num_samples)
+        return Spectrum(eigenvalues, u * root, (phi.T @ u) / safe, num_samples)
     gram = None
     for block in blocks():
         if gram is None:
@@ -209,5 +195,5 @@ def decompose(blocks: Blocks, num_samples: int, proj_dim: int, *, keep_left: boo
         ops.accumulate_gram_(gram, block)
     assert gram is not None
     eigenvalues, v = torch.linalg.eigh(gram, UPLO="U")
-    left = torch.cat([block.double() @ v for block in blocks()]) if keep_left else None
+    left = torch.cat([block.double() @ v for block in blocks()])
     return Spectrum(eigenvalues.clamp(min=0), left, v, num_samples)
