@@ -19,6 +19,13 @@ from journey.projectors.exact import Identity
 
 peft = pytest.importorskip("peft")
 
+EXACT: dict[str, Any] = {
+    "projector": Identity(),
+    "measurement": journey.TrainingLoss(),
+    "row": "float32",
+    "progress": False,
+}
+
 
 def lora_names(network: nn.Module) -> list[str]:
     return [name for name, _ in network.named_parameters() if ".lora_" in name]
@@ -28,7 +35,7 @@ def test_features_are_autograds_gradients_of_the_adapter_alone(tmp_path: Path) -
     pipeline, dataset = make_family("Stable Diffusion"), Captioned(2)
     add_adapter(pipeline.unet)
     denoiser, draws = as_denoiser(pipeline), StratifiedDraws(num_draws=2)
-    features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, projector=Identity(), progress=False)
+    features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, **EXACT)
     names = [slot.name for slot in features.featurizer.engine.slots.values()]
     assert names == lora_names(pipeline.unet)
     encoded = denoiser.encode([dataset[0], dataset[1]], [0, 1])
@@ -54,7 +61,7 @@ def test_an_adapter_loaded_from_a_file_is_measured_like_the_one_that_was_saved(t
     add_adapter(trained.unet)
     save_adapter(trained, tmp_path / "lora")
     fresh.load_lora_weights(tmp_path / "lora")
-    options: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
+    options: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), **EXACT}
     found = journey.featurize(fresh, dataset, tmp_path / "f", **options)
     wanted = journey.featurize(trained, dataset, tmp_path / "g", **options)
     torch.testing.assert_close(found.matrix(), wanted.matrix(), rtol=1e-4, atol=1e-6)
@@ -73,7 +80,7 @@ def test_an_adapter_of_every_text_family_is_loaded_from_its_file_and_alone_is_me
     type(trained).save_lora_weights(tmp_path / "lora", **{f"{part}_lora_layers": weights})
     fresh.load_lora_weights(tmp_path / "lora")
     # The first batch is compared with autograd.
-    options: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
+    options: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), **EXACT}
     found = journey.featurize(fresh, dataset, tmp_path / "f", **options)
     assert [slot.name.replace("default_0", "default") for slot in found.featurizer.engine.slots.values()] == lora_names(
         getattr(trained, part)
@@ -84,7 +91,7 @@ def test_an_adapter_of_every_text_family_is_loaded_from_its_file_and_alone_is_me
 
 
 def test_files_of_an_adapter_are_checkpoints(tmp_path: Path) -> None:
-    dataset, options = Captioned(2), {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
+    dataset, options = Captioned(2), {"draws": StratifiedDraws(num_draws=2), **EXACT}
     alone = []
     for seed in (1, 2):
         pipeline = make_family("Stable Diffusion")

@@ -25,6 +25,13 @@ from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise, query_noise
 from journey.projectors.exact import Identity
 
+EXACT: dict[str, Any] = {
+    "projector": Identity(),
+    "measurement": TrainingLoss(),
+    "row": "float32",
+    "progress": False,
+}
+
 PROMPT = {"prompt": "a red apple"}
 NUM_DRAWS = 2
 
@@ -253,7 +260,7 @@ def test_the_default_guidance_is_that_of_the_pipeline() -> None:
 def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> None:
     pipeline, dataset = make_family(name), Captioned(3)
     draws = StratifiedDraws(num_draws=2, bins=2)
-    features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, projector=Identity(), progress=False)
+    features = journey.featurize(pipeline, dataset, tmp_path / "f", draws=draws, **EXACT)
     trajectory = journey.record(pipeline, num_inference_steps=4, progress=False, **ask(name))
     trajectory.save(tmp_path / "t.safetensors")
     trajectory = journey.Trajectory.load(tmp_path / "t.safetensors")
@@ -262,10 +269,9 @@ def test_a_stored_run_is_scored_by_the_formula(name: str, tmp_path: Path) -> Non
     scores = journey.score(features, trajectory, steps=steps, damping=0.1, num_draws=2, progress=False)
 
     phi = features.matrix().double()
-    # The Gram matrix is that of the bins, each half of the timesteps. Six rows: the dual.
-    rows = features.store.features("0").double().flatten(0, 1) * 0.5**0.5
+    # The Gram matrix of the fit, which keeps fewer rows than there are parameters.
+    rows, ridge = features.fit.gram().factor.double(), 0.1
     gram = rows @ rows.T
-    ridge = 0.1 * gram.trace() / len(rows)
     network = as_denoiser(pipeline).network
     told = trajectory.condition
     assert told is not None
@@ -485,9 +491,7 @@ def test_a_bare_conditional_network_takes_embeddings_from_its_dataset(tmp_path: 
     torch.manual_seed(0)
     network, scheduler, dataset = make_conditional_unet(channels=1), make_scheduler(), Ready("encoder_hidden_states")
     draws = StratifiedDraws(num_draws=2)
-    features = journey.featurize(
-        (network, scheduler), dataset, tmp_path / "f", draws=draws, projector=Identity(), progress=False
-    )
+    features = journey.featurize((network, scheduler), dataset, tmp_path / "f", draws=draws, **EXACT)
     assert not (tmp_path / "f" / "encoded").exists(), "nothing is encoded, so nothing is to be kept"
     times, noise = draws.timesteps([0, 1, 2], 100).flatten(), draws.noise([0, 1, 2], (1, 8, 8), torch.device("cpu"))
     rows_x0, rows_told = dataset.images.repeat_interleave(2, 0), dataset.states.repeat_interleave(2, 0)
