@@ -22,7 +22,13 @@ from journey.models.conditional import ConditionalDenoiser
 from journey.models.load import as_denoiser
 from journey.projectors.exact import Identity
 
-OPTIONS: dict[str, Any] = {"draws": StratifiedDraws(num_draws=2), "projector": Identity(), "progress": False}
+OPTIONS: dict[str, Any] = {
+    "draws": StratifiedDraws(num_draws=2),
+    "projector": Identity(),
+    "measurement": journey.TrainingLoss(),
+    "row": "float32",
+    "progress": False,
+}
 
 
 def check_features(network: nn.Module, inner: nn.Module, dataset: list[dict[str, Any]], told: str, path: Path) -> None:
