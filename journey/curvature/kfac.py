@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from journey.curvature.blocks import KroneckerBlock
 from journey.curvature.moments import accumulate_, check_finite, eigen
 from journey.curvature.pseudo_gradients import PseudoGradients
+from journey.curvature.scales import FLOOR
 from journey.curvature.whitened import Curvature
 from journey.gradients.engine import GradientEngine
 from journey.gradients.passes import RowBudget
@@ -36,10 +37,6 @@ from journey.projectors.base import ParameterSlot
 ROWS_PER_BATCH = 32
 # A larger side counts as the identity: its eigenvectors would cost more than they bring.
 LARGEST_SIDE = 4096
-# Added to every scale, as a fraction of the mean over all parameters. The gradient of some is rounding alone, such as
-# that of the key biases of attention, whose mean square is 1e-16 of the mean in float32 and 1e-7 in bfloat16; divided
-# by its own root it would look like any other. Of parameters that matter it was 1e-3 and more.
-_FLOOR = 1e-4
 
 
 def fit_kfac(
@@ -129,7 +126,7 @@ def fit_factors(
     factors = passes.run(fit, gradients.first_row(), min(rows_per_batch, gradients.num_rows), gradients.shape)
     blocks = {name: factors.pop_block(name, gradients.num_rows) for name in engine.slots}
     sizes = {name: slot.rows * slot.cols for name, slot in engine.slots.items()}
-    floor = _FLOOR * sum(sizes[name] * block.scale for name, block in blocks.items()) / sum(sizes.values())
+    floor = FLOOR * sum(sizes[name] * block.scale for name, block in blocks.items()) / sum(sizes.values())
     return Curvature({name: replace(block, scale=block.scale + floor) for name, block in blocks.items()})
 
 

@@ -57,7 +57,8 @@ def score(
         trajectory: The generated images, from ``journey.record``, to score their steps.
         images: Whole images instead: generated ones, as a trajectory; or pictures from anywhere, in the forms of a
             dataset or as the folder that holds them, with captions or labels where the model reads them.
-        conditions: What the model is told with ``images`` that have no captions or labels, one row per image.
+        conditions: What the model is told with ``images`` that are a tensor as the network takes them (latents, for a
+            model of latents), one row per image.
         steps: Timesteps among the recorded ones, each scored by itself; all by default.
         interval: Average the recorded steps in timesteps (t0, t1), t1 excluded, into one score instead;
             ``(0, num_train_timesteps)`` is the whole generation.

@@ -506,6 +506,11 @@ def test_a_bare_conditional_network_takes_embeddings_from_its_dataset(tmp_path: 
     trajectory = journey.record((network, scheduler), condition=condition, num_inference_steps=3, progress=False)
     scores = journey.score(features, trajectory, num_draws=2, progress=False)
     assert scores.values.shape == (1, 3, 3)
+    whole = journey.score(features, images=dataset.images[:1], conditions=condition, num_draws=2, progress=False)
+    item = journey.score(features, images=[dataset[0]], num_draws=2, progress=False)
+    assert torch.equal(whole.values, item.values)
+    with pytest.raises(TypeError, match="conditions belong to images as the network takes them"):
+        journey.score(features, images=[dataset[0]], conditions=condition, num_draws=2, progress=False)
     with pytest.raises(TypeError, match="has no null condition"):
         journey.record((network, scheduler), condition=condition, guidance_scale=2.0, progress=False)
 
