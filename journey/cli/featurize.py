@@ -39,7 +39,11 @@ def add(commands: Commands) -> None:
         "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, or what keeps 4 GiB), or auto"
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
-    parser.add_argument("--shard-size", type=int, default=256, help="images per file (default 256)")
+    parser.add_argument("--shard-size", type=int, help="images per file (default: a 128th, 16 to 1,024)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead (default 0)")
+    parser.add_argument(
+        "--on-error", choices=("error", "skip"), default="error", help="what becomes of images that cannot be read"
+    )
     add_projection(parser)
     parser.add_argument("--draws", choices=_DRAWS, default="stratified", help="how timesteps are chosen")
     parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 20, with several bins 2)")
@@ -85,6 +89,8 @@ def _run(options: argparse.Namespace) -> None:
         memory=None if options.memory is None else int(options.memory * 2**30),
         row=options.row,
         shard_size=options.shard_size,
+        workers=options.workers,
+        on_error=options.on_error,
         rank=_from_environment("RANK", 0),
         world_size=_from_environment("WORLD_SIZE", 1),
         progress=not options.quiet,

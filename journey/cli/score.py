@@ -22,9 +22,10 @@ from journey.cli.inputs import load_data, load_denoiser, load_features, load_tra
 from journey.cli.outputs import prepare_folder
 from journey.cli.transitions import load_transitions
 from journey.data.folder import ImageFolder
+from journey.data.ids import ids_of
 from journey.errors import StoreMismatchError
+from journey.features.contents import check_images
 from journey.features.features import Features
-from journey.features.identity import fingerprint_dataset
 from journey.generation.trajectory import Trajectory
 from journey.report.run import Run
 from journey.scores.score import score
@@ -119,16 +120,17 @@ def check_data(features: Features, dataset: ImageFolder) -> None:
     """Refuse training images that are not those of the features: the page would show others than were measured.
 
     Raises:
-        StoreMismatchError: If the number of images, or one of those that the store names by their pixels, differs.
+        StoreMismatchError: If an image has no file, or one that is looked at is another one than was measured.
     """
-    stored = features.store.manifest.fingerprints.get("dataset")
-    found = fingerprint_dataset(dataset, features.featurizer.denoiser)
-    if stored != found:
+    ids = ids_of(dataset)
+    absent = set(features.ids).difference(ids)
+    if absent:
         raise StoreMismatchError(
-            f"data must be the images that {features.store.path} was made from, got {dataset.root}, which differ from "
-            f"them in number ({len(dataset)}, {features.num_samples} were measured), order, size, pixels or what "
-            "metadata.jsonl says; what was featurized in Python from other forms is scored there too"
+            f"data must be the images that {features.store.path} was made from, got {dataset.root}, which lacks "
+            f"{len(absent)} of {features.num_samples}, such as {sorted(map(str, absent))[0]!r}; what was featurized in "
+            "Python from other forms is scored there too"
         )
+    check_images(features.store, dataset, ids, features.featurizer.denoiser)
 
 
 def _spread(trajectory: Trajectory, count: int) -> list[int]:

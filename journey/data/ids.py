@@ -10,7 +10,7 @@ import numpy as np
 from journey.data.items import Dataset
 
 # All of a dataset's are of one kind: integers of 64 bits, or strings.
-Ids: TypeAlias = "list[int] | list[str]"
+Ids: TypeAlias = "Sequence[int | str]"
 # The column that holds the ids, or a function of an item.
 IdOf: TypeAlias = "str | Callable[[Any], int | str]"
 
@@ -18,7 +18,7 @@ ID_KEYS = ("id", "__key__", "file_name")
 _MOST_BYTES = 1024
 
 
-def ids_of(dataset: Dataset, id_of: IdOf | None = None) -> Ids:
+def ids_of(dataset: Dataset, id_of: IdOf | None = None) -> list[int | str]:
     """Return the id of every image of a map-style dataset.
 
     Args:
@@ -51,7 +51,7 @@ def ids_of(dataset: Dataset, id_of: IdOf | None = None) -> Ids:
     return list(range(len(dataset)))
 
 
-def check_ids(ids: Iterable[Any], name: str = "ids") -> Ids:
+def check_ids(ids: Iterable[Any], name: str = "ids") -> list[int | str]:
     """Return ids as plain integers or strings, or refuse them.
 
     Args:
@@ -74,7 +74,7 @@ def check_ids(ids: Iterable[Any], name: str = "ids") -> Ids:
         seen: set[int | str] = set()
         twice = next(i for i in found if i in seen or seen.add(i))  # type: ignore[func-returns-value]
         raise ValueError(f"{name} must name every image once, got {twice!r} for two or more")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def check_id(given: Any, name: str = "id") -> int | str:

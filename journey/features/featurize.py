@@ -9,27 +9,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 from journey import ops
+from journey.data.ids import IdOf, ids_of
 from journey.data.items import Dataset
 from journey.errors import StoreMismatchError
+from journey.features.contents import check_images
 from journey.features.features import Features
-from journey.features.fill import fill_store
+from journey.features.fill import Reading, fill_store
 from journey.features.fit import as_dataset, as_featurizer, fit_featurizer
 from journey.features.fitted import Fit, use_fit
-from journey.features.identity import check_choices, fingerprint_dataset, fingerprint_model
+from journey.features.identity import check_choices, fingerprint_model
+from journey.features.measurer import Measurer
 from journey.features.row_plan import RowPlan
 from journey.gradients.selection import Selection
 from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint, as_checkpoints
-from journey.models.encoding import EncodedDataset
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
-from journey.store.manifest import Manifest, check_free
+from journey.store.manifest import Manifest, check_free, stored_manifest
 from journey.store.rows import RowFormat, check_row_format
-from journey.store.store import FeatureStore, stored_manifest
+from journey.store.store import FeatureStore
 
 # Where a store keeps the fit that it makes itself.
 FIT_FOLDER = "fit"
+# Shards that new images are dealt out in, about, and how many images each has.
+_SHARDS, _SMALLEST, _LARGEST = 128, 16, 1024
 
 
 def featurize(
@@ -47,7 +51,10 @@ def featurize(
     batch_size: int | Literal["auto"] | None = None,
     memory: int | None = None,
     row: RowFormat = "int8",
-    shard_size: int = 256,
+    shard_size: int | None = None,
+    id_of: IdOf | None = None,
+    workers: int = 0,
+    on_error: Literal["error", "skip"] = "error",
     rank: int = 0,
     world_size: int = 1,
     check: bool = True,
@@ -56,16 +63,17 @@ def featurize(
     """Measure every image of a dataset and store its projected gradient.
 
     Runs on the device of the model. The frozen parts of a model (VAE, text encoders) run once per image, and once more
-    for those that are fitted to; what they give is kept in ``out/encoded`` for all draws and checkpoints. Finished
-    shards are kept: the same call after an interruption continues, and gives the same bytes as an uninterrupted one.
-    Several processes may share the work: each takes every ``world_size``-th shard, and there is nothing to merge; of a
-    fit, one makes it and the others wait.
+    for those that are fitted to. Finished shards are kept: the same call after an interruption continues, and gives the
+    same bytes as an uninterrupted one. Images that the store does not have yet are added to it; no row that is there
+    changes. Any number of processes may share the work, and may come and go: each takes shards that no other has in
+    hand, and there is nothing to merge; of a fit, one makes it and the others wait.
 
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
             pipeline, see ``journey.models.load.as_denoiser``. In eval mode.
         dataset: A map-style dataset of images (see ``journey.data.items.get_image``) or a folder of images. The id of
-            an image is its index. For models that read text or classes, items also have captions or a label (see
+            an image is the one that it has (see ``journey.data.ids.ids_of``), of a folder its path there, else its
+            index; draws are keyed by it. For models that read text or classes, items also have captions or a label (see
             ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
         fit: What ``journey.fit`` learned, or its folder. By default it is made of these images and kept in
@@ -84,12 +92,19 @@ def featurize(
         batch_size: Images whose draws go through the network at once. By default as many as make 64 draws, and no more
             of these at once than keep 4 GiB for the backward pass, be it a part of one image's. ``"auto"`` measures
             small batches and takes the largest that fits ``memory``. Should memory run out all the same, batches are
-            halved from there on, with a warning, and no finished row is lost. Changes features only by rounding.
+            halved from there on, with a warning, and no finished row is lost. Changes features only by rounding; a
+            store keeps the one that it was begun with.
         memory: Bytes that a batch may take besides the model, with ``batch_size="auto"``; half of what is free by
             default.
         row: How a feature is kept: ``"int8"`` and ``"int4"`` with a scale per image, ``"float16"`` or ``"float32"``.
-        shard_size: Images per file.
-        rank: Which of the processes this one is.
+        shard_size: Images per file, which is what a process has in hand; by default a 128th of those that are new, at
+            least 16 and at most 1,024, rounded up to whole batches.
+        id_of: The key of an item's id, or a function of an item, instead of those that are looked for.
+        workers: Processes that read and decode images ahead of the network; 0 reads them in this one.
+        on_error: What becomes of an image that cannot be read or does not fit the model: ``"error"`` raises, naming
+            it; ``"skip"`` leaves it out, with a warning at the end, and the next call tries it again.
+        rank: Which of the processes this one is: it begins with its share of the shards. On a file system without
+            locks it measures that share alone.
         world_size: How many processes share the work.
         check: Compare the first batch with autograd, which costs two training steps.
         progress: Show a progress bar with samples per second and the time left.
@@ -103,8 +118,8 @@ def featurize(
         TypeError: If the model or an image has an unknown form.
         CoverageError: If a parameter has no gradient rule; names it.
         NonFiniteGradientError: If a gradient is NaN or infinite; names the images, a timestep and a layer.
-        StoreMismatchError: If ``out`` holds the features of a different run, or ``fit`` is of another model; names
-            what differs.
+        StoreMismatchError: If ``out`` holds the features of a different run, or other images under the same ids, or
+            ``fit`` is of another model; names what differs.
         OSError: If ``out`` cannot be written to.
 
     Example:
@@ -114,36 +129,34 @@ def featurize(
     dataset = as_dataset(dataset, denoiser)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
+    if shard_size is not None and shard_size < 1:
+        raise ValueError(f"shard_size must be positive, got {shard_size}")
+    if on_error not in ("error", "skip"):
+        raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
     check_row_format(row)
     draws = DEFAULT_DRAWS if draws is None else draws
     check_choices(draws=draws)
-    # Before there is a store: refuses a schedule with fewer timesteps than bins.
-    draws.timesteps([0], denoiser.num_train_timesteps)
+    ids = ids_of(dataset, id_of)
+    # Before there is a store: refuses a schedule with fewer timesteps than bins, and ids that are no positions.
+    draws.timesteps(ids[:1], denoiser.num_train_timesteps)
     weights = as_checkpoints(checkpoints)
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
-    plan = RowPlan.choose(
-        featurizer, dataset, draws, batch_size=batch_size, memory=memory, out=out, shard_size=shard_size
-    )
+    plan = RowPlan.choose(featurizer, dataset, draws, batch_size=batch_size, memory=memory, out=out)
     told = fingerprint_model(featurizer, weights)
     manifest = Manifest(
-        num_samples=len(dataset),
-        shard_size=shard_size,
         bins=draws.bins,
         proj_dim=featurizer.features_dim,
         row=row,
         checkpoints=[str(i) for i in range(len(weights))],
         library_version=ops.build_info()["version"],
-        fingerprints={
-            **told,
-            "draws": draws.fingerprint(),
-            "dataset": fingerprint_dataset(dataset, denoiser),
-            "batch_size": plan.batch_size,
-        },
+        fingerprints={**told, "draws": draws.fingerprint(), "batch_size": plan.batch_size},
     )
     check_free(Path(out), [FIT_FOLDER])
+    begun = None
     if (stored := stored_manifest(out)) is not None:
         # Another run is refused before anything is fitted.
-        _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
+        begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
+    check_images(begun, dataset, ids, denoiser)
     if fit is None:
         fitted = fit_featurizer(featurizer, dataset, Path(out) / FIT_FOLDER, weights, told, progress=progress)
     else:
@@ -151,14 +164,14 @@ def featurize(
     store, plan = _open(out, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
     if batch_size == "auto":
         featurizer.rows_per_pass = plan.rows
-    features = Features(store, featurizer, draws, weights, fitted)
-    manifest = store.manifest
-    owner = {name: manifest.fingerprints[name] for name in ("dataset", "encoding") if name in manifest.fingerprints}
-    encoded = EncodedDataset(dataset, denoiser, features.store.path / "encoded", owner)
-    fill_store(
-        features, encoded, plan.images_per_batch, rank=rank, world_size=world_size, check=check, progress=progress
-    )
-    return features
+    measurer = Measurer(featurizer, draws, weights, plan.images_per_batch, check)
+    if shard_size is None:
+        shard_size = max(_SMALLEST, min(_LARGEST, len(dataset) // _SHARDS))
+        shard_size = -(-shard_size // measurer.images_per_batch) * measurer.images_per_batch
+    store.plan(ids, shard_size)
+    reading = Reading(dataset, {i: position for position, i in enumerate(ids)}, workers, on_error)
+    fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
+    return Features(store, featurizer, draws, weights, fitted)
 
 
 def _open(

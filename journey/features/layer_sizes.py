@@ -1,8 +1,8 @@
 """The layers' gradient sizes of a few training images, kept beside the features for ``journey inspect``.
 
-Files ``layers-CCC-SSSSSS.safetensors``, one for each shard that has a sampled image: ``norms`` and ``largest`` float32
-[num, bins, num_layers], ``ids`` int64 [num]. Each names its layers and the run it belongs to, and carries the SHA-256
-of its tensors. It is written before its shard, so that a shard that is there has its file.
+Files ``layers-CCC-PPPPPP-SSSSSS.safetensors``, one for each shard that has a sampled image: ``norms`` and ``largest``
+float32 [num, bins, num_layers], and the ids (``journey.store.ids``). Each names its layers and the run it belongs to,
+and carries the SHA-256 of its tensors. It is written before its shard, so that a shard that is there has its file.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from journey.data.ids import Ids
 from journey.errors import CorruptShardError, naming_folder
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.publish import publish
 from journey.gradients.sizes import LayerSizes
+from journey.ops.keys import derive_key
+from journey.store.ids import pack_ids, unpack_ids
+from journey.store.part import ShardName
 from journey.store.store import FeatureStore
 
-_MOST = 64
 # One image in so many: gauging one takes twice the time of featurizing it, so this is less than one percent.
 _ONE_IN = 256
 
 
-def sampled_ids(num_samples: int) -> set[int]:
-    """Return which training images are gauged: at most 64, evenly spread, one in 256 and at least one."""
-    count = min(_MOST, -(-num_samples // _ONE_IN))
-    return {(2 * i + 1) * num_samples // (2 * count) for i in range(count)}
+def sampled_ids(ids: Ids, shard: ShardName) -> set[int | str]:
+    """Return which images of a shard are gauged: one in 256, by their ids, and the first of all."""
+    first = ids[:1] if shard == ShardName("000000", 0) else []
+    return {*first, *(i for i in ids if derive_key(0, "layer sizes", i) % _ONE_IN == 0)}
 
 
-def write_sizes(store: FeatureStore, checkpoint: str, index: int, sizes: dict[int, LayerSizes]) -> None:
+def write_sizes(store: FeatureStore, checkpoint: str, shard: ShardName, sizes: dict[int | str, LayerSizes]) -> None:
     """Write the sizes of the sampled images of one shard, if there are any; equal ones give equal bytes.
 
     Args:
         store: Where to.
         checkpoint: Name of the checkpoint.
-        index: Index of the shard.
+        shard: Which shard.
         sizes: By image; a group is a bin.
 
     Raises:
@@ -47,9 +50,9 @@ def write_sizes(store: FeatureStore, checkpoint: str, index: int, sizes: dict[in
     """
     if not sizes:
         return
-    ids = sorted(sizes)
+    ids = list(sizes)
     tensors = {
-        "ids": torch.tensor(ids, dtype=torch.int64, device="cpu"),
+        **pack_ids(ids),
         "norms": torch.stack([sizes[i].norms for i in ids]).cpu(),
         "largest": torch.stack([sizes[i].largest for i in ids]).cpu(),
     }
@@ -60,10 +63,10 @@ def write_sizes(store: FeatureStore, checkpoint: str, index: int, sizes: dict[in
     }
     # One entry only: safetensors writes several in an order that changes from run to run.
     with naming_folder(store.path):
-        publish(_path(store, checkpoint, index), [save(tensors, metadata={"layers": json.dumps(owner)})])
+        publish(_path(store, checkpoint, shard), [save(tensors, metadata={"layers": json.dumps(owner)})])
 
 
-def read_sizes(store: FeatureStore, checkpoint: str) -> tuple[list[int], LayerSizes] | None:
+def read_sizes(store: FeatureStore, checkpoint: str) -> tuple[Ids, LayerSizes] | None:
     """Read the sizes of all sampled images of a checkpoint.
 
     Args:
@@ -81,20 +84,20 @@ def read_sizes(store: FeatureStore, checkpoint: str) -> tuple[list[int], LayerSi
     if not parts:
         return None
     layers = parts[0][0]
-    ids = torch.cat([tensors["ids"] for _, tensors in parts]).tolist()
+    ids = [i for _, tensors in parts for i in unpack_ids(tensors)]
     norms, largest = (torch.cat([tensors[name] for _, tensors in parts]) for name in ("norms", "largest"))
     return ids, LayerSizes(layers, norms, largest)
 
 
 def _parts(store: FeatureStore, checkpoint: str) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    for index in range(store.num_shards(checkpoint)):
-        path = _path(store, checkpoint, index)
+    for shard in store.shards():
+        path = _path(store, checkpoint, shard)
         if not path.exists():
             continue
         try:
             with safe_open(path, "pt") as file:
                 owner = json.loads((file.metadata() or {})["layers"])
-                tensors = {name: file.get_tensor(name) for name in ("ids", "norms", "largest")}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             sound = owner["sha256"] == fingerprint_tensors(tensors) and owner["manifest"] == store.manifest.checksum
         except (SafetensorError, ValueError, KeyError) as error:
             raise CorruptShardError(f"{path} is damaged: {error}. {_CURE}") from error
@@ -106,5 +109,5 @@ def _parts(store: FeatureStore, checkpoint: str) -> Iterator[tuple[list[str], di
 _CURE = "Delete this file and its shard and run featurize again with the same arguments; it recomputes only these"
 
 
-def _path(store: FeatureStore, checkpoint: str, index: int) -> Path:
-    return store.path / store.shard_path(checkpoint, index).name.replace("checkpoint", "layers").replace("-shard", "")
+def _path(store: FeatureStore, checkpoint: str, shard: ShardName) -> Path:
+    return store.path / store.shard_path(checkpoint, shard).name.replace("rows-", "layers-")

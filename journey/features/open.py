@@ -21,7 +21,7 @@ from journey.store.store import FeatureStore
 
 
 def open_features(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     model: Any,
     *,
     fit: Fit | str | os.PathLike[str] | None = None,
@@ -35,7 +35,8 @@ def open_features(
     """Open the features that an earlier ``featurize`` stored, to score with them.
 
     Args:
-        path: Folder of the store.
+        path: Folder of the store; or of several of one run, whose images are put together, as when parts of a dataset
+            were measured with one fit in different places.
         model: The model they were measured with, as for ``featurize``.
         fit: As given to ``featurize``; by default that of the store.
         measurement: Likewise; the library's own are read from the store.
@@ -50,10 +51,14 @@ def open_features(
 
     Raises:
         FileNotFoundError: If there is no store at ``path``, or its fit lies elsewhere and is not given.
-        ValueError: If the store was made with a measurement, draws or projector of the caller's own that is not given.
+        ValueError: If no folder is given, or the store was made with a measurement, draws or projector of the caller's
+            own that is not given.
         StoreMismatchError: If the model or an argument is not that of the features; names what differs.
     """
-    store = FeatureStore.open(path)
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    if not paths:
+        raise ValueError("path must name at least one folder, got none")
+    store, *joined = map(FeatureStore.open, paths)
     stored: Mapping[str, Any] = store.manifest.fingerprints
     weights = as_checkpoints(checkpoints)
     featurizer = Featurizer(
@@ -68,7 +73,12 @@ def open_features(
         raise FileNotFoundError(f"fit must be given: {store.path} was made with one that lies elsewhere")
     told = fingerprint_model(featurizer, weights)
     draws = draws or Draws.from_fingerprint(stored["draws"])
-    check_run(store, {**told, "draws": draws.fingerprint()})
+    for each in (store, *joined):
+        check_run(each, {**told, "draws": draws.fingerprint()})
     fitted = use_fit(inside if fit is None else fit, featurizer, told)
-    check_run(store, {"fit": fitted.fingerprint})
-    return Features(store, featurizer, draws, weights, fitted)
+    for each in (store, *joined):
+        check_run(each, {"fit": fitted.fingerprint})
+    features = Features(store, featurizer, draws, weights, fitted, tuple(joined))
+    if joined:
+        features.ids  # noqa: B018 of stores that do not go together, here rather than later
+    return features

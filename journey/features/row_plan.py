@@ -17,10 +17,11 @@ from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import TrainingLoss
 from journey.models.condition import Encoded
 from journey.projectors.scaled import Scaled
-from journey.store.store import stored_manifest
+from journey.store.manifest import stored_manifest
 
 # Rows (samples x draws) of a batch where the caller names no batch size.
 _ROWS_PER_BATCH = 64
+_MOST_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class RowPlan:
         batch_size: int | Literal["auto"] | None,
         memory: int | None,
         out: str | os.PathLike[str],
-        shard_size: int,
     ) -> RowPlan:
         """Settle the rows, and tell the featurizer where they are not left to the network's needs.
 
@@ -65,8 +65,7 @@ class RowPlan:
             draws: Timesteps and noise.
             batch_size: As for ``journey.featurize``.
             memory: As for ``journey.featurize``.
-            out: Folder of the store: what an earlier process of this run measured goes, since a store has one size.
-            shard_size: Images per file, the most that are measured at once.
+            out: Folder of the store: the size that it was begun with goes, since rows of another differ by rounding.
 
         Returns:
             The plan.
@@ -80,13 +79,13 @@ class RowPlan:
         if memory is not None and (not adaptive or memory < 1):
             raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
         each = draws.bins * draws.num_draws
-        if batch_size is None:
-            return RowPlan(max(1, _ROWS_PER_BATCH // each) * each, each)
         if isinstance(batch_size, int):
             featurizer.rows_per_pass = batch_size * each
             return RowPlan(batch_size * each, each)
         stored = RowPlan.stored(out, each)
-        rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory, shard_size * each)
+        if batch_size is None:
+            return stored or RowPlan(max(1, min(_ROWS_PER_BATCH // each, len(dataset))) * each, each)
+        rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory)
         featurizer.rows_per_pass = rows
         return RowPlan(rows, each)
 
@@ -100,7 +99,7 @@ class RowPlan:
         return RowPlan(round(stored * draws_per_image), draws_per_image)
 
 
-def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None, most: int) -> int:
+def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memory: int | None) -> int:
     """Measure batches of the first sample, again and again."""
     # What may still have to be fitted is left away.
     if isinstance(featurizer.measurement, LeftOutLoss):
@@ -125,5 +124,5 @@ def _measured_rows(featurizer: Featurizer, dataset: Dataset, draws: Draws, memor
     # Parts of one sample's draws, then samples.
     sizes = [*(2**i for i in range((each - 1).bit_length())), each, 2 * each, 4 * each]
     budget = default_budget(denoiser.device) if memory is None else memory
-    rows = largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(most, len(dataset) * each))
+    rows = largest_batch(run, denoiser.device, sizes=sizes, budget=budget, most=min(_MOST_IMAGES, len(dataset)) * each)
     return rows if rows < each else rows // each * each

@@ -1,15 +1,16 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, or at a piece of work."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from journey.errors import naming_folder
 
-NAME = ".lock"
+NAME, _CLAIMS = ".lock", ".claims"
 
 
 @contextlib.contextmanager
@@ -30,3 +31,38 @@ def locked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+class Claims:
+    """Which pieces of work in a folder this process has taken; one that dies gives back its own.
+
+    Piece i is byte i of the file ``.claims``, which is locked and never written.
+
+    Args:
+        folder: An existing folder.
+
+    Attributes:
+        work: Whether the file system has locks. Where it has none, every piece can be taken by everybody.
+
+    Raises:
+        OSError: If the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with naming_folder(folder):
+            self._file = (folder / _CLAIMS).open("a")
+        self.work = True
+
+    def take(self, piece: int) -> bool:
+        """Take a piece; False if another process has it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, piece)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            self.work = False
+        return True
+
+    def close(self) -> None:
+        """Give back all pieces."""
+        self._file.close()

@@ -199,7 +199,8 @@ def inspect(
             score(features, trajectory, steps=steps, damping=damping, num_draws=num_draws, seed=seed, progress=progress)
         )
         warnings += noise.warnings()
-    return Health(store.manifest.num_samples, store.manifest.proj_dim, checkpoints, noise, warnings)
+    num_samples = sum(len(shard) for shard in store.iter_shards(store.manifest.checkpoints[0], verify=False))
+    return Health(num_samples, store.manifest.proj_dim, checkpoints, noise, warnings)
 
 
 def _inspect_checkpoint(

@@ -63,7 +63,7 @@ class LayersHealth:
         shown = ranked[:_SHOWN] + [layer for layer in ranked[_SHOWN:] if layer.num_faults][:_SHOWN]
         width = max(len("layer"), *(len(layer.name) for layer in shown))
         lines = [
-            f"  layers, from {self.num_images} of the images, evenly spread",
+            f"  layers, from {self.num_images} of the images",
             f"  {'layer':<{width}}   share  median norm    NaN    Inf   zero  subnormal",
         ]
         for layer in shown:

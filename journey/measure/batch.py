@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from journey.data.ids import Ids
 from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import Measurement, Prediction
@@ -82,9 +83,7 @@ class Measured(NamedTuple):
     values: Tensor
 
 
-def measure_batch(
-    featurizer: Featurizer, draws: Draws, samples: Encoded, ids: list[int], *, check: bool = False
-) -> Measured:
+def measure_batch(featurizer: Featurizer, draws: Draws, samples: Encoded, ids: Ids, *, check: bool = False) -> Measured:
     """Measure some images.
 
     Args:
@@ -127,7 +126,7 @@ def num_groups(num_draws: int, together: int, most: int = 8) -> int:
     return max(count for count in range(1, most + 1) if units % count == 0)
 
 
-def draw_batch(denoiser: Denoiser, draws: Draws, samples: Encoded, ids: Sequence[int]) -> Drawn:
+def draw_batch(denoiser: Denoiser, draws: Draws, samples: Encoded, ids: Sequence[int | str]) -> Drawn:
     """Return timesteps, noise, conditions and weights of every draw of some images.
 
     Args:
@@ -156,7 +155,7 @@ def measure_values(
     *,
     draws: Draws,
     measurement: Measurement,
-    ids: Sequence[int] | None = None,
+    ids: Sequence[int | str] | None = None,
 ) -> Tensor:
     """Measure images under the denoiser's current weights.
 

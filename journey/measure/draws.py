@@ -23,6 +23,20 @@ from journey.ops.keys import STREAM_TIMESTEP
 from journey.ops.noise import keyed_noise, philox_words, sample_keys
 
 
+def check_positions(ids: Sequence[int | str], what: str) -> None:
+    """Refuse ids that cannot be positions in a dataset.
+
+    Raises:
+        TypeError: If one is a string; ``what`` needs positions.
+        ValueError: If one is negative.
+    """
+    wrong = [i for i in ids if isinstance(i, str)]
+    if wrong:
+        raise TypeError(f"ids must be positions in the dataset for {what}, got {wrong[0]!r}")
+    if any(int(i) < 0 for i in ids):
+        raise ValueError(f"ids must be positions in the dataset for {what}, got {min(map(int, ids))}")
+
+
 class Draws(Named):
     """Timesteps and noise for every sample: ``num_draws`` in each of ``bins`` ranges of timesteps."""
 
@@ -30,11 +44,11 @@ class Draws(Named):
     bins: int
 
     @abstractmethod
-    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+    def timesteps(self, ids: Sequence[int | str], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, int64. [num_samples, bins, num_draws]"""
 
     @abstractmethod
-    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def noise(self, ids: Sequence[int | str], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, float32. [num_samples, bins, num_draws, *shape]"""
 
     def row_weights(self, timesteps: Tensor, num_train_timesteps: int) -> Tensor | None:
@@ -94,7 +108,7 @@ class _KeyedDraws(Draws):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+    def timesteps(self, ids: Sequence[int | str], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         if self.bins > num_train_timesteps:
             raise ValueError(
@@ -110,10 +124,10 @@ class _KeyedDraws(Draws):
         return (low + (positions * width).floor().long()).clamp(max=(low + width - 1))
 
     @abstractmethod
-    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _positions(self, ids: Sequence[int | str], independent: int) -> Tensor:
         """Return where in its bin each timestep lies, in [0, 1). [num_samples, bins, independent]"""
 
-    def _uniforms(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _uniforms(self, ids: Sequence[int | str], independent: int) -> Tensor:
         """Return keyed uniforms in [0, 1), float64. [num_samples, bins, independent]"""
         count = self.bins * independent
         keys = sample_keys(self.seed, "timestep", ids).repeat_interleave(count)
@@ -121,7 +135,7 @@ class _KeyedDraws(Draws):
         words = philox_words(keys, indices, torch.zeros_like(keys), stream=STREAM_TIMESTEP)
         return (words[:, 0].double() / 2**32).view(len(ids), self.bins, independent)
 
-    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def noise(self, ids: Sequence[int | str], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
         keys = sample_keys(self.seed, "noise", ids)
         return keyed_noise(
@@ -147,7 +161,7 @@ class StratifiedDraws(_KeyedDraws, name="stratified"):
         ValueError: If a number is not positive.
     """
 
-    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _positions(self, ids: Sequence[int | str], independent: int) -> Tensor:
         strata = torch.arange(independent, dtype=torch.float64, device="cpu")
         return (strata + self._uniforms(ids, independent)) / independent
 
@@ -170,7 +184,7 @@ class UniformDraws(_KeyedDraws, name="uniform"):
         ValueError: If a number is not positive.
     """
 
-    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _positions(self, ids: Sequence[int | str], independent: int) -> Tensor:
         return self._uniforms(ids, independent)
 
 
@@ -188,7 +202,7 @@ class GridDraws(_KeyedDraws, name="grid"):
         ValueError: If a number is not positive.
     """
 
-    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _positions(self, ids: Sequence[int | str], independent: int) -> Tensor:
         grid = torch.arange(independent, dtype=torch.float64, device="cpu") / independent
         return grid.expand(len(ids), self.bins, independent)
 
@@ -223,28 +237,30 @@ class ExplicitDraws(Draws, name="explicit"):
         self._timesteps, self._noise = timesteps.long().cpu(), noise.float().cpu()
         self.num_draws = timesteps.shape[-1]
 
-    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+    def timesteps(self, ids: Sequence[int | str], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         low, high = int(self._timesteps.min()), int(self._timesteps.max())
         if low < 0 or high >= num_train_timesteps:
             raise ValueError(f"timesteps must be in [0, {num_train_timesteps}), got {low} to {high}")
         return self._rows(self._timesteps, ids).unsqueeze(1)
 
-    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def noise(self, ids: Sequence[int | str], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
         noise = self._rows(self._noise, ids)
         if tuple(noise.shape[2:]) != tuple(shape):
             raise ValueError(f"noise must be of images {list(shape)}, got {list(noise.shape[2:])}")
         return noise.unsqueeze(1).to(device)
 
-    def _rows(self, values: Tensor, ids: Sequence[int]) -> Tensor:
+    def _rows(self, values: Tensor, ids: Sequence[int | str]) -> Tensor:
         if self._shared:
             return values.expand(len(ids), *values.shape)
-        if len(ids) and max(ids) >= len(values):
+        check_positions(ids, "ExplicitDraws of several samples")
+        rows = torch.tensor([int(i) for i in ids], dtype=torch.int64, device="cpu")
+        if len(rows) and rows.max() >= len(values):
             raise ValueError(
-                f"timesteps and noise must have a row for every sample, got {len(values)} for sample {max(ids)}"
+                f"timesteps and noise must have a row for every sample, got {len(values)} for sample {int(rows.max())}"
             )
-        return values[torch.as_tensor(ids, dtype=torch.int64, device="cpu")]
+        return values[rows]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a hash of the arrays."""

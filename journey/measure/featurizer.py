@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from journey.data.ids import Ids
 from journey.errors import NonFiniteGradientError
 from journey.gradients.check import check_gradients
 from journey.gradients.engine import GradientEngine, RowValues
@@ -93,7 +94,7 @@ class Featurizer:
         condition: Condition | None = None,
         mask: Tensor | None = None,  # [num_samples, 1, H, W]
         weights: Tensor | None = None,  # [num_samples, bins, num_draws]
-        ids: list[int] | None = None,
+        ids: Ids | None = None,
         check: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Measure each image: per bin, the projected gradient of the mean measurement over the draws.
@@ -141,7 +142,7 @@ class Featurizer:
         finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
         if not finite.all():
             where = (~finite.all(-1)).nonzero().flatten().tolist()
-            names = [str(ids[i] if ids is not None else i) for i in where]
+            names = list(dict.fromkeys(str(ids[i] if ids is not None else i) for i in where))
             rows = range(where[0] * bins * num_draws, (where[0] + 1) * bins * num_draws)
             fault = find_fault(self.engine, values, rows)
             begun = ""

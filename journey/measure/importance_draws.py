@@ -47,7 +47,7 @@ class ImportanceDraws(StratifiedDraws, name="importance"):
             raise ValueError(f"density must be positive at every timestep, got timesteps {wrong[:8]} that are not")
         object.__setattr__(self, "density", values)
 
-    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+    def timesteps(self, ids: Sequence[int | str], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         if len(self.density) != num_train_timesteps:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.measure.draws import Draws, GridDraws
+from journey.measure.draws import Draws, GridDraws, check_positions
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SharedDraws(Draws, name="shared"):
         """Ranges of timesteps."""
         return self.inner.bins
 
-    def timesteps(self, ids: Sequence[int], num_train_timesteps: int) -> Tensor:
+    def timesteps(self, ids: Sequence[int | str], num_train_timesteps: int) -> Tensor:
         """Return the timesteps of some samples, see ``Draws.timesteps``."""
         return self.inner.timesteps(self._slots(ids), num_train_timesteps)
 
@@ -56,7 +56,7 @@ class SharedDraws(Draws, name="shared"):
         """Return how much each draw counts, see ``Draws.row_weights``."""
         return self.inner.row_weights(timesteps, num_train_timesteps)
 
-    def noise(self, ids: Sequence[int], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def noise(self, ids: Sequence[int | str], shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Return the noise of some samples, see ``Draws.noise``."""
         slots = self._slots(ids)
         different = sorted(set(slots))
@@ -79,7 +79,10 @@ class SharedDraws(Draws, name="shared"):
         """Return the draws with these fields of a fingerprint."""
         return cls(**{**fields, "inner": Draws.from_fingerprint(fields["inner"])})
 
-    def _slots(self, ids: Sequence[int]) -> list[int]:
+    def _slots(self, ids: Sequence[int | str]) -> list[int]:
+        if self.slots == 1:
+            return [0] * len(ids)
+        check_positions(ids, "SharedDraws of several slots")
         return [int(i) % self.slots for i in ids]
 
 
@@ -91,5 +94,5 @@ class CubicDraws(GridDraws, name="cubic"):
         Published code of Lin et al., "DMin: Scalable Training Data Influence Estimation for Diffusion Models", 2024.
     """
 
-    def _positions(self, ids: Sequence[int], independent: int) -> Tensor:
+    def _positions(self, ids: Sequence[int | str], independent: int) -> Tensor:
         return 1 - super()._positions(ids, independent) ** 3

@@ -58,11 +58,6 @@ class ConditionalDenoiser(Denoiser):
         other._encode_prompt = None
         return other
 
-    @property
-    def caches(self) -> bool:
-        """Whether encodings are worth a cache: where a text encoder runs."""
-        return self._encode_prompt is not None
-
     def encode_prompt(self, prompts: list[str]) -> Condition:
         """Return the condition of some prompts, see ``Denoiser.encode_prompt``."""
         if self._encode_prompt is None:
@@ -107,7 +102,7 @@ class ConditionalDenoiser(Denoiser):
         return self.encode_prompt([text for several in captions for text in several]), [len(c) for c in captions]
 
     def describe(self, item: Any, name: str) -> Any:
-        """Return what an item tells, for the dataset's fingerprint."""
+        """Return what an item tells, by which items are told apart."""
         if self._encode_prompt is not None:
             return captions_of(item, name)
         return fingerprint_tensors({self.name: self._ready(item, name)})

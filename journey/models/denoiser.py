@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from journey.data.ids import Ids
 from journey.data.items import channels_are_last, check_finite, image_of
 from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
@@ -159,17 +160,12 @@ class Denoiser(Guidance):
         """The parts that run once per image and are not measured, by name."""
         return {}
 
-    @property
-    def caches(self) -> bool:
-        """Whether encodings are worth a cache on disk."""
-        return bool(self.frozen)
-
-    def encode(self, items: list[Any], ids: list[int], names: list[str] | None = None) -> Encoded:
+    def encode(self, items: list[Any], ids: Ids, names: list[str] | None = None) -> Encoded:
         """Return samples as the network takes them; the frozen parts run here and nowhere else.
 
         Args:
             items: What the dataset gave.
-            ids: Their positions in the dataset.
+            ids: Their ids, by which what is random in an encoding is keyed.
             names: What they are called in errors, ``dataset[i]`` by default.
 
         Returns:
@@ -188,7 +184,7 @@ class Denoiser(Guidance):
         x0 = self.encode_images(torch.stack(images), ids)
         return Encoded(x0, *self.encode_conditions(items, names))
 
-    def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
+    def encode_images(self, images: Tensor, ids: Ids) -> Tensor:
         """Return images as the network denoises them, float32: themselves, or their latents. [num_samples, C, H, W]"""
         return images
 
@@ -197,7 +193,7 @@ class Denoiser(Guidance):
         return None, [1] * len(items)
 
     def describe(self, item: Any, name: str) -> Any:
-        """Return what an item tells the network, as a JSON value, for the dataset's fingerprint."""
+        """Return what an item tells the network, as a JSON value, by which items are told apart."""
         return None
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ class DiT(LatentDenoiser):
         return self.encode_labels(labels), [1] * len(items)
 
     def describe(self, item: Any, name: str) -> Any:
-        """Return the label of an item, for the dataset's fingerprint."""
+        """Return the label of an item, by which items are told apart."""
         return label_of(item, name)
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from journey.data.ids import Ids
 from journey.data.items import check_finite
 from journey.models.denoiser import Denoiser
 from journey.models.network import check_chance, check_offload
@@ -137,7 +138,7 @@ class LatentDenoiser(Denoiser):
         return float(getattr(self.pipeline.vae.config, "shift_factor", None) or 0.0)
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor, ids: list[int]) -> Tensor:
+    def encode_images(self, images: Tensor, ids: Ids) -> Tensor:
         """Return the latents of images, see ``Denoiser.encode_images``."""
         vae = self.pipeline.vae
         posterior = self._posterior(images.to(vae.device, vae.dtype))

@@ -61,7 +61,7 @@ class TextDenoiser(Denoiser):
         return self.encode_prompt(flat), [len(several) for several in captions]
 
     def describe(self, item: Any, name: str) -> Any:
-        """Return the captions of an item, or what stands for its ready embeddings, for the dataset's fingerprint."""
+        """Return the captions of an item, or what stands for its ready embeddings, by which items are told apart."""
         if self._dropped:
             return fingerprint_tensors(dict(self._ready(item, name).tensors))
         return captions_of(item, name)

@@ -107,13 +107,14 @@ def keyed_noise(
 
 
 def query_noise(
-    seed: int, ids: Sequence[int], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device
+    seed: int, ids: Sequence[int | str], timestep: int, num_draws: int, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
     """Return the antithetic noise with which queries are re-noised at one timestep. [num_queries, num_draws, *shape]"""
     keys = sample_keys(seed, f"query noise at {timestep}", ids)
     return keyed_noise(keys, num_draws, shape, device, antithetic=True, per=num_draws).squeeze(1)
 
 
-def sample_keys(seed: int, use: str, ids: Sequence[int]) -> Tensor:
+def sample_keys(seed: int, use: str, ids: Sequence[int | str]) -> Tensor:
     """Return the key of each sample's stream for one use, int64 with the bits of the unsigned key. [num_samples]"""
-    return torch.tensor([to_signed(derive_key(seed, use, int(i))) for i in ids], dtype=torch.int64, device="cpu")
+    names = [i if isinstance(i, str) else int(i) for i in ids]
+    return torch.tensor([to_signed(derive_key(seed, use, i)) for i in names], dtype=torch.int64, device="cpu")

@@ -33,13 +33,11 @@ class ImageQueries:
 
     Attributes:
         samples: The images as the network takes them.
-        first_id: The id of the first one, by which draws are keyed: the number of training images.
-        draws: Timesteps and noise.
+        draws: Timesteps and noise, keyed by the position of the query.
         masks: The region in pixels, float32; None is the whole image. [num_queries, H, W]
     """
 
     samples: Encoded
-    first_id: int
     draws: StratifiedDraws
     masks: Tensor | None
 
@@ -65,13 +63,13 @@ class ImageQueries:
         ):
             for first in range(0, count, size):
                 some = self.samples.select(first, min(first + size, count))
-                ids = [self.first_id + first + i for i in range(len(some))]
+                ids = [f"query {first + i}" for i in range(len(some))]
                 drawn = draw_batch(featurizer.denoiser, self.draws, some, ids).in_groups(groups, together)
                 masks = None
                 if self.masks is not None:
                     here = self.masks[first : first + len(some)]
                     masks = resample_masks(here, some.x0.shape[2:]).unsqueeze(1)
-                measured, _ = featurizer.features(some.x0, **drawn._asdict(), mask=masks, ids=list(range(len(ids))))
+                measured, _ = featurizer.features(some.x0, **drawn._asdict(), mask=masks, ids=ids)
                 found.append(measured)
                 bar.update(len(some))
         return torch.cat(found).unsqueeze(1)
@@ -99,7 +97,7 @@ def plan_images(
     """
     if num_draws < 1:
         raise ValueError(f"num_draws must be positive, got {num_draws}")
-    denoiser, first_id = features.featurizer.denoiser, features.num_samples
+    denoiser = features.featurizer.denoiser
     if isinstance(images, str | os.PathLike):
         images = ImageFolder(images, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
     masks = None if region is None else check_region(features, region, _pictures(images))
@@ -112,14 +110,14 @@ def plan_images(
             raise TypeError("conditions belong to images as the network takes them, a tensor; items have their own")
         samples = Encoded.single(images)
     else:
-        samples = encode_all(denoiser, images, first_id=first_id, name="images")
+        samples = encode_all(denoiser, images, name="images")
     if conditions is not None:
         if samples.condition is not None:
             raise ValueError("conditions must be given with images that have none of their own, or not at all")
         if len(conditions) not in (1, len(samples)):
             raise ValueError(f"conditions must have a row for each of {len(samples)} images, got {len(conditions)}")
         samples = Encoded.single(samples.x0, conditions.expand(len(samples)))
-    return ImageQueries(samples, first_id, StratifiedDraws(num_draws, seed=seed), masks)
+    return ImageQueries(samples, StratifiedDraws(num_draws, seed=seed), masks)
 
 
 def _pictures(images: Any) -> Tensor:

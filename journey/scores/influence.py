@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from journey.curvature.gram import DEFAULT_DAMPING
-from journey.data.numbers import as_tensor
+from journey.data.ids import check_id
 from journey.features.features import Features
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
 from journey.scores.queries import check_features, plan_queries
 from journey.scores.regions import Region
 from journey.scores.score import check_damping
+from journey.store.ids import pack_ids, unpack_ids
 
-_TENSORS = ("values", "edges", "timesteps", "train_ids")
+_TENSORS = ("values", "edges", "timesteps")
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,13 @@ class InfluenceMatrix:
         values: Scores; the sum of a column is the whole score of that step. float32. [train_bins, query_steps]
         edges: Bin b holds the timesteps edges[b] ... edges[b + 1] - 1, int64. [train_bins + 1]
         timesteps: The steps of the generation, int64. [query_steps]
-        train_ids: The training images whose scores are summed, int64. [num_images]
+        train_ids: The training images whose scores are summed.
     """
 
     values: Tensor
     edges: Tensor
     timesteps: Tensor
-    train_ids: Tensor
+    train_ids: list[int | str]
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""
@@ -45,7 +48,8 @@ class InfluenceMatrix:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the matrix as one safetensors file; equal ones give equal bytes."""
-        write_tensors(path, "influence", {name: getattr(self, name) for name in _TENSORS})
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write_tensors(path, "influence", {**tensors, **pack_ids(self.train_ids)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> InfluenceMatrix:
@@ -62,13 +66,13 @@ class InfluenceMatrix:
             ValueError: If the file is damaged or holds something else.
         """
         saved = read_tensors(path, "influence", _TENSORS)
-        return InfluenceMatrix(**{name: saved[name] for name in _TENSORS})
+        return InfluenceMatrix(saved["values"], saved["edges"], saved["timesteps"], unpack_ids(saved))
 
 
 def influence_matrix(
     features: Features,
     trajectory: Trajectory,
-    train_ids: int | Sequence[int],
+    train_ids: int | str | Sequence[int | str],
     *,
     query: int = 0,
     steps: Sequence[int] | None = None,
@@ -88,7 +92,7 @@ def influence_matrix(
         features: The training images, featurized with as many bins as the matrix is to have rows, such as
             ``draws=StratifiedDraws(2, bins=10)``.
         trajectory: The generated images.
-        train_ids: One dataset index, or several whose scores are summed.
+        train_ids: The id of one image, or several whose scores are summed.
         query: Which generated image.
         steps: Timesteps among the recorded ones; all by default.
         region: As for ``journey.score``.
@@ -108,13 +112,10 @@ def influence_matrix(
         CorruptShardError: If a file of the store was damaged.
     """
     check_features(features)
-    chosen = as_tensor(train_ids).flatten()
-    if len(chosen) and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
-        raise TypeError(f"train_ids must be integers, got {chosen.dtype}")
-    chosen = chosen.long()
-    outside = sorted({i for i in chosen.tolist() if not 0 <= i < features.num_samples})
-    if outside or len(chosen) == 0:
-        raise ValueError(f"train_ids must be in 0..{features.num_samples - 1}, got {outside or 'none'}")
+    chosen = [check_id(i, "train_ids") for i in np.atleast_1d(np.asarray(train_ids)).tolist()]
+    unknown = set(chosen).difference(features.ids)
+    if unknown or not chosen:
+        raise ValueError(f"train_ids must be of images that have features, got {list(unknown)[:5] or 'none'}")
     check_damping(damping)
     queries = plan_queries(
         features, trajectory, steps=steps, interval=None, region=region, num_draws=num_draws, seed=seed
@@ -131,11 +132,10 @@ def influence_matrix(
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     weights = features.draws.weights(num_train_timesteps)
     total = None
-    names = features.store.manifest.checkpoints
-    for number, (name, checkpoint) in enumerate(zip(names, features.checkpoints, strict=True)):
+    for number, checkpoint in enumerate(features.checkpoints):
         measured = queries.measure(features, checkpoint, progress)[0].mean(1)
         rows = features.fit.gram(number).solve(measured, damping)
-        group = _sum_of(features, name, chosen).to(rows) * weights.to(rows)[:, None]
+        group = _sum_of(features, number, chosen).to(rows) * weights.to(rows)[:, None]
         total = group @ rows.T if total is None else total + group @ rows.T
     assert total is not None
     values = (total / len(features.checkpoints)).float().cpu()
@@ -147,13 +147,11 @@ def influence_matrix(
     )
 
 
-def _sum_of(features: Features, name: str, chosen: Tensor) -> Tensor:
+def _sum_of(features: Features, checkpoint: int, chosen: list[int | str]) -> Tensor:
     """The features of some training images, summed, one row for each bin, float64. [bins, proj_dim]"""
-    counts = torch.bincount(chosen, minlength=features.num_samples).double()
-    return torch.stack(
-        [
-            torch.einsum("nbk,n->bk", shard.features.double(), counts[shard.ids])
-            for shard in features.store.iter_shards(name)
-            if counts[shard.ids].any()
-        ]
-    ).sum(0)
+    times = Counter(chosen)
+    sums = []
+    for shard in features.select(chosen).shards(checkpoint):
+        counts = torch.tensor([times[i] for i in shard.ids], dtype=torch.float64, device="cpu")
+        sums.append(torch.einsum("nbk,n->bk", shard.features.double(), counts))
+    return torch.stack(sums).sum(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from journey.scores.image_queries import IMAGE_DRAWS, ImageQueries, plan_images
 from journey.scores.queries import Queries, check_features, plan_queries
 from journey.scores.regions import Region
 from journey.scores.scores import Scores
-from journey.store.shard import Shard
 
 _STEP_DRAWS = 16
 # Rows whose scores under groups of a query's draws tell the noise of the query.
@@ -136,29 +136,49 @@ def score(
             completions=completions,
             num_inference_steps=num_inference_steps,
         )
-    total, errors = None, []
-    for number, (name, checkpoint) in enumerate(
-        zip(features.store.manifest.checkpoints, features.checkpoints, strict=True)
-    ):
-        gram = features.fit.gram(number)
-        groups = queries.measure(features, checkpoint, progress)  # [num_queries, num_steps, num_groups, proj_dim]
-        solution = gram.solve(groups.mean(2).flatten(0, 1), damping).cpu()
-        shape = groups.shape[:2]
-        found = row_products(features, name, solution, weights).unflatten(0, shape)
-        total = found if total is None else total.add_(found)
-        row_gain = gram.row_errors(solution).unflatten(0, shape)
-        errors.append((*_noises(features, name), row_gain.float(), _query_gain(features, name, gram, groups, damping)))
-    assert total is not None
+    solved = [
+        _solve(features, number, queries.measure(features, checkpoint, progress), damping)
+        for number, checkpoint in enumerate(features.checkpoints)
+    ]
+    values, errors = products(features, [each.solution for each in solved], weights), None
+    if train_interval is None:
+        noise, norm = _noises(features)
+        gains = torch.stack([each.row_gain for each in solved]), torch.stack([each.query_gain for each in solved])
+        errors = ScoreErrors(noise, norm, *gains)
     return Scores(
-        total.div_(len(errors)),
+        values,
         torch.tensor([0] if isinstance(queries, ImageQueries) else queries.timesteps, dtype=torch.int64, device="cpu"),
-        train_ids(features),
+        features.ids,
         float(damping),
         interval,
         train_interval,
         queries.masks,
-        None if train_interval is not None else ScoreErrors(*map(torch.stack, zip(*errors, strict=True))),
+        errors,
     )
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Queries under one checkpoint.
+
+    Attributes:
+        solution: float32, on the CPU. [num_queries, num_steps, proj_dim]
+        row_gain: See ``ScoreErrors``. [num_queries, num_steps]
+        query_gain: Likewise. [num_queries, num_steps]
+    """
+
+    solution: Tensor
+    row_gain: Tensor
+    query_gain: Tensor
+
+
+def _solve(features: Features, number: int, groups: Tensor, damping: float) -> _Solved:
+    """Solve queries of which groups of draws were measured. [num_queries, num_steps, num_groups, proj_dim]"""
+    gram, shape = features.fit.gram(number), groups.shape[:2]
+    solution = gram.solve(groups.mean(2).flatten(0, 1), damping).cpu()
+    row_gain = gram.row_errors(solution).unflatten(0, shape).float()
+    gain = _query_gain(features, number, gram, groups, damping)
+    return _Solved(solution.float().unflatten(0, shape), row_gain, gain)
 
 
 def check_damping(damping: float) -> None:
@@ -171,49 +191,50 @@ def check_damping(damping: float) -> None:
         raise ValueError(f"damping must be a number >= 0, got {damping!r}")
 
 
-def train_ids(features: Features) -> list[int]:
-    """Return the dataset index of each row of the features."""
-    ids: list[int] = torch.cat([shard.ids for shard in _shards(features)]).tolist()
-    return ids
-
-
-def row_products(features: Features, name: str, solution: Tensor, weights: Tensor) -> Tensor:
-    """Return the inner products of solved queries with the features of all training images.
+def products(features: Features, solutions: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return the inner products of solved queries with the features of all training images, averaged over checkpoints.
 
     Args:
         features: The training images.
-        name: Which checkpoint, as the store names it.
-        solution: On the CPU. [num_queries, proj_dim]
+        solutions: Of each checkpoint, float32, on the CPU. [num_queries, num_steps, proj_dim]
         weights: Of each bin. [bins]
 
     Returns:
-        float32. [num_queries, num_train]
+        float32. [num_queries, num_steps, num_train]
     """
-    queries, shares = solution.float(), weights.float()
-    found = torch.empty(len(queries), features.num_samples, dtype=torch.float32, device="cpu")
-    for shard in features.store.iter_shards(name):
-        found[:, shard.begin : shard.end] = shard.products(queries) @ shares
+    found = torch.empty(*solutions[0].shape[:2], features.num_samples, dtype=torch.float32, device="cpu")
+    for column, values in blocks(features, solutions, weights):
+        found[..., column : column + values.shape[2]] = values
     return found
 
 
-def _shards(features: Features) -> Iterator[Shard]:
-    return features.store.iter_shards(features.store.manifest.checkpoints[0], verify=False)
+def blocks(features: Features, solutions: Sequence[Tensor], weights: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``products`` some columns at a time, with the first of them. [num_queries, num_steps, num_columns]"""
+    shares, column = weights.float(), 0
+    for shards in zip(*(features.shards(number) for number in range(len(solutions))), strict=True):
+        parts = [shard.products(each.flatten(0, 1)) @ shares for shard, each in zip(shards, solutions, strict=True)]
+        values = torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
+        yield column, values.unflatten(0, solutions[0].shape[:2])
+        column += values.shape[1]
 
 
-def _noises(features: Features, name: str) -> tuple[Tensor, Tensor]:
-    """Noise and norm of every row. Each [num_train]"""
-    pairs = [(shard.noise, shard.norm) for shard in features.store.iter_shards(name, verify=False)]
-    noise, norm = zip(*pairs, strict=True)
-    return torch.cat(noise), torch.cat(norm)
+def _noises(features: Features) -> tuple[Tensor, Tensor]:
+    """Noise and norm of every row. Each [num_checkpoints, num_train]"""
+    found = []
+    for number in range(len(features.checkpoints)):
+        shards = list(features.shards(number, verify=False))
+        found.append([torch.cat([shard.noise for shard in shards]), torch.cat([shard.norm for shard in shards])])
+    noise, norm = zip(*found, strict=True)
+    return torch.stack(noise), torch.stack(norm)
 
 
-def _query_gain(features: Features, name: str, gram: GramMatrix, groups: Tensor, damping: float) -> Tensor:
+def _query_gain(features: Features, number: int, gram: GramMatrix, groups: Tensor, damping: float) -> Tensor:
     """Standard error of scores from the query's draws, per unit norm of the row. [num_queries, num_steps]"""
     count = groups.shape[2]
     if count == 1:
         return torch.full(groups.shape[:2], torch.nan, dtype=torch.float32, device="cpu")
-    shard = features.store.read_shard(name, 0)
-    chosen = torch.linspace(0, shard.end - shard.begin - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)
+    shard = next(features.shards(number))
+    chosen = torch.linspace(0, len(shard) - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
     rows = torch.einsum("nbk,b->nk", shard.features[chosen.long().unique()].double(), weights)
     scores = groups.cpu().double() @ gram.solve(rows, damping).T  # [num_queries, num_steps, num_groups, num_rows]

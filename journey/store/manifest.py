@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,26 +15,25 @@ from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_jso
 from journey.files.publish import is_temporary, publish
 from journey.store.rows import RowFormat, check_row_format
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _FILE_NAME = "manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Description of a store, equal for two runs exactly when they would write the same shards.
+    """Description of a store, equal for two runs exactly when they would write the same row of an image.
 
-    It holds no clock, host name or path of its own, so that the same run gives the same bytes anywhere.
+    It names no image: a store grows. It holds no clock, host name or path of its own, so that the same run gives the
+    same bytes anywhere.
 
     Attributes:
-        num_samples: Samples in the dataset, at least 1.
-        shard_size: Samples per shard, at least 1; the last shard may be shorter.
         bins: Time bins per sample that are kept apart, at least 1.
         proj_dim: Features per sample and bin, at least 1.
         row: How features are kept, see ``journey.store.rows``.
         checkpoints: Names of the checkpoints, all different; each has its own shards.
         library_version: Version of this package that featurizes.
-        fingerprints: Everything else that the features depend on (weights, dataset, measurement, draws, projector,
-            ...), each a JSON value under its name.
+        fingerprints: Everything else that the features depend on (weights, measurement, draws, projector, ...), each a
+            JSON value under its name.
 
     Raises:
         ValueError: If a size is below 1, there is no such form of rows, a checkpoint is missing or named twice, or a
@@ -41,8 +41,6 @@ class Manifest:
         TypeError: If a field has the wrong type or a fingerprint is not a JSON value.
     """
 
-    num_samples: int
-    shard_size: int
     bins: int
     proj_dim: int
     row: RowFormat
@@ -52,7 +50,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Check the fields and bring the fingerprints to the form that reading them back gives."""
-        for name in ("num_samples", "shard_size", "bins", "proj_dim"):
+        for name in ("bins", "proj_dim"):
             size = getattr(self, name)
             if type(size) is not int:
                 raise TypeError(f"{name} must be an int, got {size!r} ({type(size).__name__})")
@@ -72,11 +70,6 @@ class Manifest:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"fingerprint {name!r} must be a JSON value: {error}") from error
         object.__setattr__(self, "fingerprints", normalised)
-
-    @property
-    def num_shards(self) -> int:
-        """Shards per checkpoint."""
-        return -(-self.num_samples // self.shard_size)
 
     @property
     def checksum(self) -> str:
@@ -208,6 +201,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a feature store: it has no {_FILE_NAME}; give the folder that featurize wrote"
         ) from None
     return Manifest.from_json(text, str(path))
+
+
+def stored_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+    """Return the manifest of a folder, or None if it holds no store.
+
+    Raises:
+        StoreFormatError: If it was written in a format that this version does not read.
+        StoreError: If it is damaged.
+    """
+    try:
+        return read_manifest(Path(path))
+    except FileNotFoundError:
+        return None
 
 
 def _check_checkpoints(checkpoints: Sequence[str]) -> None:

@@ -59,7 +59,7 @@ def pack(row: RowFormat, features: Tensor) -> dict[str, Tensor]:
             )
         return {"rows": kept}
     packed, scales = pack_rows(_pad(features.flatten(0, 1)).contiguous(), _BITS[row])
-    return {"rows": packed.view(*features.shape[:2], -1), "scales": scales.view(features.shape[:2])}
+    return {"rows": packed.view(*features.shape[:2], packed.shape[1]), "scales": scales.view(features.shape[:2])}
 
 
 def unpack(row: RowFormat, tensors: Mapping[str, Tensor], proj_dim: int) -> Tensor:

@@ -6,10 +6,11 @@ JSON header, then the tensors' bytes without gaps. The header here has one spell
 
 * ``sha256``: SHA-256 of the tensors' bytes, that is of everything after the header;
 * ``manifest``: the checksum of the store's manifest;
-* ``checkpoint``, ``begin``, ``end``: the checkpoint's name and the range of dataset positions.
+* ``name``: the file's own, without its suffix.
 
-A reader knows the header that a shard must have, down to the byte, except for the SHA-256; so together the two checks
-cover every bit of the file, and a shard that was renamed or copied from another store is caught as well.
+A reader knows the header that a shard must have, down to the byte, except for the number of images and the SHA-256; so
+together the two checks cover every bit of the file, and a shard that was renamed or copied from another store is caught
+as well.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from journey.data.ids import Ids
 from journey.errors import CorruptShardError
 from journey.files.publish import publish
+from journey.store.ids import pack_ids, unpack_ids
 from journey.store.rows import RowFormat, pack, products, row_tensors, unpack
 
 _CURE = "Delete this file and run featurize again with the same arguments; it recomputes only this shard."
@@ -42,29 +45,38 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Shard:
-    """The features of a range of samples under one checkpoint.
+    """The features of some images under one checkpoint.
 
     Attributes:
-        checkpoint: Name of the checkpoint.
-        begin: First dataset position.
-        end: One past the last dataset position.
         row: The form of the features.
         proj_dim: Their length.
-        tensors: By name: ``ids`` int64 [num], ``norm`` and ``noise`` float32 [num], ``values`` float32
-            [num, bins], and what ``journey.store.rows.row_tensors`` says.
+        tensors: By name: the ids as ``journey.store.ids`` has them, ``content`` int64 [num], ``norm`` and ``noise``
+            float32 [num], ``values`` float32 [num, bins], and what ``journey.store.rows.row_tensors`` says.
     """
 
-    checkpoint: str
-    begin: int
-    end: int
     row: RowFormat
     proj_dim: int
     tensors: dict[str, Tensor]
 
+    def __len__(self) -> int:
+        return len(self.norm)
+
     @property
-    def ids(self) -> Tensor:
-        """Ids of the samples, int64. [num]"""
-        return self.tensors["ids"]
+    def ids(self) -> list[int | str]:
+        """Ids of the images."""
+        return unpack_ids(self.tensors)
+
+    @property
+    def content(self) -> Tensor:
+        """64 bits that tell an image, with all that the model reads beside it, from another one, int64. [num]"""
+        return self.tensors["content"]
+
+    def select(self, rows: Tensor) -> Shard:
+        """Return some of the images, by position, int64. [num_selected]"""
+        ids = self.ids
+        named = pack_ids([ids[i] for i in rows.tolist()])
+        rest = {name: t[rows] for name, t in self.tensors.items() if name not in ("ids", "id_ends", "id_bytes")}
+        return replace(self, tensors={**named, **rest})
 
     @property
     def norm(self) -> Tensor:
@@ -100,12 +112,22 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """The one header and size that a shard file of a store must have."""
+    """The one header and size that a shard file of a store must have.
+
+    Attributes:
+        manifest_checksum: Of the store's manifest.
+        name: The file's, without its suffix.
+        num: How many images there are.
+        id_bytes: Length of their ids together; None of integers.
+        bins: Time bins per image.
+        proj_dim: Features per image and bin.
+        row: The form of the features.
+    """
 
     manifest_checksum: str
-    checkpoint: str
-    begin: int
-    end: int
+    name: str
+    num: int
+    id_bytes: int | None
     bins: int
     proj_dim: int
     row: RowFormat
@@ -113,24 +135,20 @@ class ShardFormat:
     @property
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Names, dtypes and shapes in the order of the file; the widest first keeps all of them aligned."""
-        num = self.end - self.begin
+        ids, last = ("ids", {}) if self.id_bytes is None else ("id_ends", {"id_bytes": (torch.uint8, (self.id_bytes,))})
         return {
-            "ids": (torch.int64, (num,)),
-            "norm": (torch.float32, (num,)),
-            "noise": (torch.float32, (num,)),
-            "values": (torch.float32, (num, self.bins)),
-            **dict(reversed(row_tensors(self.row, num, self.bins, self.proj_dim).items())),
+            ids: (torch.int64, (self.num,)),
+            "content": (torch.int64, (self.num,)),
+            "norm": (torch.float32, (self.num,)),
+            "noise": (torch.float32, (self.num,)),
+            "values": (torch.float32, (self.num, self.bins)),
+            **dict(reversed(row_tensors(self.row, self.num, self.bins, self.proj_dim).items())),
+            **last,
         }
 
     def header(self, sha256: str) -> bytes:
         """Spell the start of the file up to the first tensor; its length does not depend on ``sha256``."""
-        metadata = {
-            "begin": str(self.begin),
-            "checkpoint": self.checkpoint,
-            "end": str(self.end),
-            "manifest": self.manifest_checksum,
-            "sha256": sha256,
-        }
+        metadata = {"manifest": self.manifest_checksum, "name": self.name, "sha256": sha256}
         document: dict[str, object] = {"__metadata__": metadata}
         offset = 0
         for name, (dtype, shape) in self.tensors.items():
@@ -149,13 +167,14 @@ class ShardFormat:
         return len(self.header("0" * 64)) + data
 
 
-def write_shard_file(path: Path, form: ShardFormat, given: dict[str, Tensor]) -> None:
+def write_shard_file(path: Path, form: ShardFormat, ids: Ids, given: dict[str, Tensor]) -> None:
     """Check, pack and publish a shard.
 
     Args:
         path: The file.
         form: Its form.
-        given: ``ids``, ``norm``, ``noise`` and ``values`` as ``form.tensors`` says, and ``features`` float32
+        ids: Of the images.
+        given: ``content``, ``norm``, ``noise`` and ``values`` as ``form.tensors`` says, and ``features`` float32
             [num, bins, proj_dim].
 
     Raises:
@@ -163,26 +182,15 @@ def write_shard_file(path: Path, form: ShardFormat, given: dict[str, Tensor]) ->
         TypeError: If a tensor has another dtype.
         OSError: If the file cannot be written.
     """
-    num = form.end - form.begin
-    shapes = {name: form.tensors[name] for name in ("ids", "norm", "noise", "values")}
-    for name, (dtype, shape) in {**shapes, "features": (torch.float32, (num, form.bins, form.proj_dim))}.items():
+    shapes = {name: form.tensors[name] for name in ("content", "norm", "noise", "values")}
+    whole = (torch.float32, (form.num, form.bins, form.proj_dim))
+    for name, (dtype, shape) in {**shapes, "features": whole}.items():
         _check_tensor(name, given[name], dtype, shape)
     for name in ("features", "values"):
-        _check_finite(name, given[name], given["ids"])
-    tensors = {**given, **pack(form.row, given["features"])}
+        _check_finite(name, given[name], ids)
+    tensors = {**given, **pack_ids(ids), **pack(form.row, given["features"])}
     chunks = [_bytes_of(tensors[name].detach().contiguous()) for name in form.tensors]
     publish(path, [form.header(_sha256(chunks)), *chunks])
-
-
-def check_shard_size(path: Path, form: ShardFormat) -> bool:
-    """Tell whether the shard is there, or raise CorruptShardError if it has a size that no such shard can have."""
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        return False
-    if found != form.num_bytes:
-        raise CorruptShardError(f"{path} is damaged: expected {form.num_bytes} bytes, found {found}. {_CURE}")
-    return True
 
 
 def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str, Tensor]:
@@ -190,7 +198,7 @@ def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str,
 
     Args:
         path: The file.
-        form: Its form.
+        form: Its form, but for how many images there are and how long their ids, which the file tells.
         verify: Check the tensors' bytes against the checksum; size and header are always checked.
 
     Returns:
@@ -206,19 +214,21 @@ def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str,
     whole = memoryview(mapped)
     length = 8 + int.from_bytes(whole[:8], "little")
     header = bytes(whole[: min(length, num_bytes)])
-    metadata = _metadata(header)
+    metadata, sizes = _described(header)
+    form = replace(form, num=sizes.get("norm", 0), id_bytes=sizes.get("id_bytes"))
     if num_bytes != form.num_bytes or header != form.header(str(metadata.get("sha256"))):
-        expected = f"checkpoint {form.checkpoint!r}, samples {form.begin} to {form.end}, {form.num_bytes} bytes"
+        found = f"name {metadata.get('name')!r}, manifest {metadata.get('manifest')}" if metadata else "no such header"
         raise CorruptShardError(
-            f"{path} is damaged or belongs elsewhere: expected {expected}, manifest {form.manifest_checksum}; "
-            f"found {_describe(metadata)}{num_bytes} bytes, manifest {metadata.get('manifest')}. {_CURE}"
+            f"{path} is damaged or belongs elsewhere: expected {form.num_bytes} bytes, name {form.name!r}, manifest "
+            f"{form.manifest_checksum}; found {num_bytes} bytes, {found}. {_CURE}"
         )
     if verify and (found := _sha256([whole[length:]])) != metadata["sha256"]:
         raise CorruptShardError(f"{path} is damaged: expected the SHA-256 {metadata['sha256']}, found {found}. {_CURE}")
     tensors, offset = {}, length
     for name, (dtype, shape) in form.tensors.items():
         count = torch.Size(shape).numel()
-        tensors[name] = torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset).view(shape)
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=offset) if count else _empty(dtype)
+        tensors[name] = flat.view(shape)
         offset += count * dtype.itemsize
     return tensors
 
@@ -233,18 +243,22 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[in
         raise ValueError(f"{name} must be on the CPU, got {tensor.device}")
 
 
-def _check_finite(name: str, tensor: Tensor, ids: Tensor) -> None:
-    bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)  # [num]
-    if bad.any():
+def _check_finite(name: str, tensor: Tensor, ids: Ids) -> None:
+    bad = (~torch.isfinite(tensor).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
         raise ValueError(
-            f"{name} must be finite, got NaN or infinity in {int(bad.sum())} of {len(bad)} samples, "
-            f"the first with id {int(ids[bad][0])}"
+            f"{name} must be finite, got NaN or infinity in {len(bad)} of {len(ids)} samples, "
+            f"the first with id {ids[bad[0]]!r}"
         )
+
+
+def _empty(dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype, device="cpu")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """View a contiguous CPU tensor as its bytes, without a copy."""
-    return tensor.numpy().data.cast("B")
+    return tensor.numpy().data.cast("B") if tensor.numel() else memoryview(b"")
 
 
 def _sha256(chunks: Sequence[memoryview]) -> str:
@@ -254,16 +268,14 @@ def _sha256(chunks: Sequence[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _metadata(header: bytes) -> dict[str, Any]:
-    """Read what a header says about itself, or nothing if it is not one."""
+def _described(header: bytes) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read what a header says about itself, and the lengths of its tensors; nothing if it is not one."""
     try:
-        metadata = json.loads(header[8:])["__metadata__"]
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _describe(metadata: dict[str, Any]) -> str:
-    if not metadata:
-        return "no readable header, "
-    return f"checkpoint {metadata.get('checkpoint')!r}, samples {metadata.get('begin')} to {metadata.get('end')}, "
+        document = json.loads(header[8:])
+        metadata = document.pop("__metadata__")
+        sizes = {name: tensor["shape"][0] for name, tensor in document.items()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}, {}
+    if not isinstance(metadata, dict) or not all(type(size) is int and 0 <= size < 2**48 for size in sizes.values()):
+        return {}, {}
+    return metadata, sizes

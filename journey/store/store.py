@@ -1,35 +1,41 @@
-"""The feature store: a folder that holds the features of every training sample under every checkpoint.
+"""The feature store: a folder that holds the features of every training image under every checkpoint.
 
 ::
 
     features/
-        manifest.json                              what is stored and which run it belongs to (see ``Manifest``)
-        checkpoint-000-shard-000000.safetensors    dataset positions [0, shard_size) under the first checkpoint
-        checkpoint-000-shard-000001.safetensors    ...
+        manifest.json                        which run the features belong to (see ``Manifest``)
+        part-000000.safetensors              which images are to be measured, in which shards (``journey.store.part``)
+        rows-000-000000-000000.safetensors   the first checkpoint: part 0, shard 0
+        rows-000-000000-000001.safetensors   ...
+        rows-000-8d3a51f0c2b94e67-000000.safetensors   a shard without a plan, named after its ids
 
 A shard holds ``rows`` [num, bins, proj_dim], int8 with ``scales`` float32 [num, bins] unless another form was asked for
-(``journey.store.rows``), ``norm`` and ``noise`` float32 [num], ``values`` float32 [num, bins] and ``ids`` int64 [num],
-and is readable with safetensors alone: a feature is ``rows * scales``. It is a fixed range of positions, complete
-whenever it exists, and carries its own checksum. So any process may write any shard, several may write the same one,
-and there is no shared state to merge or to lose: a run that was killed continues with the shards that are missing and
-leaves the same bytes as one that was not.
+(``journey.store.rows``), ``norm`` and ``noise`` float32 [num], ``values`` float32 [num, bins], ``content`` int64 [num]
+and the ids (``journey.store.ids``), and is readable with safetensors alone: a feature is ``rows * scales``. It is
+complete whenever it exists, and carries its own checksum. So any process may write any shard, several may write the
+same one, and there is no shared state to merge or to lose: a run that was killed continues with the shards that are
+missing and leaves the same bytes as one that was not. A store grows by parts; no row of it ever changes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from journey.data.ids import Ids
 from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
+from journey.store.ids import pack_ids
 from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
-from journey.store.shard import Shard, ShardFormat, check_shard_size, read_shard_file, write_shard_file
+from journey.store.part import Part, ShardName, part_name, read_skipped, skipped_path
+from journey.store.shard import Shard, ShardFormat, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
+_SUFFIX = ".safetensors"
 
 
 class FeatureStore:
@@ -45,6 +51,7 @@ class FeatureStore:
         self.path = path
         self.manifest = manifest
         self._manifest_checksum = manifest.checksum
+        self._parts: dict[str, Part] = {}  # as read; a part never changes
         # Files whose checksum was found right: inode, time and size of when it was.
         self._verified: dict[Path, tuple[int, int, int]] = {}
 
@@ -67,9 +74,8 @@ class FeatureStore:
         Raises:
             StoreMismatchError: If the folder holds the features of a different run; names the fields that differ.
             StoreError: If the folder's manifest is damaged.
-            CorruptShardError: If a shard has an impossible size.
             FileExistsError: If the folder holds other files, or is itself a file.
-            OSError: If the folder cannot be written to. A complete store may be read-only.
+            OSError: If the folder cannot be written to. One that has a store may be read-only.
         """
         folder = Path(path)
         check_free(folder, beside)
@@ -88,9 +94,6 @@ class FeatureStore:
                 f"{folder} holds the features of a different run:\n{''.join(shown[:_MAX_DIFFERENCES])}{more}"
                 "Give another folder, repeat the run with the store's values, or delete the folder to start over."
             )
-        if not store.is_complete:
-            with naming_folder(folder):
-                check_writable(folder)  # before hours of work, not after
         return store
 
     @classmethod
@@ -110,71 +113,111 @@ class FeatureStore:
         """
         return cls(Path(path), read_manifest(Path(path)))
 
-    def num_shards(self, checkpoint: str) -> int:
-        """Return how many shards a checkpoint has when it is complete; equal for all checkpoints."""
-        self._checkpoint_index(checkpoint)
-        return self.manifest.num_shards
-
-    def shard_range(self, index: int) -> tuple[int, int]:
-        """Return the dataset positions ``[begin, end)`` of a shard.
+    def parts(self) -> list[Part]:
+        """Return the parts that are planned by now, in order.
 
         Raises:
-            IndexError: If there is no such shard.
+            StoreError: If a part is damaged.
         """
-        if not 0 <= index < self.manifest.num_shards:
-            raise IndexError(f"shard index must be in [0, {self.manifest.num_shards}), got {index}")
-        begin = index * self.manifest.shard_size
-        return begin, min(begin + self.manifest.shard_size, self.manifest.num_samples)
+        names = sorted(name for file in self._names() if (name := part_name(file)) is not None)
+        for name in names:
+            if name not in self._parts:
+                self._parts[name] = Part.read(self.path, name)
+        return [self._parts[name] for name in names]
 
-    def shard_path(self, checkpoint: str, index: int) -> Path:
-        """Return the file of a shard, whether or not it exists."""
-        self.shard_range(index)
-        return self.path / f"checkpoint-{self._checkpoint_index(checkpoint):03d}-shard-{index:06d}.safetensors"
+    def plan(self, ids: Ids, shard_size: int) -> None:
+        """Add a part of those images that are neither planned nor there, if there are any.
 
-    def is_done(self, checkpoint: str, index: int) -> bool:
-        """Tell whether a shard is there, by its name and size; CorruptShardError if the size is impossible."""
-        return check_shard_size(self.shard_path(checkpoint, index), self._format(checkpoint, index))
+        Several processes may do this at once: one of them adds the part, the others find it.
 
-    def missing(self, checkpoint: str) -> list[int]:
-        """List the shards of a checkpoint that are not there yet, ascending; raises as ``is_done`` does."""
-        return [index for index in range(self.num_shards(checkpoint)) if not self.is_done(checkpoint, index)]
+        Args:
+            ids: Images that the store is to hold.
+            shard_size: Images per shard of the new part.
+
+        Raises:
+            StoreMismatchError: If the store's ids are of the other kind, integers or strings.
+            StoreError: If a part is damaged.
+            OSError: If the folder cannot be written to.
+        """
+        while True:
+            known = self.planned_ids()
+            if known and ids and type(next(iter(known))) is not type(ids[0]):
+                raise StoreMismatchError(
+                    f"ids must be of the kind that {self.path} has, such as {next(iter(known))!r}, got {ids[0]!r}"
+                )
+            new = [i for i in ids if i not in known]
+            with naming_folder(self.path):
+                if new or not self.is_complete:
+                    check_writable(self.path)  # before hours of work, not after
+            if not new:
+                return
+            try:
+                Part(f"{len(self.parts()):06d}", new, shard_size).publish(self.path)
+            except FileExistsError:  # another process was first; perhaps with fewer images
+                continue
+            return
+
+    def planned_ids(self) -> set[int | str]:
+        """Return the images that are planned, or there without a plan; those that were skipped are not."""
+        files, known = self._names(), set[int | str]()
+        for part in self.parts():
+            skipped = set[int | str]()
+            for shard in part.shards:
+                if (path := skipped_path(self.path, shard)).name in files:
+                    skipped |= read_skipped(path).keys()
+            known.update(i for i in part.ids if i not in skipped)
+        for shard in self._loose(files):
+            known.update(self.read_shard(self.manifest.checkpoints[0], shard, verify=False).ids)
+        return known
+
+    def shards(self) -> list[ShardName]:
+        """Return all shards that the store has or is to have, in order: those of parts, then those without a plan."""
+        return [shard for part in self.parts() for shard in part.shards] + self._loose(self._names())
+
+    def missing(self, checkpoint: str) -> list[ShardName]:
+        """List the shards of a checkpoint that are not there yet, in order."""
+        self._checkpoint_index(checkpoint)
+        files = self._names()
+        return [shard for shard in self.shards() if self.shard_path(checkpoint, shard).name not in files]
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard of every checkpoint is there."""
         return not any(self.missing(checkpoint) for checkpoint in self.manifest.checkpoints)
 
-    def write_shard(
-        self, checkpoint: str, index: int, *, features: Tensor, norm: Tensor, noise: Tensor, values: Tensor, ids: Tensor
-    ) -> None:
+    def shard_path(self, checkpoint: str, shard: ShardName) -> Path:
+        """Return the file of a shard, whether or not it exists."""
+        return self.path / f"{self._stem(checkpoint, shard)}{_SUFFIX}"
+
+    def write_shard(self, checkpoint: str, shard: ShardName, ids: Ids, **tensors: Tensor) -> None:
         """Write one shard, durably; it is there as a whole when this returns, and not at all before.
 
         A shard that exists is replaced. Equal inputs give equal bytes.
 
         Args:
             checkpoint: Name of the checkpoint.
-            index: Index of the shard; ``num = end - begin`` of its ``shard_range``.
-            features: Projected gradients, float32 on the CPU, finite. [num, bins, proj_dim]
-            norm: See ``Shard.norm``, float32 on the CPU. [num]
-            noise: See ``Shard.noise``, float32 on the CPU. [num]
-            values: The measurement's values, float32 on the CPU, finite. [num, bins]
-            ids: Ids of the samples, int64 on the CPU. [num]
+            shard: Which shard.
+            ids: Of the images: the planned ones, or some of them.
+            **tensors: On the CPU: ``features`` float32 [num, bins, proj_dim] and ``values`` float32 [num, bins], both
+                finite, ``norm`` and ``noise`` float32 [num] and ``content`` int64 [num], see ``Shard``.
 
         Raises:
             ValueError: If a shape or a device is wrong, or a number is NaN or infinite; names the tensor.
             TypeError: If a dtype is wrong.
             OSError: If the folder cannot be written to.
         """
-        path, form = self.shard_path(checkpoint, index), self._format(checkpoint, index)
-        given = {"features": features, "norm": norm, "noise": noise, "values": values, "ids": ids}
-        write_shard_file(path, form, given)
+        packed = pack_ids(ids)
+        size = len(packed["id_bytes"]) if "id_bytes" in packed else None
+        write_shard_file(
+            self.shard_path(checkpoint, shard), self._format(checkpoint, shard, len(ids), size), ids, tensors
+        )
 
-    def read_shard(self, checkpoint: str, index: int, verify: bool = True) -> Shard:
+    def read_shard(self, checkpoint: str, shard: ShardName, verify: bool = True) -> Shard:
         """Read one shard.
 
         Args:
             checkpoint: Name of the checkpoint.
-            index: Index of the shard.
+            shard: Which shard.
             verify: Check the tensors' bytes against the checksum, once as long as the file stays as it is. The size
                 and the header are always checked.
 
@@ -185,7 +228,7 @@ class FeatureStore:
             IncompleteStoreError: If the shard is not there yet.
             CorruptShardError: If the file is not what was written.
         """
-        path, form = self.shard_path(checkpoint, index), self._format(checkpoint, index)
+        path, form = self.shard_path(checkpoint, shard), self._format(checkpoint, shard)
         try:
             state = path.stat()
             seen = (state.st_ino, state.st_mtime_ns, state.st_size)
@@ -194,7 +237,7 @@ class FeatureStore:
             raise IncompleteStoreError(f"{path} is missing; run featurize again to compute it") from None
         if verify:
             self._verified[path] = seen
-        return Shard(checkpoint, form.begin, form.end, form.row, form.proj_dim, tensors)
+        return Shard(form.row, form.proj_dim, tensors)
 
     def iter_shards(self, checkpoint: str, verify: bool = True) -> Iterator[Shard]:
         """Read the shards of a checkpoint one after the other, in order.
@@ -210,11 +253,22 @@ class FeatureStore:
             IncompleteStoreError: If shards are missing; before the first one is read.
             CorruptShardError: If a file is not what was written.
         """
-        self._require_complete(checkpoint)
-        return (self.read_shard(checkpoint, index, verify) for index in range(self.num_shards(checkpoint)))
+        self.require_complete()
+        return (self.read_shard(checkpoint, shard, verify) for shard in self.shards())
+
+    def shards_that_hold(self, ids: Collection[int | str]) -> Iterator[Shard]:
+        """Read the shards, of the first checkpoint, that have some images, as far as they are there; unverified."""
+        checkpoint, files = self.manifest.checkpoints[0], self._names()
+        planned = {part.name: part for part in self.parts()}
+        for shard in self.shards():
+            part = planned.get(shard.part)
+            if part is not None and not any(i in ids for i in part.ids_of(shard.number)):
+                continue
+            if self.shard_path(checkpoint, shard).name in files:
+                yield self.read_shard(checkpoint, shard, verify=False)
 
     def features(self, checkpoint: str) -> Tensor:
-        """Read the features of all samples under a checkpoint, verified and unpacked.
+        """Read the features of all images under a checkpoint, verified and unpacked.
 
         Args:
             checkpoint: Name of the checkpoint.
@@ -226,11 +280,38 @@ class FeatureStore:
             IncompleteStoreError: If shards are missing.
             CorruptShardError: If a file is not what was written.
         """
-        sizes = (self.manifest.num_samples, self.manifest.bins, self.manifest.proj_dim)
-        whole = torch.empty(sizes, dtype=torch.float32, device="cpu")
-        for shard in self.iter_shards(checkpoint):
-            whole[shard.begin : shard.end] = shard.features
-        return whole
+        return torch.cat([shard.features for shard in self.iter_shards(checkpoint)])
+
+    def require_complete(self) -> None:
+        """Refuse a store of which shards are missing, or that has none.
+
+        Raises:
+            IncompleteStoreError: If so.
+        """
+        cure = "run featurize again with the same arguments"
+        total = len(self.shards())
+        if not total:
+            raise IncompleteStoreError(f"{self.path} holds no image yet; {cure}")
+        for checkpoint in self.manifest.checkpoints:
+            if missing := self.missing(checkpoint):
+                raise IncompleteStoreError(
+                    f"{self.path} misses {len(missing)} of {total} shards of checkpoint {checkpoint!r} "
+                    f"(the first is {missing[0]}); {cure} to compute them"
+                )
+
+    def _names(self) -> set[str]:
+        """The names of all files in the folder, listed once instead of looking for each."""
+        return set(os.listdir(self.path))  # noqa: PTH208
+
+    def _loose(self, files: set[str]) -> list[ShardName]:
+        """Shards without a plan that every checkpoint has, by name: others are of a run that was stopped."""
+        words = [name.removesuffix(_SUFFIX).split("-") for name in files if name.startswith("rows-")]
+        found = sorted({ShardName(part, int(number)) for *_, part, number in words if len(part) == 16})
+        names = self.manifest.checkpoints
+        return [shard for shard in found if all(self.shard_path(name, shard).name in files for name in names)]
+
+    def _stem(self, checkpoint: str, shard: ShardName) -> str:
+        return f"rows-{self._checkpoint_index(checkpoint):03d}-{shard}"
 
     def _checkpoint_index(self, checkpoint: str) -> int:
         names = list(self.manifest.checkpoints)
@@ -238,27 +319,6 @@ class FeatureStore:
             raise ValueError(f"checkpoint must be one of {names}, got {checkpoint!r}")
         return names.index(checkpoint)
 
-    def _format(self, checkpoint: str, index: int) -> ShardFormat:
-        held, (begin, end) = self.manifest, self.shard_range(index)
-        return ShardFormat(self._manifest_checksum, checkpoint, begin, end, held.bins, held.proj_dim, held.row)
-
-    def _require_complete(self, checkpoint: str) -> None:
-        missing, total = self.missing(checkpoint), self.num_shards(checkpoint)
-        if missing:
-            raise IncompleteStoreError(
-                f"{self.path} misses {len(missing)} of {total} shards of checkpoint {checkpoint!r} "
-                f"(the first is number {missing[0]}); run featurize again with the same arguments to compute them"
-            )
-
-
-def stored_manifest(path: str | os.PathLike[str]) -> Manifest | None:
-    """Return the manifest of a folder, or None if it holds no store.
-
-    Raises:
-        StoreFormatError: If it was written in a format that this version does not read.
-        StoreError: If it is damaged.
-    """
-    try:
-        return read_manifest(Path(path))
-    except FileNotFoundError:
-        return None
+    def _format(self, checkpoint: str, shard: ShardName, num: int = 0, id_bytes: int | None = None) -> ShardFormat:
+        held, name = self.manifest, self._stem(checkpoint, shard)
+        return ShardFormat(self._manifest_checksum, name, num, id_bytes, held.bins, held.proj_dim, held.row)

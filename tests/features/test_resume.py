@@ -22,6 +22,7 @@ from torch import Tensor
 
 import journey
 from journey.files.publish import is_temporary
+from journey.store.part import ShardName
 from journey.store.store import FeatureStore
 
 NUM_KILLED = 24  # images of the run that dies
@@ -53,7 +54,7 @@ class SlowImages(Images):
 
 def shards(path: Path) -> set[str]:
     """Names of the finished shards."""
-    return {entry.name for entry in path.glob("checkpoint-*.safetensors")} if path.exists() else set()
+    return {entry.name for entry in path.glob("rows-*.safetensors")} if path.exists() else set()
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -118,7 +119,7 @@ class Interrupting(Images):
 
     def __getitem__(self, index: int) -> Tensor:
         self.reads.append(index)
-        # Each image is read once to identify the dataset, and once for the fit; the third time it is measured.
+        # Each image is read once before the work begins, and once for the fit; the third time it is measured.
         if index == self.breaks_at and self.reads.count(index) > 2:
             raise Interrupted
         return super().__getitem__(index)
@@ -127,14 +128,13 @@ class Interrupting(Images):
 @pytest.mark.parametrize("breaks_at", [0, 5, 11])
 def test_finished_shards_are_not_computed_again(tmp_path: Path, breaks_at: int) -> None:
     images = make_images(12)
-    with pytest.raises(Interrupted):
+    with pytest.raises(ValueError, match=rf"dataset\[{breaks_at}\] cannot be read: Interrupted"):
         run(tmp_path / "f", Interrupting(images, breaks_at))
     finished = breaks_at // 2
-    assert len(shards(tmp_path / "f")) == finished
+    assert len(shards(tmp_path / "f")) == 2 * finished  # under two checkpoints
     again = Interrupting(images)
     run(tmp_path / "f", again)
-    measured = again.reads[12:]
-    assert measured == [*range(2 * finished, 12), *range(12)]
+    assert again.reads[12:] == list(range(2 * finished, 12))
     assert contents(tmp_path / "f") == contents(run(tmp_path / "g").store.path)
 
 
@@ -142,7 +142,7 @@ def test_a_complete_run_measures_nothing(tmp_path: Path) -> None:
     run(tmp_path / "f")
     before, dataset = contents(tmp_path / "f"), Interrupting(make_images(12))
     features = run(tmp_path / "f", dataset)
-    assert len(dataset.reads) == 12, "images are read once to identify the dataset, and not to be measured"
+    assert len(dataset.reads) == 12, "images are read once before the work begins, and not to be measured"
     assert contents(tmp_path / "f") == before
     assert features.store.is_complete
 
@@ -150,7 +150,7 @@ def test_a_complete_run_measures_nothing(tmp_path: Path) -> None:
 def test_a_shard_that_was_lost_is_computed_again(tmp_path: Path) -> None:
     store = run(tmp_path / "f").store
     before = contents(tmp_path / "f")
-    store.shard_path("1", 3).unlink()
+    store.shard_path("1", ShardName("000000", 3)).unlink()
     dataset = Interrupting(make_images(12))
     run(tmp_path / "f", dataset)
     assert dataset.reads[12:] == [6, 7]

@@ -34,7 +34,7 @@ def remains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(
     remains: Path, tmp_path: Path, mode: str, min_deaths: int
 ) -> None:
-    expected = contents(run(tmp_path / "expected", make_small_manifest()).path)
+    expected = contents(run(tmp_path / "expected", make_small_manifest(), 3).path)
     folders = sorted((remains / mode).iterdir())
     left_temporary = 0
     for folder in folders:
@@ -43,7 +43,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(
         left_temporary += bool(temporary)
         torn = [name for name in found.keys() - temporary if found[name] != expected[name]]
         assert not torn, f"{folder.name}: {torn} were published before they were complete"
-        run(folder, make_small_manifest())
+        run(folder, make_small_manifest(), 3)
         assert contents(folder) == expected, f"killed at {folder.name}: resuming did not give the same bytes"
     assert len(folders) > min_deaths, "the kills missed the run"
     assert left_temporary > len(folders) // 4, "the kills missed the moments of writing"
@@ -63,9 +63,10 @@ def fail_in_call(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, fail
     monkeypatch.setattr(owner, name, failing)
 
 
-# Six shards and the manifest, each with one fsync for the file and one for the folder; one more for the folder itself.
+# Six shards, the part and the manifest, each with one fsync for the file and one for the folder; one more for the
+# folder itself.
 @pytest.mark.parametrize(
-    ("owner", "name", "num_calls"), [(os, "fsync", 1 + 2 * 7), (Path, "replace", 6), (os, "link", 1)]
+    ("owner", "name", "num_calls"), [(os, "fsync", 1 + 2 * 8), (Path, "replace", 6), (os, "link", 2)]
 )
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_run_that_fails_in_any_call_resumes_to_the_same_bytes(
@@ -90,6 +91,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     expected = contents(run(tmp_path / "expected").path)
     store = FeatureStore.create_or_resume(tmp_path / "store", make_manifest())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.plan([0, 7, 14, 21, 28], 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # a shard is larger
     try:
         with pytest.raises(OSError, match="free its space or give another folder") as caught:
@@ -97,13 +99,13 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(store.path)
-    assert list(contents(store.path)) == ["manifest.json"]
+    assert sorted(contents(store.path)) == ["manifest.json", "part-000000.safetensors"]
     assert contents(run(store.path).path) == expected
 
 
 def test_processes_that_write_the_same_shard_at_once_leave_a_whole_one(remains: Path) -> None:
     """That every reader in between found a whole one, too, is asserted where they race."""
-    numbers = FeatureStore.open(remains / "race").read_shard("first", 0).features.unique().tolist()
+    numbers = FeatureStore.open(remains / "race").read_shard("first", store_runs.FIRST).features.unique().tolist()
     assert len(numbers) == 1, "one shard holds the numbers of several writers"
     assert numbers[0] in range(NUM_RACERS)
     assert not [name for name in contents(remains / "race") if is_temporary(name)]

@@ -14,8 +14,6 @@ from journey.store.manifest import FORMAT_VERSION, Manifest
 
 MANIFESTS = st.builds(
     Manifest,
-    num_samples=st.integers(1, 10**12),
-    shard_size=st.integers(1, 10**6),
     bins=st.integers(1, 100),
     proj_dim=st.integers(1, 10**6),
     checkpoints=st.lists(st.text(), min_size=1, max_size=3, unique=True),
@@ -44,10 +42,9 @@ def test_manifest_bytes_are_pinned() -> None:
         f'  "checksum": "{manifest.checksum}",\n'
         '  "fingerprints": {\n    "a": null,\n    "b": {\n      "a": [\n        2.0\n      ],\n'
         '      "z": 1\n    }\n  },\n'
-        '  "format_version": 2,\n  "library_version": "1.2.3",\n  "num_samples": 5,\n  "proj_dim": 3,\n'
-        '  "row": "float32",\n  "shard_size": 2\n}\n'
+        '  "format_version": 3,\n  "library_version": "1.2.3",\n  "proj_dim": 3,\n  "row": "float32"\n}\n'
     )
-    assert manifest.checksum == "5e95c602d4b7361ca4a25ea75b16c27623a060b50e5c0dac6363c210424e0f64"
+    assert manifest.checksum == "86702fad1a0c743aa7b9cec8628828dfca874bfe428ce30df63fb93574473c32"
 
 
 def test_manifest_with_any_flipped_bit_is_refused() -> None:
@@ -65,18 +62,18 @@ def test_manifest_with_any_flipped_bit_is_refused() -> None:
             assert read == manifest, f"bit {bit} of byte {position} changed the manifest unnoticed"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 2}', b"\xff\xfe", "[" * 9])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 3}', b"\xff\xfe", "[" * 9])
 def test_manifest_that_is_no_manifest_is_refused(text: str | bytes) -> None:
     with pytest.raises(StoreError, match=r"^/data/manifest.json is damaged.*restore the file, or delete the folder"):
         Manifest.from_json(text, "/data/manifest.json")
 
 
 def test_manifest_that_was_edited_is_refused() -> None:
-    document = {**json.loads(make_manifest().to_json()), "num_samples": 6}
+    document = {**json.loads(make_manifest().to_json()), "proj_dim": 6}
     with pytest.raises(StoreError, match="damaged or was edited: its fields have the checksum"):
         Manifest.from_json(json.dumps(document))
-    with pytest.raises(StoreError, match="num_samples must be at least 1, got 0"):
-        Manifest.from_json(json.dumps({**document, "num_samples": 0}))
+    with pytest.raises(StoreError, match="proj_dim must be at least 1, got 0"):
+        Manifest.from_json(json.dumps({**document, "proj_dim": 0}))
 
 
 def test_manifest_of_another_format_is_refused_whatever_else_it_holds() -> None:
@@ -89,21 +86,20 @@ def test_manifest_of_another_format_is_refused_whatever_else_it_holds() -> None:
 
 def test_differences_name_the_innermost_field_with_both_values() -> None:
     ours = make_manifest(fingerprints={"draws": {"seed": 0, "grid": [1, 2]}, "flag": True, "old": {}})
-    theirs = make_manifest(shard_size=3, fingerprints={"draws": {"seed": 1, "grid": [1, 2, 3]}, "flag": 1})
+    theirs = make_manifest(proj_dim=4, fingerprints={"draws": {"seed": 1, "grid": [1, 2, 3]}, "flag": 1})
     assert ours.differences(theirs) == [
         ("fingerprints.draws.grid[2]", "(absent)", "3"),
         ("fingerprints.draws.seed", "0", "1"),
         ("fingerprints.flag", "true", "1"),
         ("fingerprints.old", "{}", "(absent)"),
-        ("shard_size", "2", "3"),
+        ("proj_dim", "3", "4"),
     ]
 
 
 def test_manifests_of_different_runs_have_different_checksums() -> None:
     changes = [
         {},
-        {"num_samples": 6},
-        {"shard_size": 1},
+        {"row": "int8"},
         {"bins": 1},
         {"proj_dim": 4},
         {"checkpoints": ["runs/second é", "first"]},
@@ -116,8 +112,8 @@ def test_manifests_of_different_runs_have_different_checksums() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_samples": 0}, ValueError, "num_samples must be at least 1, got 0"),
-        ({"shard_size": -1}, ValueError, "shard_size must be at least 1, got -1"),
+        ({"proj_dim": 0}, ValueError, "proj_dim must be at least 1, got 0"),
+        ({"bins": -1}, ValueError, "bins must be at least 1, got -1"),
         ({"proj_dim": 32.0}, TypeError, r"proj_dim must be an int, got 32.0 \(float\)"),
         ({"bins": True}, TypeError, r"bins must be an int, got True \(bool\)"),
         ({"library_version": 1}, TypeError, "library_version must be a string, got 1"),

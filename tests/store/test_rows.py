@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import randn
 from safetensors.torch import load_file
-from store_runs import make_manifest
+from store_runs import FIRST, make_manifest
 
 from journey.store.rows import pack, row_tensors, unpack
 from journey.store.store import FeatureStore
@@ -35,22 +35,22 @@ def test_rows_are_unpacked_to_their_own_rounding(row: str, proj_dim: int) -> Non
 
 @pytest.mark.parametrize("row", LEVELS)
 def test_products_are_those_of_the_unpacked_rows(tmp_path: Path, row: str) -> None:
-    store = FeatureStore.create_or_resume(tmp_path, make_manifest(num_samples=5, shard_size=5, proj_dim=40, row=row))
+    store = FeatureStore.create_or_resume(tmp_path, make_manifest(proj_dim=40, row=row))
     features, queries = randn(5, 2, 40), randn(3, 40, seed=1)
-    rest = {"norm": torch.ones(5), "noise": torch.ones(5), "values": torch.ones(5, 2), "ids": torch.arange(5)}
-    store.write_shard("first", 0, features=features, **rest)
-    shard = store.read_shard("first", 0)
+    rest = {"norm": torch.ones(5), "noise": torch.ones(5), "values": torch.ones(5, 2), "content": torch.arange(5)}
+    store.write_shard("first", FIRST, list(range(5)), features=features, **rest)
+    shard = store.read_shard("first", FIRST)
     expected = torch.einsum("qk,nbk->qnb", queries.double(), shard.features.double())
     torch.testing.assert_close(shard.products(queries).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_packed_row_is_its_scale_times_small_integers(tmp_path: Path) -> None:
-    manifest = make_manifest(num_samples=2, shard_size=2, bins=1, proj_dim=64, row="int8")
+    manifest = make_manifest(bins=1, proj_dim=64, row="int8")
     store = FeatureStore.create_or_resume(tmp_path, manifest)
     features = randn(2, 1, 64)
-    rest = {"norm": torch.ones(2), "noise": torch.ones(2), "values": torch.ones(2, 1), "ids": torch.arange(2)}
-    store.write_shard("first", 0, features=features, **rest)
-    read = load_file(store.shard_path("first", 0))
+    rest = {"norm": torch.ones(2), "noise": torch.ones(2), "values": torch.ones(2, 1), "content": torch.arange(2)}
+    store.write_shard("first", FIRST, [0, 1], features=features, **rest)
+    read = load_file(store.shard_path("first", FIRST))
     assert read["rows"].dtype == torch.int8
     by_hand = read["rows"].float() * read["scales"][..., None]
     assert (by_hand - features).abs().max() <= features.abs().max() / 254 * 1.0001

@@ -24,16 +24,19 @@ from torch import Tensor
 
 from journey.files import publish
 from journey.store.manifest import Manifest
+from journey.store.part import ShardName
 from journey.store.store import FeatureStore
 
 NUM_RACERS = 3
+FIRST = ShardName("000000", 0)
+
+
+NUM_SAMPLES, SHARD_SIZE = 5, 2
 
 
 def make_manifest(**changes: Any) -> Manifest:
-    """A store of 5 samples in shards of 2 under 2 checkpoints, with any field changed."""
+    """A store under 2 checkpoints, with any field changed."""
     fields: dict[str, Any] = {
-        "num_samples": 5,
-        "shard_size": 2,
         "bins": 2,
         "proj_dim": 3,
         "row": "float32",
@@ -45,28 +48,34 @@ def make_manifest(**changes: Any) -> Manifest:
 
 
 def make_small_manifest() -> Manifest:
-    """Three samples in two shards: what is killed a hundred times."""
-    return make_manifest(num_samples=3, checkpoints=["only"])
+    """What is killed a hundred times, with three samples in two shards."""
+    return make_manifest(checkpoints=["only"])
 
 
-def make_tensors(store: FeatureStore, checkpoint: str, index: int) -> dict[str, Tensor]:
-    """What the run computes for a shard: a function of the position alone, as featurizing must be."""
-    begin, end = store.shard_range(index)
+def ids_of(store: FeatureStore, shard: ShardName) -> list[int | str]:
+    """The images that a shard is planned to hold."""
+    return next(part.ids_of(shard.number) for part in store.parts() if part.name == shard.part)
+
+
+def make_tensors(store: FeatureStore, checkpoint: str, ids: list[int]) -> dict[str, Tensor]:
+    """What the run computes for a shard: a function of the ids alone, as featurizing must be."""
     bins, proj_dim = store.manifest.bins, store.manifest.proj_dim
     offset = 1000 * list(store.manifest.checkpoints).index(checkpoint)
-    positions = torch.arange(begin, end)
+    positions = torch.tensor(ids) // 7
     values = (offset + positions)[:, None] + torch.arange(bins) / 8  # [num, bins]
     features = values[:, :, None] * 3 - torch.arange(proj_dim)  # [num, bins, proj_dim]
     norm, noise = values[:, 0].float(), values[:, 0].float() / 4
-    return {"features": features.float(), "norm": norm, "noise": noise, "values": values.float(), "ids": positions * 7}
+    return {"features": features.float(), "norm": norm, "noise": noise, "values": values.float(), "content": positions}
 
 
-def run(path: Path, manifest: Manifest | None = None) -> FeatureStore:
+def run(path: Path, manifest: Manifest | None = None, num_samples: int = NUM_SAMPLES) -> FeatureStore:
     """Featurize what is missing."""
     store = FeatureStore.create_or_resume(path, manifest or make_manifest())
+    store.plan([7 * i for i in range(num_samples)], SHARD_SIZE)
     for checkpoint in store.manifest.checkpoints:
-        for index in store.missing(checkpoint):
-            store.write_shard(checkpoint, index, **make_tensors(store, checkpoint, index))
+        for shard in store.missing(checkpoint):
+            ids = ids_of(store, shard)
+            store.write_shard(checkpoint, shard, ids, **make_tensors(store, checkpoint, ids))
     return store
 
 
@@ -96,13 +105,13 @@ def died_by(pid: int) -> int:
 
 
 def run_until_line(path: Path, deadline: int) -> None:
-    """Run, and die by SIGKILL before the given line of ``publish.py`` or ``create_or_resume``."""
+    """Run, and die by SIGKILL before the given line of ``publish.py``, ``create_or_resume`` or ``plan``."""
     lines = 0
 
     def trace(frame: FrameType, event: str, _: object) -> object:
         nonlocal lines
         code = frame.f_code
-        if code.co_filename != publish.__file__ and code.co_name != "create_or_resume":
+        if code.co_filename != publish.__file__ and code.co_name not in ("create_or_resume", "plan"):
             return None
         lines += event == "line"
         if lines == deadline:
@@ -110,7 +119,7 @@ def run_until_line(path: Path, deadline: int) -> None:
         return trace
 
     sys.settrace(trace)
-    run(path, make_small_manifest())
+    run(path, make_small_manifest(), 3)
 
 
 def run_until_byte(path: Path, num_bytes: int) -> None:
@@ -118,7 +127,7 @@ def run_until_byte(path: Path, num_bytes: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
-    run(path, make_small_manifest())
+    run(path, make_small_manifest(), 3)
 
 
 def race(path: Path) -> None:
@@ -127,16 +136,18 @@ def race(path: Path) -> None:
     def racer(number: int) -> None:
         for _ in range(10):
             store = FeatureStore.create_or_resume(path, make_manifest())
-            tensors = make_tensors(store, "first", 0)
-            store.write_shard("first", 0, **{**tensors, "features": torch.full_like(tensors["features"], number)})
+            store.plan([7 * i for i in range(NUM_SAMPLES)], SHARD_SIZE)
+            tensors = make_tensors(store, "first", [0, 7])
+            features = torch.full_like(tensors["features"], number)
+            store.write_shard("first", FIRST, [0, 7], **{**tensors, "features": features})
 
     def reader() -> None:
         while True:
-            store.read_shard("first", 0)  # raises on a shard that is not whole
+            store.read_shard("first", FIRST)  # raises on a shard that is not whole
             time.sleep(0.001)  # leave the processor to the racers
 
     store = run(path)
-    store.shard_path("first", 1).unlink()  # an incomplete store, so that the racers probe for write access, too
+    store.shard_path("first", ShardName("000000", 1)).unlink()  # so that the racers probe for write access, too
     watch = fork(reader)
     pids = [fork(partial(racer, number)) for number in range(NUM_RACERS)]
     assert [died_by(pid) for pid in pids] == [0] * NUM_RACERS
