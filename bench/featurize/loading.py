@@ -1,8 +1,8 @@
 """How long a network waits for images: ``python -m bench.featurize.loading``.
 
-JPEGs of 512 pixels, generated into a temporary folder, are decoded and handed in batches of three to a stand-in network
-that takes 100 ms for each. Idle is the share of the time, from the first request to the last batch, in which the network
-waited.
+JPEGs of 512 pixels, generated into a temporary folder, are decoded and handed in batches of three to a stand-in
+network that takes 100 ms for each. Idle is the share of the time, from the first request to the last batch, in which
+the network waited.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from journey.data.loader import read_batches, read_stream
 from journey.data.sources import open_dataset
 from journey.data.stream import Stream
 
-NUM_IMAGES, BATCH, PIXELS, SECONDS = 150, 3, 512, 0.1
+NUM_IMAGES, BATCH, PIXELS, SECONDS = 300, 3, 512, 0.1
 
 
 def main() -> int:

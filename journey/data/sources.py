@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 import warnings
@@ -107,7 +108,7 @@ def _open_path(path: str, form: Form, id_of: IdOf | None) -> Dataset | Stream:
         )
     if Path(path).is_dir():
         return _open_folder(Path(path), form, id_of)
-    if Path(path).suffix not in _KINDS and not Path(path).exists():
+    if not (Path(path).exists() or Path(path).suffix in _KINDS or glob.has_magic(path) or "{" in path):
         raise NotADirectoryError(
             f"dataset must be a folder of images, got {path}, which is not there; parquet and tar files do too, and "
             "datasets.load_dataset opens what has a name on the Hub"

@@ -92,9 +92,10 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
             file = tar.extractfile(member) if member.isreg() else None
             if file is None:
                 continue
-            data = file.read()
-            if len(data) < member.size:
-                raise tarfile.ReadError(f"{member.name} is cut off")
+            try:
+                data = file.read()
+            except tarfile.ReadError as error:
+                raise tarfile.ReadError(f"{member.name} is cut off") from error
             yield member.name, data
         end = tar.offset
     # tarfile takes a file that was cut off between two members, or a damaged header, for the end.
