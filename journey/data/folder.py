@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from journey.data.captions import add_captions, caption_files
 from journey.data.items import CAPTION_KEYS, LABEL_KEYS, captions_of, label_of
 from journey.data.listing import describe_passed_over, first_names, list_folder
 from journey.data.metadata import METADATA_NAMES, read_metadata
-from journey.data.picture import cover, read_picture
+from journey.data.picture import Form
 
 # Folders of these names are parts of a data set, not classes.
 _PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
@@ -43,6 +44,7 @@ class ImageFolder:
 
     Attributes:
         paths: The files, by position.
+        ids: Their paths inside the folder, by which images are named.
         classes: Names of the class folders, by label; None if folders are no classes.
 
     Raises:
@@ -95,8 +97,25 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Image.Image | dict[str, Any]:
-        image = self._image(self.paths[index])
-        return image if self._told is None else {**self._told.get(self.paths[index], {}), "image": image}
+        path = self.paths[index]
+        image = Form(self.size, self.channels).read(path, str(path))
+        return image if self._told is None else {**self.told(index), "image": image}
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The path of each image inside the folder, with ``/`` between its parts."""
+        names = [path.relative_to(self.root).as_posix() for path in self.paths]
+        wrong = [os.fsencode(name) for name in names if not _is_utf8(name)]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {len(names)} images in {self.root} have names that are not UTF-8, such as "
+                f"{wrong[0]!r}, and images are named by their paths; rename the files"
+            )
+        return names
+
+    def told(self, index: int) -> dict[str, Any]:
+        """What metadata, caption files and class folders tell of an image, which is not decoded for that."""
+        return dict((self._told or {}).get(self.paths[index], {}))
 
     @property
     def labels(self) -> list[str]:
@@ -112,9 +131,13 @@ class ImageFolder:
             return f"class {label_of(told, name)}, {name}"
         return name
 
-    def _image(self, path: Path) -> Image.Image:
-        image = read_picture(path, "L" if self.channels == 1 else "RGB")
-        return image if self.size is None else cover(image, self.size, str(path))
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _classes(root: Path, images: Sequence[Path]) -> list[str] | None:

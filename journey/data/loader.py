@@ -1,31 +1,236 @@
-"""Items of a dataset, read ahead."""
+"""Reading ahead: worker processes decode images while the network computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import io
+import multiprocessing
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import getitem
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
 from journey.data.items import Dataset
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An item that could not be read."""
-
-    position: int
-    error: Exception
+from journey.data.stream import Failed, Record, Stream
 
 
 def read_batches(
-    dataset: Dataset, batches: Iterable[Sequence[int]], workers: int = 0
+    dataset: Dataset, batches: Iterable[Sequence[int]], workers: int
 ) -> Iterator[tuple[Sequence[int], list[Any]]]:
-    """Yield items of positions."""
-    for positions in batches:
-        items = []
-        for i in positions:
+    """Read batches of a map-style dataset, in their order, ahead of who consumes them.
+
+    Args:
+        dataset: The dataset. Its items are made in the workers.
+        batches: The positions of each batch. It is advanced in this process, at most ``2 * workers`` batches ahead of
+            the consumer, or none without workers.
+        workers: Processes that read; 0 reads in this one.
+
+    Yields:
+        Each batch with its items; ``Failed`` stands in the place of one that could not be read.
+
+    Raises:
+        ValueError: If ``workers`` is negative, or the dataset is a tensor on a GPU, which workers cannot reach.
+        TypeError: If processes cannot be forked, and the dataset cannot be pickled.
+        RuntimeError: If a worker was killed.
+    """
+    if workers == 0:
+        for batch in batches:
+            yield batch, [_attempt(partial(getitem, dataset, i), i) for i in batch]
+        return
+    pulled: deque[Sequence[int]] = deque()
+
+    def remember() -> Iterator[Sequence[int]]:
+        for batch in batches:
+            pulled.append(batch)
+            yield batch
+
+    if isinstance(dataset, Tensor) and dataset.device.type != "cpu":
+        raise ValueError(f"workers must be 0 for a dataset on {dataset.device}, which they cannot reach, got {workers}")
+    for packed in _run(_Items(dataset), dataset, workers, batch_sampler=remember()):
+        yield pulled.popleft(), [pickle.loads(pair)[1] for pair in packed]
+
+
+def read_stream(stream: Stream, batch_size: int, workers: int) -> Iterator[list[tuple[int | str, Any]]]:
+    """Read a stream, in its order, ahead of who consumes it.
+
+    Args:
+        stream: The stream. An iterable is read and decoded by one worker, however many there are; tar files are read by
+            each, and decoded by one.
+        batch_size: Items of a batch; the last may have fewer.
+        workers: Processes that read; 0 reads in this one.
+
+    Yields:
+        Pairs ``(id, item)``; ``Failed`` stands in the place of an item that could not be read, with what names it in
+        the place of the id.
+
+    Raises:
+        ValueError: If ``workers`` is negative, ``batch_size`` is not positive, or the stream is refused.
+        TypeError: As ``read_batches``.
+        RuntimeError: If a worker was killed, or the stream itself failed.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    stream.begin()
+    if workers == 0:
+        for part in _parts(stream, batch_size):
+            if isinstance(part, Exception):
+                raise part
+            yield [_open(record) for record in part]
+        return
+    readers = workers if stream.many_readers else min(workers, 1)
+    for packed in _run(_Batches(stream, batch_size), stream, readers, batch_size=None):
+        if isinstance(packed, bytes):
+            raise pickle.loads(packed)[1].error
+        yield [pickle.loads(pair) for pair in packed]
+
+
+def _run(readers: Any, dataset: Any, workers: int, **order: Any) -> Iterator[Any]:
+    """Give what the workers send. They are ended when the consumer stops."""
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    method = _start_method()
+    if method != "fork":
+        try:
+            pickle.dumps(dataset)
+        except Exception as error:
+            raise TypeError(
+                f"dataset must be picklable where processes cannot be forked, got {type(dataset).__name__} ({error}); "
+                "define it in a module, open files when an item is asked for, or take workers=0"
+            ) from error
+    loader: DataLoader[Any] = DataLoader(
+        readers,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        multiprocessing_context=method,
+        generator=torch.Generator(device="cpu").manual_seed(0),  # else it takes numbers from torch's own
+        **order,
+    )
+    with torch.device("cpu"):  # whatever the default device is, also in the workers
+        iterator = iter(loader)
+    try:
+        while True:
             try:
-                items.append(dataset[i])
-            except Exception as error:
-                items.append(Failed(i, error))
-        yield positions, items
+                sent = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"a process that reads the dataset was ended from outside ({error}), for lack of memory for "
+                    "instance; run again, with fewer workers"
+                ) from error
+            yield sent
+    finally:
+        del iterator  # ends the workers
+
+
+def _start_method() -> str:
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def _as_it_is(sent: Any) -> Any:
+    return sent
+
+
+class _Items:
+    """What a worker runs for a map-style dataset."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, batch: Sequence[int]) -> list[bytes]:
+        return [_pack(i, _attempt(partial(getitem, self._dataset, i), i)) for i in batch]
+
+
+class _Batches(IterableDataset[Any]):
+    """What a worker runs for a stream: it decodes every ``num_workers``-th batch, in which order torch takes them."""
+
+    def __init__(self, stream: Stream, batch_size: int) -> None:
+        self._stream = stream
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[bytes] | bytes]:
+        info: Any = get_worker_info()
+        for number, part in enumerate(_parts(self._stream, self._batch_size)):
+            if number % info.num_workers != info.id:
+                continue
+            if isinstance(part, Exception):
+                yield _pack(number, Failed(number, part))
+            else:
+                yield [_pack(*_open(record)) for record in part]
+
+
+def _parts(stream: Stream, batch_size: int) -> Iterator[list[Record | Failed] | Exception]:
+    """The batches of a stream, not decoded, and then the error that ended it, if there was one."""
+    part: list[Record | Failed] = []
+    failure: Exception | None = None
+    try:
+        for record in stream.records():
+            part.append(record)
+            if len(part) == batch_size:
+                yield part
+                part = []
+    except Exception as error:
+        failure = error
+    if part:
+        yield part
+    if failure is not None:
+        yield failure
+
+
+def _attempt(read: Callable[[], Any], where: int | str) -> Any:
+    try:
+        return read()
+    except Exception as error:
+        return Failed(where, error)
+
+
+def _open(record: Record | Failed) -> tuple[int | str, Any]:
+    if isinstance(record, Failed):
+        return record.where, record
+    return record.id, _attempt(record.load, record.id)
+
+
+class _Pickler(pickle.Pickler):
+    """Sends tensors as bytes: shared memory is small in containers, and a view would take its whole storage along."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not Tensor or value.device.type != "cpu" or value.layout is not torch.strided:
+            return NotImplemented
+        flat = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return _tensor, (flat.view(torch.uint8).numpy().tobytes(), value.dtype, tuple(value.shape))
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not data:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+
+def _pack(where: int | str, item: Any) -> bytes:
+    """Pickle what a worker sends; where that fails, why."""
+    if not isinstance(item, Failed):
+        try:
+            return _dumps((where, item))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            text = f"it cannot be sent from one process to another: {error}; take workers=0"
+            item = Failed(where, TypeError(text))
+        except Exception as error:  # a PIL image that is decoded only now
+            item = Failed(where, error)
+    try:
+        pickle.loads(packed := _dumps((where, item)))  # some errors can be pickled, and not be read again
+    except Exception:
+        packed = _dumps((where, Failed(where, RuntimeError(f"{type(item.error).__name__}: {item.error}"))))
+    return packed
+
+
+def _dumps(sent: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file).dump(sent)
+    return file.getvalue()

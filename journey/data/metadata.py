@@ -1,4 +1,4 @@
-"""What ``metadata.jsonl`` and ``metadata.csv`` tell about the images of a folder."""
+"""What ``metadata.jsonl``, ``metadata.csv`` and ``metadata.parquet`` tell about the images of a folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from journey.data.items import LABEL_KEYS
 from journey.data.listing import read_text
+from journey.data.tables import read_table
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -35,14 +36,12 @@ def read_metadata(root: Path, files: Sequence[Path], images: Sequence[Path]) -> 
     kinds = sorted({file.suffix for file in files})
     if len(kinds) > 1:
         raise ValueError(f"metadata of {root} must be of one kind, got metadata{' and metadata'.join(kinds)}; keep one")
-    if kinds == [".parquet"]:
-        raise ValueError(f"{files[0]} is not read; write it as metadata.jsonl or metadata.csv, or take it out")
     known = set(images)
     told: dict[Path, dict[str, Any]] = {}
     places: dict[Path, str] = {}
     for file in files:
         missing = []
-        for number, record in _csv_records(file) if file.suffix == ".csv" else _json_records(file):
+        for number, record in _RECORDS[file.suffix](file):
             place = f"line {number} of {file}"
             name = record.pop("file_name")
             path = _named(file.parent, name, known, place)
@@ -115,6 +114,17 @@ def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ValueError(f"line 1 of {path} must name the columns, file_name among them, got none")
     except csv.Error as error:
         raise ValueError(f"line {number} of {path} is damaged: {error}; a double quote is written twice") from error
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of each row, from 1, and its cells."""
+    for number, record in enumerate(read_table(path).to_pylist(), 1):
+        if not _is_name(record.get("file_name")):
+            raise ValueError(f"line {number} of {path} must have a file_name, got {record.get('file_name')!r}")
+        yield number, {key: value for key, value in record.items() if value is not None}
+
+
+_RECORDS = {".jsonl": _json_records, ".csv": _csv_records, ".parquet": _parquet_records}
 
 
 def _cell(key: str, cell: str) -> str | int:

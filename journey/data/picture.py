@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
-from journey.data.items import convert
+from journey.data.items import IMAGE_KEYS, convert
 from journey.data.listing import image_formats
 
 _ORIENTATION = 0x0112  # the EXIF tag, and what turns its values upright
@@ -27,7 +28,7 @@ _UPRIGHT = {
 
 
 class _Naming:
-    """Puts the file that a thread reads before the warnings of Pillow, which do not say whose they are.
+    """Puts the name of what a thread reads before the warnings of Pillow, which do not say whose they are.
 
     Not by ``catch_warnings``, which makes the whole process forget what it has warned of, here for each image.
     """
@@ -39,16 +40,16 @@ class _Naming:
         self._show = warnings.showwarning
 
     @contextlib.contextmanager
-    def __call__(self, path: Path) -> Iterator[None]:
+    def __call__(self, what: str) -> Iterator[None]:
         with self._lock:
             if self._readers == 0:
                 self._show, warnings.showwarning = warnings.showwarning, self._show_named
             self._readers += 1
-        self._thread.path = path
+        self._thread.what = what
         try:
             yield
         finally:
-            del self._thread.path
+            del self._thread.what
             with self._lock:
                 self._readers -= 1
                 if self._readers == 0:
@@ -63,21 +64,64 @@ class _Naming:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        path: Path | None = getattr(self._thread, "path", None)
-        self._show(message if path is None else category(f"{path}: {message}"), category, filename, lineno, file, line)
+        what: str | None = getattr(self._thread, "what", None)
+        self._show(message if what is None else category(f"{what}: {message}"), category, filename, lineno, file, line)
 
 
 _naming_warnings = _Naming()
 
 
-def read_picture(path: Path, mode: str) -> Image.Image:
+class Form(NamedTuple):
+    """What pictures are brought to: a size, height and width, and grey or RGB."""
+
+    size: tuple[int, int] | None  # None keeps each picture's own
+    channels: int  # 1 or 3
+
+    def read(self, source: Path | bytes, what: str) -> Image.Image:
+        """Decode an image file in this form, see ``read_picture`` and ``cover``."""
+        return self._cover(read_picture(source, self._mode, what), what)
+
+    def bring(self, item: Any, what: str) -> Any:
+        """Bring an item's picture to this form.
+
+        Args:
+            item: A PIL image, an encoded one (bytes, or a dict ``{"bytes": ..., "path": ...}`` of the library
+                ``datasets``), or a dict with one of these under a key of ``IMAGE_KEYS``. Any other is left as it is.
+            what: Names the item in errors.
+
+        Returns:
+            The item, with a PIL image in place of its own.
+
+        Raises:
+            ValueError: As ``read_picture`` and ``cover``.
+        """
+        if isinstance(item, Image.Image):
+            return self._cover(convert(item, self._mode, what), what)
+        if isinstance(item, bytes):
+            return self.read(item, what)
+        if isinstance(item, dict) and set(item) == {"bytes", "path"}:
+            return self.read(Path(item["path"] or "") if item["bytes"] is None else item["bytes"], what)
+        if isinstance(item, dict) and (key := next((key for key in IMAGE_KEYS if key in item), None)):
+            return {**item, key: self.bring(item[key], what)}
+        return item
+
+    @property
+    def _mode(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    def _cover(self, image: Image.Image, what: str) -> Image.Image:
+        return image if self.size is None else cover(image, self.size, what)
+
+
+def read_picture(source: Path | bytes, mode: str, what: str) -> Image.Image:
     """Decode an image file, the first frame of an animation, turned as its EXIF orientation says.
 
     Damaged EXIF tells no orientation: then the picture is taken as it lies, as viewers show it, with a warning.
 
     Args:
-        path: The file.
+        source: The file, or what it holds.
         mode: ``"L"`` or ``"RGB"``; transparency is dropped.
+        what: Names it in errors and warnings.
 
     Returns:
         The picture.
@@ -86,24 +130,25 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         ValueError: If it cannot be decoded or converted, or has so many pixels that Pillow takes it for an attack.
     """
     try:
-        with _naming_warnings(path), Image.open(path, formats=image_formats()) as opened:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with _naming_warnings(what), Image.open(file, formats=image_formats()) as opened:
             opened.load()
             turn, damage = _turn(opened)
             picture = opened if turn is None else opened.transpose(turn)
     except Image.DecompressionBombError as error:
         cure = "scale it down, or set PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        raise ValueError(f"{path} is too large an image: {error}; {cure}") from error
+        raise ValueError(f"{what} is too large an image: {error}; {cure}") from error
     # Decoders of damaged files raise whatever their parsing stumbles on: struct.error, zlib.error, IndexError, ...
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image: {error!s}; repair or remove it") from error
+        raise ValueError(f"{what} cannot be read as an image: {error!s}; repair or remove it") from error
     if damage is not None:
         text = (
-            f"{path}: its EXIF is damaged ({damage!r}), so the picture is taken as it lies; repair or remove the EXIF"
+            f"{what}: its EXIF is damaged ({damage!r}), so the picture is taken as it lies; repair or remove the EXIF"
         )
         warnings.warn(text, stacklevel=4)  # who asked the folder for an image
     # Pillow warns that a palette's transparency will be lost, which is what we say we do.
     picture.info.pop("transparency", None)
-    return convert(picture, mode, str(path))
+    return convert(picture, mode, what)
 
 
 def _turn(opened: Image.Image) -> tuple[Image.Transpose | None, Exception | None]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from journey.data.folder import ImageFolder
+from journey.data.ids import ids_of
 from journey.data.listing import image_suffixes
 
 
@@ -117,12 +118,18 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(target: str, 
         ImageFolder(tmp_path)[0]
 
 
-def test_ids_are_positions_in_the_order_of_paths_folder_by_folder(tmp_path: Path) -> None:
+def test_ids_are_the_paths_in_their_order_folder_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a-b.png", "a/z.png", "a.png", "B.png", "é.png"):
         save(tmp_path / name)
     assert names(tmp_path) == ["B.png", "a/z.png", "a-b.png", "a.png", "é.png"]
+    monkeypatch.chdir(tmp_path)
+    assert ids_of(ImageFolder(".")) == names(tmp_path)
+    assert ids_of(ImageFolder(tmp_path)) == names(tmp_path)
 
 
 def test_a_name_that_is_not_utf8_can_be_written_on_a_page(tmp_path: Path) -> None:
     save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")))
-    assert ImageFolder(tmp_path).labels == ["gr\ufffdn.png"]
+    folder = ImageFolder(tmp_path)
+    assert folder.labels == ["gr\ufffdn.png"]
+    with pytest.raises(ValueError, match=r"1 of 1 images in .* not UTF-8, such as b'gr\\xfcn\.png'.*rename"):
+        ids_of(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from image_files import write_parquet
 from PIL import Image
 
 from journey.data.folder import ImageFolder
@@ -132,7 +133,7 @@ def test_names_of_files_that_are_no_images_are_refused_with_their_lines(tmp_path
         ("metadata_csv", "file_name,text\n,x\n", r"line 2 of .* must have a file_name"),
         ("metadata_csv", 'file_name,text\na.png,"x\nb.png,y\n', r"line 2 of .* is damaged: unexpected end of data"),
         ("metadata_csv", "", r"metadata\.csv must name the columns"),
-        ("metadata_parquet", "PAR1", r"metadata\.parquet is not read; write it as metadata\.jsonl or metadata\.csv"),
+        ("metadata_parquet", "PAR1", r"metadata\.parquet cannot be read as parquet: .*; write it again"),
     ],
 )
 def test_damaged_metadata_is_refused_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -183,3 +184,12 @@ def test_images_that_metadata_leaves_out_are_named(tmp_path: Path, metadata: dic
         folder = ImageFolder(tmp_path)
     assert len(warned) == 1
     assert len(folder) == 3, "images keep their ids whatever is told of them"
+
+
+def test_metadata_may_be_a_parquet_file(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "b.png")
+    write_parquet(tmp_path / "metadata.parquet", {"file_name": ["b.png", "a.png"], "text": ["bee", "ape"]})
+    assert told(tmp_path) == [{"text": "ape"}, {"text": "bee"}]
+    write_parquet(tmp_path / "metadata.parquet", {"file_name": ["a.png", None]})
+    with pytest.raises(ValueError, match=r"line 2 of .*metadata\.parquet must have a file_name, got None"):
+        ImageFolder(tmp_path)
