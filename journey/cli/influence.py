@@ -17,13 +17,13 @@ from journey.cli.arguments import (
     add_trajectory,
     parse_region,
 )
-from journey.cli.inputs import load_denoiser, load_features, load_trajectory
+from journey.cli.inputs import load_denoiser, load_features, load_trajectory, parse_ids
 from journey.cli.outputs import prepare_file
 from journey.scores.influence import influence_matrix
 
 EXAMPLES = """
-journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17
-journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17 40 41 --csv influence.csv
+journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 17.png
+journey influence --model ./ddpm-cifar10 --features features --trajectory generated --ids 1.png 2.png --csv table.csv
 """
 
 
@@ -34,9 +34,7 @@ def add(commands: Commands) -> None:
     add_model(parser)
     add_features(parser)
     add_trajectory(parser)
-    parser.add_argument(
-        "--ids", type=int, nargs="+", required=True, metavar="N", help="training images whose scores are summed"
-    )
+    parser.add_argument("--ids", nargs="+", required=True, metavar="ID", help="training images whose scores are summed")
     parser.add_argument("--query", type=int, default=0, help="which generated image (default 0)")
     parser.add_argument("--steps", type=int, nargs="+", metavar="T", help="which of its timesteps (default: all)")
     parser.add_argument("--region", nargs="+", metavar="REGION", help="as for score")
@@ -50,10 +48,11 @@ def _run(options: argparse.Namespace) -> None:
     prepare_file(options.csv, "csv")
     region = parse_region(options.region)
     denoiser = load_denoiser(options)
+    features = load_features(options, denoiser)
     found = influence_matrix(
-        load_features(options, denoiser),
+        features,
         load_trajectory(options),
-        options.ids,
+        parse_ids(options.ids, features.ids),
         query=options.query,
         steps=options.steps,
         region=region,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,20 @@ def load_trajectory(options: argparse.Namespace) -> Trajectory:
             f"trajectory must be a folder or file that record or score wrote, got {path}: no {file}"
         )
     return Trajectory.load(file)
+
+
+def parse_ids(words: list[str], known: Sequence[int | str]) -> list[int | str]:
+    """Return ids as features have them: numbers where theirs are.
+
+    Raises:
+        ValueError: If theirs are numbers and a word is none.
+    """
+    if known and isinstance(known[0], str):
+        return list(words)
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise ValueError(f"ids must be numbers, as those of the features are, got {' '.join(words)}") from None
 
 
 def load_function(name: str) -> Callable[..., Any]:

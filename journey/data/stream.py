@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,6 +51,18 @@ class Stream(ABC):
         self._id_of = id_of
         self._world_size = 1
         self._offset, self._step = 0, 1
+        self._known: Collection[int | str] = ()
+
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once."""
+        return False
+
+    def without(self, ids: Collection[int | str]) -> Stream:
+        """Return the stream without some images, which are not decoded."""
+        rest = copy.copy(self)
+        rest._known = ids
+        return rest
 
     @abstractmethod
     def _read(self) -> Iterator[Any]:
@@ -106,7 +118,9 @@ class Stream(ABC):
                     f"items of a stream must all have an id or none, all integers or all strings: got "
                     f"{'no id' if found is None else repr(found)} for item {position}, unlike those before it"
                 )
-            yield Record(position if found is None else found, load)
+            name = position if found is None else found
+            if name not in self._known:
+                yield Record(name, load)
 
     def split(self, rank: int, world_size: int) -> Stream:
         """Return the part that one of several processes reads; together the parts are the stream.
@@ -151,6 +165,11 @@ class IterableStream(Stream):
         self._source = source
         self._form = form
         self._begun = False
+
+    @property
+    def once(self) -> bool:
+        """Whether it can be read only once: if it is an iterator, such as a generator."""
+        return isinstance(self._source, Iterator)
 
     def begin(self) -> None:
         """Refuse to read an iterator twice, of which only the rest would come.

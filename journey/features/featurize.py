@@ -11,11 +11,13 @@ from typing import Any, Literal
 from journey import ops
 from journey.data.ids import IdOf, ids_of
 from journey.data.items import Dataset
+from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
 from journey.features.contents import check_images
 from journey.features.features import Features
 from journey.features.fill import Reading, fill_store
-from journey.features.fit import as_dataset, as_featurizer, fit_featurizer
+from journey.features.fill_stream import fill_stream, first_items
+from journey.features.fit import IMAGES, as_dataset, as_featurizer, fit_featurizer
 from journey.features.fitted import Fit, use_fit
 from journey.features.identity import check_choices, fingerprint_model
 from journey.features.measurer import Measurer
@@ -33,12 +35,12 @@ from journey.store.store import FeatureStore
 # Where a store keeps the fit that it makes itself.
 FIT_FOLDER = "fit"
 # Shards that new images are dealt out in, about, and how many images each has.
-_SHARDS, _SMALLEST, _LARGEST = 128, 16, 1024
+_SHARDS, _SMALLEST, _LARGEST, _OF_STREAM = 128, 16, 1024, 256
 
 
 def featurize(
     model: Any,
-    dataset: Dataset | str | os.PathLike[str],
+    dataset: Any,
     out: str | os.PathLike[str],
     *,
     fit: Fit | str | os.PathLike[str] | None = None,
@@ -71,8 +73,9 @@ def featurize(
     Args:
         model: A diffusers pipeline, a pair ``(network, scheduler)``, a ``Denoiser``, or the path or repo id of a saved
             pipeline, see ``journey.models.load.as_denoiser``. In eval mode.
-        dataset: A map-style dataset of images (see ``journey.data.items.get_image``) or a folder of images. The id of
-            an image is the one that it has (see ``journey.data.ids.ids_of``), of a folder its path there, else its
+        dataset: A map-style dataset of images (see ``journey.data.items.get_image``), a folder of images, or another of
+            the forms that ``journey.data.sources.open_dataset`` takes; streams are measured as they come. The id of an
+            image is the one that it has (see ``journey.data.ids.ids_of``), of a folder its path there, else its
             index; draws are keyed by it. For models that read text or classes, items also have captions or a label (see
             ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
         out: Folder of the store.
@@ -98,13 +101,13 @@ def featurize(
             default.
         row: How a feature is kept: ``"int8"`` and ``"int4"`` with a scale per image, ``"float16"`` or ``"float32"``.
         shard_size: Images per file, which is what a process has in hand; by default a 128th of those that are new, at
-            least 16 and at most 1,024, rounded up to whole batches.
+            least 16 and at most 1,024, of a stream 256; rounded up to whole batches.
         id_of: The key of an item's id, or a function of an item, instead of those that are looked for.
         workers: Processes that read and decode images ahead of the network; 0 reads them in this one.
         on_error: What becomes of an image that cannot be read or does not fit the model: ``"error"`` raises, naming
             it; ``"skip"`` leaves it out, with a warning at the end, and the next call tries it again.
         rank: Which of the processes this one is: it begins with its share of the shards. On a file system without
-            locks it measures that share alone.
+            locks it measures that share alone. Of a stream it reads its part (``Stream.split``).
         world_size: How many processes share the work.
         check: Compare the first batch with autograd, which costs two training steps.
         progress: Show a progress bar with samples per second and the time left.
@@ -126,7 +129,7 @@ def featurize(
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
     denoiser = as_denoiser(model)
-    dataset = as_dataset(dataset, denoiser)
+    source = as_dataset(dataset, denoiser, id_of)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     if shard_size is not None and shard_size < 1:
@@ -136,12 +139,13 @@ def featurize(
     check_row_format(row)
     draws = DEFAULT_DRAWS if draws is None else draws
     check_choices(draws=draws)
-    ids = ids_of(dataset, id_of)
+    stream, ids = isinstance(source, Stream), [] if isinstance(source, Stream) else ids_of(source)
     # Before there is a store: refuses a schedule with fewer timesteps than bins, and ids that are no positions.
-    draws.timesteps(ids[:1], denoiser.num_train_timesteps)
+    draws.timesteps(ids[:1] or [0], denoiser.num_train_timesteps)
+    sample = _sample(source, fit is None or batch_size == "auto")
     weights = as_checkpoints(checkpoints)
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
-    plan = RowPlan.choose(featurizer, dataset, draws, batch_size=batch_size, memory=memory, out=out)
+    plan = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=out)
     told = fingerprint_model(featurizer, weights)
     manifest = Manifest(
         bins=draws.bins,
@@ -156,9 +160,10 @@ def featurize(
     if (stored := stored_manifest(out)) is not None:
         # Another run is refused before anything is fitted.
         begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
-    check_images(begun, dataset, ids, denoiser)
+    if not stream:
+        check_images(begun, sample, ids, denoiser)
     if fit is None:
-        fitted = fit_featurizer(featurizer, dataset, Path(out) / FIT_FOLDER, weights, told, progress=progress)
+        fitted = fit_featurizer(featurizer, sample, Path(out) / FIT_FOLDER, weights, told, progress=progress)
     else:
         fitted = use_fit(fit, featurizer, told)
     store, plan = _open(out, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
@@ -166,12 +171,30 @@ def featurize(
         featurizer.rows_per_pass = plan.rows
     measurer = Measurer(featurizer, draws, weights, plan.images_per_batch, check)
     if shard_size is None:
-        shard_size = max(_SMALLEST, min(_LARGEST, len(dataset) // _SHARDS))
+        shard_size = _OF_STREAM if stream else max(_SMALLEST, min(_LARGEST, len(ids) // _SHARDS))
         shard_size = -(-shard_size // measurer.images_per_batch) * measurer.images_per_batch
-    store.plan(ids, shard_size)
-    reading = Reading(dataset, {i: position for position, i in enumerate(ids)}, workers, on_error)
-    fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
+    if isinstance(source, Stream):
+        part = source.split(rank, world_size)
+        fill_stream(store, measurer, part, shard_size=shard_size, workers=workers, on_error=on_error, progress=progress)
+    else:
+        store.plan(ids, shard_size)
+        reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
+        fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
     return Features(store, featurizer, draws, weights, fitted)
+
+
+def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
+    """What is looked at before anything is measured: the dataset, or the first images of a stream."""
+    if not isinstance(source, Stream):
+        return source
+    if not needed:
+        return []
+    if source.once:
+        raise ValueError(
+            "dataset is an iterator, which can be read only once, and what is learned first needs its images, too: "
+            'give an object whose iter() begins anew, or fit= and no batch_size="auto"'
+        )
+    return first_items(source, IMAGES)
 
 
 def _open(

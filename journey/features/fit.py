@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 from journey.curvature.gram import LARGEST_GRAM
 from journey.curvature.scales import fit_scales
-from journey.data.folder import ImageFolder
-from journey.data.items import Dataset, check_dataset
+from journey.data.ids import IdOf
+from journey.data.items import Dataset
+from journey.data.sources import open_dataset
+from journey.data.stream import Stream
 from journey.errors import NonFiniteGradientError, naming_folder
+from journey.features.fill_stream import first_items
 from journey.features.fitted import DESCRIPTION, Fit, gram_path
 from journey.features.gram_rows import OWN_DRAWS, GramPlan, make_gram, pseudo_gradients
 from journey.features.identity import check_choices, fingerprint_model
@@ -31,7 +34,7 @@ from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 
-_IMAGES = 512  # that are looked at, evenly spread
+IMAGES = 512  # that are looked at, evenly spread
 _SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
 _ROWS_PER_BATCH = 32
 # Pseudo-gradients by default, at most: more do not predict retraining better (docs/results/choices.md).
@@ -41,7 +44,7 @@ _OWN_SHARE = 0.5
 
 def fit(
     model: Any,
-    dataset: Dataset | str | os.PathLike[str],
+    dataset: Any,
     out: str | os.PathLike[str],
     *,
     measurement: Measurement | None = None,
@@ -65,7 +68,7 @@ def fit(
 
     Args:
         model: As for ``journey.featurize``.
-        dataset: Likewise; up to 512 images are looked at, evenly spread.
+        dataset: Likewise; up to 512 images are looked at, evenly spread, of a stream the first.
         out: Folder of the fit; gets little more than proj_dim^2 * 4 bytes for each checkpoint.
         measurement: What is differentiated; ``LeftOutLoss()`` by default.
         projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default. Longer features get no Gram
@@ -99,20 +102,19 @@ def fit(
     if own_share is not None and not 0 <= own_share <= 1:
         raise ValueError(f"own_share must be between 0 and 1, got {own_share}")
     denoiser = as_denoiser(model)
-    dataset = as_dataset(dataset, denoiser)
+    source = as_dataset(dataset, denoiser)
+    sample = first_items(source, IMAGES) if isinstance(source, Stream) else source
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
     weights = as_checkpoints(checkpoints)
     told = fingerprint_model(featurizer, weights)
     asked = (pseudo_gradients, own_share)
-    return fit_featurizer(featurizer, dataset, Path(out), weights, told, asked, progress=progress)
+    return fit_featurizer(featurizer, sample, Path(out), weights, told, asked, progress=progress)
 
 
-def as_dataset(dataset: Dataset | str | os.PathLike[str], denoiser: Denoiser) -> Dataset:
-    """Return a dataset, of the images of a folder if that is named; refuse what is none, or empty."""
-    if isinstance(dataset, str | os.PathLike):
-        dataset = ImageFolder(dataset, size=denoiser.sample_size, channels=denoiser.in_channels or 3)
-    check_dataset(dataset)
-    return dataset
+def as_dataset(dataset: Any, denoiser: Denoiser, id_of: IdOf | None = None) -> Dataset | Stream:
+    """Return a map-style dataset or a stream, whose pictures in files have the size that the model takes."""
+    size, channels = denoiser.sample_size, denoiser.in_channels or 3
+    return open_dataset(dataset, size=size, channels=channels, id_of=id_of)
 
 
 def as_featurizer(
@@ -193,7 +195,7 @@ def fit_featurizer(
 
 def sampled_ids(num_samples: int) -> list[int]:
     """Return the positions of the images that are looked at: all, or 512 evenly spread."""
-    count = min(_IMAGES, num_samples)
+    count = min(IMAGES, num_samples)
     return [i * num_samples // count for i in range(count)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,14 +84,14 @@ class Measurer:
         self._held.close()
 
     def measure(
-        self, batches: Iterable[Batch], numbers: Sequence[int], gauged: Collection[int | str] = ()
+        self, batches: Iterable[Batch], numbers: Sequence[int], gauged: Callable[[int | str], bool] = lambda _: False
     ) -> Iterator[tuple[Batch, list[Found]]]:
         """Measure batches of items under some checkpoints, inside ``with``.
 
         Args:
             batches: Each of at most ``images_per_batch`` items, at least one.
             numbers: Which checkpoints.
-            gauged: Images whose gradients are gauged layer by layer.
+            gauged: Tells the images whose gradients are gauged layer by layer.
 
         Yields:
             Each batch with its rows under each of those checkpoints.
@@ -119,10 +119,10 @@ class Measurer:
         check_encoded(samples, f"{batch.names[0]} to {batch.names[-1]}")
         return samples
 
-    def _found(self, samples: Encoded, ids: Ids, gauged: Collection[int | str]) -> Found:
+    def _found(self, samples: Encoded, ids: Ids, gauged: Callable[[int | str], bool]) -> Found:
         sizes = {}
         for at, i in enumerate(ids):
-            if i in gauged:
+            if gauged(i):
                 sample = samples.select(at, at + 1)
                 drawn = draw_batch(self.featurizer.denoiser, self.draws, sample, [i])
                 sizes[i] = self.featurizer.layer_sizes(sample.x0, **drawn._asdict())

@@ -84,7 +84,7 @@ class RowPlan:
             return RowPlan(batch_size * each, each)
         stored = RowPlan.stored(out, each)
         if batch_size is None:
-            return stored or RowPlan(max(1, min(_ROWS_PER_BATCH // each, len(dataset))) * each, each)
+            return stored or RowPlan(max(1, min(_ROWS_PER_BATCH // each, len(dataset) or _MOST_IMAGES)) * each, each)
         rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory)
         featurizer.rows_per_pass = rows
         return RowPlan(rows, each)

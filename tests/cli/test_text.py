@@ -109,7 +109,8 @@ def test_a_prompt_goes_from_recording_to_a_page_with_its_features(
     assert "two green pears" in page
     assert Scores.load(run / "scores.safetensors").values.shape == (4, 2, 3)
 
-    table = ["--ids", "0", "2", "--query", "1", "--query-draws", "2", "--csv", str(tmp_path / "table.csv")]
+    ids = [kept.scores.train_ids[i] for i in (0, 2)]
+    table = ["--ids", *ids, "--query", "1", "--query-draws", "2", "--csv", str(tmp_path / "table.csv")]
     assert main(["influence", *common, "--trajectory", str(run), "--steps", "501", "1", *table]) == 0
     rows = list(csv.reader((tmp_path / "table.csv").read_text().splitlines()))
     assert [row[0] for row in rows] == ["trained at", "0-499", "500-999"]

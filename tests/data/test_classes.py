@@ -12,7 +12,7 @@ from PIL import Image
 
 from journey.data.folder import ImageFolder
 from journey.data.items import captions_of, get_image, label_of
-from journey.features.identity import fingerprint_dataset
+from journey.features.contents import content_of
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 
@@ -68,7 +68,8 @@ def test_models_that_are_told_nothing_see_the_same_images_and_pages(tmp_path: Pa
     bare = [item["image"] for item in folder]
     denoiser = Denoiser(SmallDenoiser(), make_scheduler())
     assert torch.equal(get_image(folder, 1), get_image(bare, 1))
-    assert fingerprint_dataset(folder, denoiser) == fingerprint_dataset(bare, denoiser)
+    found, wanted = ([content_of(denoiser, item, "item") for item in items] for items in (folder, bare))
+    assert found == wanted
     assert folder.labels == ["cat/a.png", "dog/b.png"]
     with pytest.raises(ValueError, match=r"dataset\[0\] must have one of the keys text, .* got label, image"):
         captions_of(folder[0], "dataset[0]")

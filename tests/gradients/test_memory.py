@@ -119,7 +119,7 @@ def test_one_draw_of_an_image_is_measured_where_all_do_not_fit(tmp_path, monkeyp
 
     monkeypatch.setattr(row_plan, "largest_batch", measure)
     run(tmp_path / "f", batch_size="auto", draws=StratifiedDraws(num_draws=5), shard_size=3)
-    assert seen == [([1, 2, 4, 5, 10, 20], 15)]
+    assert seen == [([1, 2, 4, 5, 10, 20], 45)]
 
 
 def test_running_out_while_measuring_is_told_to_the_measurement(tmp_path, monkeypatch):

@@ -26,8 +26,6 @@ def store_features(path: Path, features: Tensor, values: Tensor | None = None) -
     """Write features of a user's own as a store. [num_samples, bins, proj_dim]."""
     num_samples, bins, proj_dim = features.shape
     manifest = Manifest(
-        num_samples=num_samples,
-        shard_size=4,
         bins=bins,
         proj_dim=proj_dim,
         row="float32",
@@ -37,12 +35,12 @@ def store_features(path: Path, features: Tensor, values: Tensor | None = None) -
     )
     store = FeatureStore.create_or_resume(path, manifest)
     values = randn(num_samples, bins, seed=9) if values is None else values
-    for index in store.missing("0"):
-        begin, end = store.shard_range(index)
-        rows = slice(begin, end)
-        norm = features[rows].sum(1).norm(dim=-1)
-        rest = {"norm": norm, "noise": norm, "values": values[rows], "ids": torch.arange(begin, end)}
-        store.write_shard("0", index, features=features[rows], **rest)
+    store.plan(range(num_samples), 4)
+    for shard in store.missing("0"):
+        ids = list(range(num_samples))[4 * shard.number : 4 * shard.number + 4]
+        norm = features[ids].sum(1).norm(dim=-1)
+        rest = {"norm": norm, "noise": norm, "values": values[ids], "content": torch.tensor(ids)}
+        store.write_shard("0", shard, ids, features=features[ids], **rest)
     return path
 
 

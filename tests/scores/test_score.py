@@ -39,7 +39,7 @@ from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 from journey.scores.queries import plan_queries
 from journey.scores.scores import Scores
-from journey.store.store import FeatureStore
+from journey.store.part import ShardName
 
 
 def explicit_scores(
@@ -226,7 +226,7 @@ def test_a_whole_image_is_measured_over_the_whole_range(tmp_path: Path) -> None:
     images = torch.tanh(randn(3, *IMAGE, seed=50))
     found = journey.score(features, images=images, num_draws=8, seed=2, damping=0.1, progress=False)
     draws = StratifiedDraws(8, seed=2)
-    ids = range(NUM_TRAIN, NUM_TRAIN + 3)
+    ids = [f"query {i}" for i in range(3)]
     times, noise = draws.timesteps(ids, 100)[:, 0], draws.noise(ids, IMAGE, torch.device("cpu"))[:, 0]
     query = torch.stack([mean_gradient(SmallDenoiser(), *one) for one in zip(images, times, noise, strict=True)])
     phi = features.matrix().double().numpy()
@@ -434,21 +434,22 @@ def test_draws_that_are_not_those_of_the_features_are_refused(tmp_path: Path) ->
 
 def test_a_damaged_shard_is_never_scored_with(tmp_path: Path) -> None:
     features = featurize(tmp_path / "f")
-    path = features.store.shard_path("0", 1)
+    path = features.store.shard_path("0", ShardName("000000", 1))
     intact = path.read_bytes()
     path.write_bytes(intact[:-100] + bytes([intact[-100] ^ 1]) + intact[-99:])
     with pytest.raises(CorruptShardError, match=rf"{path.name} is damaged: expected the SHA-256"):
         score(features)
     path.write_bytes(intact[:-1])
-    with pytest.raises(CorruptShardError, match=f"{path.name} is damaged: expected {len(intact)} bytes"):
+    with pytest.raises(CorruptShardError, match=f"{path.name} is damaged or .*: expected {len(intact)} bytes"):
         score(features)
 
 
 def test_features_that_are_not_complete_are_refused(tmp_path: Path) -> None:
-    features = featurize(tmp_path / "f", rank=1, world_size=2)
+    features = featurize(tmp_path / "f")
+    for number in (0, 2):
+        features.store.shard_path("0", ShardName("000000", number)).unlink()
     with pytest.raises(IncompleteStoreError, match="misses 2 of 3 shards"):
         score(features)
-    assert FeatureStore.open(tmp_path / "f").missing("0") == [0, 2]
 
 
 @pytest.mark.parametrize("changes", [{"beta_end": 0.02}, {"num_train_timesteps": 1000}], ids=str)

@@ -1,0 +1,91 @@
+"""The loop that measures the images of a stream as they come, and writes them as shards without a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from journey.data.ids import Ids
+from journey.data.loader import read_stream
+from journey.data.stream import Stream
+from journey.features.filled import Filled, OnError, Told
+from journey.features.layer_sizes import sampled_ids
+from journey.features.measurer import Batch, Measurer
+from journey.store.part import loose_shard
+from journey.store.store import FeatureStore
+
+
+def first_items(stream: Stream, count: int) -> list[Any]:
+    """Return the first items of a stream, which is read from its beginning.
+
+    Raises:
+        ValueError: If there is none, or one cannot be read.
+    """
+    items = [item for _, item in islice(stream, count)]
+    if not items:
+        raise ValueError("dataset must hold at least one image, got a stream without any")
+    return items
+
+
+def fill_stream(
+    store: FeatureStore,
+    measurer: Measurer,
+    stream: Stream,
+    *,
+    shard_size: int,
+    workers: int,
+    on_error: OnError,
+    progress: bool,
+) -> None:
+    """Measure the images of a stream that the store does not have.
+
+    Args:
+        store: Gets the rows.
+        measurer: Measures.
+        stream: This process's part of the stream.
+        shard_size: Images per shard.
+        workers: As for ``journey.featurize``.
+        on_error: Likewise.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If two images have one id; if an image cannot be read or does not fit the model, and is not to be
+            skipped; names it.
+        NonFiniteGradientError: If a gradient is NaN or infinite; the shard that it belongs to is not written.
+        GradientCheckError: If the check fails.
+        OSError: If the store cannot be written to.
+    """
+    known, told = store.planned_ids(), Told()
+    numbers = list(range(len(store.manifest.checkpoints)))
+    with measurer, tqdm(unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
+        pairs = _new(stream.without(known), measurer.images_per_batch, workers)
+        while first := list(islice(pairs, 1)):
+            batches = _batches(first, islice(pairs, shard_size - 1), measurer.images_per_batch)
+            filled = Filled.measure(measurer, batches, numbers, on_error, lambda i: bool(sampled_ids([i])), bar)
+            if filled.ids:
+                told.add(filled, filled.write(store, loose_shard(filled.ids)))
+            else:
+                told.add(filled, [])
+    told.warn(stacklevel=3)  # the caller of journey.featurize
+
+
+def _new(stream: Stream, batch_size: int, workers: int) -> Iterator[tuple[int | str, Any]]:
+    """The pairs of a stream one by one; two of one id are refused."""
+    seen = set[int | str]()
+    for batch in read_stream(stream, batch_size, workers):
+        for i, item in batch:
+            if i in seen:
+                raise ValueError(f"ids must name every image once, got {i!r} for two or more of the stream")
+            seen.add(i)
+            yield i, item
+
+
+def _batches(first: list[Any], rest: Iterator[Any], size: int) -> Iterator[Batch]:
+    """The pairs of one shard in batches."""
+    while some := first + list(islice(rest, size - len(first))):
+        first = []
+        ids: Ids = [i for i, _ in some]
+        yield Batch(ids, [item for _, item in some], [f"image {i!r}" for i in ids])
