@@ -29,7 +29,8 @@ class ImageFolder:
     ``image`` and what else is told:
 
     * ``metadata.jsonl``, one object a line as the Hugging Face library ``datasets`` has it: ``{"file_name": "a.png",
-      "text": "a red apple"}``; or ``metadata.csv`` with a column ``file_name``. Either may also stand in subfolders.
+      "text": "a red apple"}``; or ``metadata.csv`` or ``metadata.parquet`` with a column ``file_name``. They may
+      also stand in subfolders.
     * ``a.txt`` or ``a.caption`` beside ``a.png`` is its caption ``text``; then every image must have one.
     * If all images are one folder deep, in two folders or more, and there is no metadata, these are classes:
       ``label`` counts their sorted names. Parts of a data set, such as ``train`` and ``test``, are no classes.

@@ -160,6 +160,8 @@ class IterableStream(Stream):
         form: What pictures are brought to; None leaves items as they are.
     """
 
+    _cure = ""
+
     def __init__(self, source: Iterable[Any], id_of: IdOf | None = None, form: Form | None = None) -> None:
         super().__init__(id_of)
         self._source = source
@@ -191,7 +193,8 @@ class IterableStream(Stream):
                 yield item
                 number += 1
         except Exception as error:
-            raise RuntimeError(f"dataset failed when asked for item {number} of its stream: {error}") from error
+            text = f"dataset failed when asked for item {number} of its stream: {error}{self._cure}"
+            raise RuntimeError(text) from error
 
     def _open(self, read: Any, position: int) -> tuple[Any, Callable[[], Any]]:
         found, item = read if _is_pair(read) else (None, read)
@@ -204,6 +207,8 @@ class IterableStream(Stream):
 
 class TableStream(IterableStream):
     """A ``datasets.IterableDataset`` as a stream."""
+
+    _cure = "; if it is an image that is damaged, dataset.decode(False) lets it fail alone"
 
     def _deal(self, rank: int, world_size: int) -> None:
         table: Any = self._source
