@@ -77,7 +77,7 @@ def check_ids(ids: Iterable[Any], name: str = "ids") -> Ids:
     return found  # type: ignore[return-value]
 
 
-def positions_of(ids: Sequence[int] | Sequence[str]) -> dict[int | str, int]:
+def positions_of(ids: Sequence[int | str]) -> dict[int | str, int]:
     """Return the position of each id."""
     found: Iterable[int | str] = ids
     return {i: position for position, i in enumerate(found)}

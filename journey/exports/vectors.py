@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 # Ids, all integers or all strings, and as many rows, float32. [n], [n, proj_dim]
-Block: TypeAlias = "tuple[Sequence[int] | Sequence[str] | Array, Tensor | Array]"
+Block: TypeAlias = "tuple[Sequence[int | str] | Array, Tensor | Array]"
 
 _LARGEST_HALF = 65504.0  # of float16
 

@@ -198,9 +198,7 @@ class Groups:
                     )
 
 
-def group_columns(
-    groups: Mapping[str, Sequence[int] | Sequence[str]], train_ids: Ids
-) -> tuple[list[str | None], Tensor]:
+def group_columns(groups: Mapping[str, Sequence[int | str]], train_ids: Ids) -> tuple[list[str | None], Tensor]:
     """Check groups and find the group of each column.
 
     Args:

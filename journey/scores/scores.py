@@ -98,7 +98,7 @@ class Scores:
         """
         return torch.full_like(self.values, torch.nan) if self.errors is None else self.errors.of_scores()
 
-    def total(self, train_ids: Sequence[int] | Sequence[str]) -> Total:
+    def total(self, train_ids: Sequence[int | str]) -> Total:
         """Return the sum of the scores of some training images: what training on all of them did, to first order.
 
         Args:
@@ -121,7 +121,7 @@ class Scores:
         errors = torch.full_like(values, torch.nan) if self.errors is None else self.errors.of_sum(columns)
         return Total(values, errors)
 
-    def groups(self, groups: Mapping[str, Sequence[int] | Sequence[str]]) -> Groups:
+    def groups(self, groups: Mapping[str, Sequence[int | str]]) -> Groups:
         """Return the sums of the scores of groups: contributors, artists, catalogues, classes.
 
         Args:
@@ -146,9 +146,7 @@ class Scores:
         """
         return replace(self, values=self.values * self.values.abs(), errors=None)
 
-    def to_quanda(
-        self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int] | Sequence[str] | None = None
-    ) -> Tensor:
+    def to_quanda(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.
 
         Args:
@@ -160,9 +158,7 @@ class Scores:
         """
         return one_step(self.values, self.timesteps.tolist(), self.train_ids, step, ids)
 
-    def to_dattri(
-        self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int] | Sequence[str] | None = None
-    ) -> Tensor:
+    def to_dattri(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return ``to_quanda`` transposed, as dattri's metrics take scores. [num_train, num_queries]"""
         return self.to_quanda(step, ids=ids).T.contiguous()
 
@@ -224,7 +220,7 @@ def one_step(
     timesteps: list[int],
     train_ids: Ids,
     step: int | Literal["mean"] | None,
-    ids: Sequence[int] | Sequence[str] | None = None,
+    ids: Sequence[int | str] | None = None,
 ) -> Tensor:
     """Return the scores of one step, whose columns are the dataset's images in their order.
 
