@@ -62,8 +62,8 @@ def check_ids(ids: Iterable[Any], name: str = "ids") -> list[int | str]:
         The ids.
 
     Raises:
-        ValueError: If two are equal, a string is empty, longer than 1,024 bytes or not UTF-8, or an integer has more
-            than 64 bits.
+        ValueError: If two are equal, a string is empty, longer than 1,024 bytes, not UTF-8 or holds NUL, or an integer
+            has more than 64 bits.
         TypeError: If one is neither an integer nor a string, or there are both.
     """
     found = [check_id(i, name) for i in ids]
@@ -77,6 +77,12 @@ def check_ids(ids: Iterable[Any], name: str = "ids") -> list[int | str]:
     return found
 
 
+def positions_of(ids: Sequence[int | str]) -> dict[int | str, int]:
+    """Return the position of each id."""
+    found: Iterable[int | str] = ids
+    return {i: position for position, i in enumerate(found)}
+
+
 def check_id(given: Any, name: str = "id") -> int | str:
     """Return one id as a plain integer or string, or refuse it; see ``check_ids``."""
     if isinstance(given, str):
@@ -86,6 +92,8 @@ def check_id(given: Any, name: str = "id") -> int | str:
             raise ValueError(f"{name} must be UTF-8, got {given!r}") from None
         if not 1 <= size <= _MOST_BYTES:
             raise ValueError(f"{name} must have 1 to {_MOST_BYTES} bytes, got {size}: {given[:40]!r}")
+        if "\0" in given:  # numpy drops it from the end of a string
+            raise ValueError(f"{name} must not hold the character NUL, got {given[:40]!r}")
         return str(given)
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         if not -(2**63) <= int(given) < 2**63:

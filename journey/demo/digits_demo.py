@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from journey.projectors.scaled import Scaled
 from journey.report.run import Run
 from journey.scores.score import score
 from journey.scores.scores import Scores
+from journey.scores.top import TopCollector
 
 SAMPLER_STEPS = 50
 TOP = 10
@@ -214,8 +214,8 @@ def _decide(found: Transition, scores: Scores, query: int, digit: int, dataset: 
     counts = []
     for chosen in ((first <= scores.timesteps) & (scores.timesteps < end), scores.timesteps >= end):
         average = scores.values[query, chosen].mean(0)  # the score of an interval is the mean over its steps
-        top = torch.tensor(scores.train_ids, dtype=torch.int64, device="cpu")[average.topk(TOP).indices]
-        counts.append(int((dataset.labels[top] == digit).sum()))
+        top, _ = TopCollector(TOP).add(scores.train_ids, average[None, None]).top()
+        counts.append(int((dataset.labels[top.ids] == digit).sum()))
     return Decision(digit, (first, end), *curve, *counts)
 
 

@@ -102,7 +102,7 @@ def fill_store(
         read = reading.batches(work, measurer.images_per_batch)
         for shard, group in groupby(read, key=lambda pair: pair[0]):
             numbers, ids = absent(store, shard), planned[shard]
-            gauged = sampled_ids(ids) | set(ids[: shard == first])
+            gauged = sampled_ids(ids, shard == first)
             batches = (batch for _, batch in group)
             filled = Filled.measure(measurer, batches, numbers, reading.on_error, gauged.__contains__, bar)
             told.add(filled, filled.write(store, shard))

@@ -30,9 +30,10 @@ from journey.store.store import FeatureStore
 _ONE_IN = 256
 
 
-def sampled_ids(ids: Ids) -> set[int | str]:
-    """Return which images are gauged: one in 256, by their ids."""
-    return {i for i in ids if derive_key(0, "layer sizes", i) % _ONE_IN == 0}
+def sampled_ids(ids: Ids, first: bool = False) -> set[int | str]:
+    """Return which images of a shard are gauged: one in 256, by their ids, and of a store's first shard at least one."""
+    found = {i for i in ids if derive_key(0, "layer sizes", i) % _ONE_IN == 0}
+    return found or set(ids[: int(first)])
 
 
 def write_sizes(store: FeatureStore, checkpoint: str, shard: ShardName, sizes: dict[int | str, LayerSizes]) -> None:

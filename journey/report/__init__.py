@@ -2,5 +2,6 @@
 
 In reading order: ``page`` (one HTML file that opens offline: ``page.html``, ``page.css``, ``page.js``,
 ``page.charts.js``), ``payload`` (what the page holds), ``sheets`` (its pictures), ``story`` (what it says in words),
-``view`` (what every form shows), ``draw`` (how), ``png``, ``gif``, ``csv``, ``run`` (a folder that keeps all of it).
+``view`` (what every form shows), ``draw`` (how), ``png``, ``gif``, ``csv``, ``groups`` (bars of groups), ``run`` (a
+folder that keeps all of it), ``shown`` (the training images that it keeps).
 """

@@ -52,7 +52,7 @@ class Sheet:
     ) -> None:
         """Draw the proponents or the opponents of one step, strongest first."""
         for column, entry in enumerate(entries):
-            picture, words = to_picture(get_image(dataset, entry.train_id)), caption(labels, entry.train_id, "labels")
+            picture, words = to_picture(get_image(dataset, entry.position)), caption(labels, entry.position, "labels")
             self.training(x + column * pitch(size), y, picture, size, color, entry, words, strongest)
 
     def training(
@@ -75,7 +75,7 @@ class Sheet:
         length = max(1, round(width * abs(entry.value) / strongest))
         self.draw.rectangle((x, bar, x + length - 1, bar + BAR - 1), fill=color)
         line = bar + BAR + 3
-        end = self.text(x, line, f"#{entry.train_id} ", SMALL_SIZE, SOFT, width)
+        end = self.text(x, line, f"#{entry.train_id} ", SMALL_SIZE, SOFT, width * 2 // 3 if words else width)
         if words:
             self.text(end, line, words, SMALL_SIZE, INK, x + width - end, bold=True)
         self.text(x, line + LINE - 3, format_number(entry.value), SMALL_SIZE, color, width)

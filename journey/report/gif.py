@@ -27,7 +27,7 @@ from journey.report.draw import (
     pitch,
     with_credit,
 )
-from journey.report.view import Captions, View, caption, make_view, to_picture
+from journey.report.view import Captions, View, caption, make_view, places_of, to_picture
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
@@ -61,7 +61,7 @@ def write_gif(
         path: The file to write; missing folders are made.
         trajectory: The recorded steps.
         scores: Scores of the same queries, for all recorded steps or some. [num_queries, num_steps, num_train]
-        dataset: The training images, indexed by ``scores.train_ids``.
+        dataset: The training images, whose ids are ``scores.train_ids``.
         query: Which generated image.
         top: Proponents and opponents per frame, at most.
         milliseconds: How long a step is shown.
@@ -75,9 +75,9 @@ def write_gif(
     Raises:
         ValueError: If ``scores`` and ``trajectory`` disagree, ``query`` is not there, ids are outside ``dataset``,
             scores are not finite, a caption is missing, a number is below 1, or images are neither grey nor RGB.
-        TypeError: If an item of ``dataset`` is not an image.
+        TypeError: If an item of ``dataset`` is not an image, or ``scores`` are the strongest alone.
     """
-    view = make_view(trajectory, scores, len(dataset), top)
+    view = make_view(trajectory, scores, places_of(dataset, scores), top)
     view.chosen(query)
     if milliseconds < 1:
         raise ValueError(f"milliseconds must be at least 1, got {milliseconds}")

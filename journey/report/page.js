@@ -73,7 +73,7 @@
   const fillCard = (card, [id, value], strongest) => {
     card.id = id;
     draw(card.canvas, "training", data.training[id][0]);
-    card.name.textContent = `#${id}`;
+    card.name.textContent = card.name.title = `#${id}`;
     card.words.textContent = card.words.title = caption(id);
     card.value.textContent = number(value);
     card.bar.firstChild.style.width = `${(100 * Math.abs(value)) / strongest}%`;

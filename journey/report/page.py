@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from journey.data.items import Dataset
 from journey.report.payload import clean, make_payload, to_script_json
 from journey.report.story import Transitions
-from journey.report.view import TITLE, Captions, View, make_view
+from journey.report.view import TITLE, Captions, View, make_view, places_of
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
@@ -46,7 +46,7 @@ def write_report(
         path: The file to write; missing folders are made.
         trajectory: The recorded steps, with pictures where it is of latents.
         scores: Scores of the same queries, for all recorded steps or some. [num_queries, num_steps, num_train]
-        dataset: The training images, indexed by ``scores.train_ids``.
+        dataset: The training images, whose ids are ``scores.train_ids``.
         top: Proponents and opponents shown per step, at most: a proponent has a positive score, an opponent a negative.
         title: Heading of the page.
         notes: Short remarks shown under the introduction, as plain text.
@@ -62,9 +62,9 @@ def write_report(
         ValueError: If ``scores`` and ``trajectory`` disagree, a region's scores have other steps, a transition is of a
             query that is not there, ids are outside ``dataset``, scores are not finite, a caption is missing, ``top``
             is below 1, or images are neither grey nor RGB.
-        TypeError: If an item of ``dataset`` is not an image.
+        TypeError: If an item of ``dataset`` is not an image, or ``scores`` are the strongest alone.
     """
-    view = make_view(trajectory, scores, len(dataset), top, regions)
+    view = make_view(trajectory, scores, places_of(dataset, scores), top, regions)
     found = {} if transitions is None else transitions
     outside = [query for query, _ in found if not 0 <= query < view.num_queries]
     if outside:

@@ -58,7 +58,7 @@ def make_payload(
     """
     noisy, predicted, training = Bank(), Bank(), Bank()
     queries = []
-    shown: set[int] = set()
+    shown: set[int | str] = set()
     for query in range(view.num_queries):
         mine = [(name, found) for (which, name), found in transitions.items() if which == query]
         features = [_feature(view, query, name, found) for name, found in mine]
@@ -78,8 +78,9 @@ def make_payload(
                 "features": features,
             }
         )
-    tiles = {i: training.add(to_picture(get_image(dataset, i))) for i in sorted(shown)}
-    words = {i: clean(caption(labels, i, "labels")) for i in tiles}
+    places = {i: view.places[i] for i in sorted(shown)}
+    tiles = {i: training.add(to_picture(get_image(dataset, position))) for i, position in places.items()}
+    words = {i: clean(caption(labels, position, "labels")) for i, position in places.items()}
     banks = {"noisy": noisy, "predicted": predicted, "training": training}
     return {
         "timesteps": view.timesteps,
@@ -92,7 +93,7 @@ def make_payload(
     }
 
 
-def _scope(view: View, query: int, ranking: Ranking, ids: list[int]) -> dict[str, Any]:
+def _scope(view: View, query: int, ranking: Ranking, ids: list[int | str]) -> dict[str, Any]:
     """The rankings of the whole image or of one region, and the curves of the images shown, in percent."""
     columns = {train_id: column for column, train_id in enumerate(view.train_ids)}
     percent = (100 * ranking.relative(query)).round().to(torch.int64)
@@ -141,5 +142,5 @@ def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 1) for value in values.tolist()]
 
 
-def _entries(entries: list[Entry]) -> list[list[float]]:
+def _entries(entries: list[Entry]) -> list[list[int | str | float]]:
     return [[entry.train_id, float(f"{entry.value:.4g}")] for entry in entries]

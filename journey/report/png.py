@@ -28,7 +28,7 @@ from journey.report.draw import (
     pitch,
     with_credit,
 )
-from journey.report.view import TITLE, Captions, View, caption, make_view, to_picture
+from journey.report.view import TITLE, Captions, View, caption, make_view, places_of, to_picture
 
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
@@ -63,7 +63,7 @@ def write_png(
         path: The file to write; missing folders are made.
         trajectory: The recorded steps, images in [-1, 1]. ``x_t`` [num_queries, num_steps, C, H, W]
         scores: Scores of the same queries, for all recorded steps or some. [num_queries, num_steps, num_train]
-        dataset: The training images, indexed by ``scores.train_ids``.
+        dataset: The training images, whose ids are ``scores.train_ids``.
         query: Which generated images to show, one or several positions; None shows all.
         timesteps: Which scored timesteps to show; None spreads about eight rows evenly over them.
         top: Proponents and opponents per row, at most.
@@ -79,9 +79,9 @@ def write_png(
         ValueError: If ``scores`` and ``trajectory`` disagree, ``query`` or ``timesteps`` names what is not there, ids
             are outside ``dataset``, scores are not finite, a caption is missing, ``top`` is below 1, or images are
             neither grey nor RGB.
-        TypeError: If an item of ``dataset`` is not an image.
+        TypeError: If an item of ``dataset`` is not an image, or ``scores`` are the strongest alone.
     """
-    view = make_view(trajectory, scores, len(dataset), top)
+    view = make_view(trajectory, scores, places_of(dataset, scores), top)
     ranking = view.rankings[0]
     queries = view.chosen(query)
     steps = _chosen_steps(timesteps, view.timesteps, len(queries))

@@ -8,22 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from journey.data.items import Dataset, get_image
+from journey.data.items import Dataset
 from journey.files.publish import publish
-from journey.files.tensors import Fields, check_fields, read_json, read_tensors, write_tensors
+from journey.files.tensors import Fields, check_fields, read_json
 from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition
 from journey.report.csv import write_csv
 from journey.report.gif import write_gif
 from journey.report.page import write_report
 from journey.report.png import write_png
+from journey.report.shown import Shown, load_images, save_images
 from journey.report.story import Transitions
-from journey.report.view import TITLE, Captions, caption, make_view, to_picture
+from journey.report.view import TITLE, Captions, caption, dataset_ids, make_view, places_of
 from journey.scores.scores import Scores
 
-_MAX_SIDE = 256  # pixels of a kept training image
 _NONE = type(None)
 # What run.json holds, and what stands there about each region and each transition.
 _FIELDS: Fields = {
@@ -42,34 +41,13 @@ _TRANSITION_FIELDS = {"query": int, **_REGION_FIELDS}
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The training images that a run shows, as a dataset with gaps.
-
-    Attributes:
-        length: Of the whole dataset.
-        images: By dataset index, uint8. Each [C, H, W]
-    """
-
-    length: int
-    images: dict[int, Tensor]
-
-    def __len__(self) -> int:
-        """Length of the whole dataset."""
-        return self.length
-
-    def __getitem__(self, index: int) -> Tensor:
-        """One of the images that were kept, uint8."""
-        return self.images[index]
-
-
-@dataclass(frozen=True)
 class Run:
     """An attribution with what belongs to it, as the writers of ``journey.report`` take it.
 
     Attributes:
         trajectory: The recorded steps.
         scores: Scores of the same queries. [num_queries, num_steps, num_train]
-        dataset: The training images, indexed by ``scores.train_ids``.
+        dataset: The training images, whose ids are ``scores.train_ids``.
         labels: Captions of the training images, looked up by dataset index.
         query_captions: One caption per generated image.
         regions: Scores of parts of the images by name.
@@ -143,7 +121,8 @@ class Run:
     def write_csv(self, path: str | Path, *, top: int = 8) -> Path:
         """Write the table, see ``journey.report.csv.write_csv``."""
         top = self._check(top)
-        return write_csv(path, self.trajectory, self.scores, top=top, labels=self.labels, regions=self.regions)
+        ids = dataset_ids(self.dataset, self.scores)
+        return write_csv(path, self.trajectory, self.scores, top=top, labels=self.labels, ids=ids, regions=self.regions)
 
     def with_region(self, name: str, other: Run) -> Run:
         """Add another run of the same images as a region.
@@ -163,7 +142,7 @@ class Run:
             raise ValueError(f"region {name!r} must be a run of the same generated images and training images")
         dataset, labels = self.dataset, self.labels
         if isinstance(dataset, Shown) and isinstance(other.dataset, Shown):
-            dataset = Shown(dataset.length, {**other.dataset.images, **dataset.images})
+            dataset = replace(dataset, images={**other.dataset.images, **dataset.images})
         if isinstance(labels, dict) and isinstance(other.labels, dict):
             labels = {**other.labels, **labels}
         tops = [top for top in (self.top, other.top) if top is not None]
@@ -187,19 +166,20 @@ class Run:
             ValueError: As ``journey.report.page.write_report`` does.
             OSError: If the folder cannot be written to; it holds no run then.
         """
-        view = make_view(self.trajectory, self.scores, len(self.dataset), top, self.regions)
-        kept = {i for q in range(view.num_queries) for ranking in view.rankings for i in view.shown(q, ranking)}
+        places = places_of(self.dataset, self.scores)
+        view = make_view(self.trajectory, self.scores, places, top, self.regions)
+        kept = {places[i] for q in range(view.num_queries) for ranking in view.rankings for i in view.shown(q, ranking)}
         for (query, _), found in self.transitions.items():
             if found.found:
                 first, end = found.interval
                 ranges = ((first, end), (end, view.timesteps[0] + 1))
-                kept |= {entry.train_id for around in ranges for entry in view.average(query, *around)}
+                kept |= {entry.position for around in ranges for entry in view.average(query, *around)}
         root = Path(folder)
         root.mkdir(parents=True, exist_ok=True)
         (root / "run.json").unlink(missing_ok=True)  # written last: files of two runs are none
         self.trajectory.save(root / "trajectory.safetensors")
         self.scores.save(root / "scores.safetensors")
-        _save_images(root / "training.safetensors", self.dataset, sorted(kept))
+        save_images(root / "training.safetensors", self.dataset, sorted(kept), dataset_ids(self.dataset, self.scores))
         regions, transitions = [], []
         for i, (name, part) in enumerate(self.regions.items()):
             regions.append({"name": name, "file": f"scores-region-{i}.safetensors"})
@@ -251,7 +231,7 @@ class Run:
         return Run(
             Trajectory.load(root / "trajectory.safetensors"),
             Scores.load(root / "scores.safetensors"),
-            Shown(described["num_samples"], _load_images(root / "training.safetensors")),
+            load_images(root / "training.safetensors", described["num_samples"]),
             labels=None if labels is None else {int(i): words for i, words in labels.items()},
             query_captions=described["query_captions"],
             regions={part["name"]: Scores.load(_inside(root, part["file"])) for part in regions},
@@ -270,28 +250,3 @@ def _inside(root: Path, name: str) -> Path:
     if Path(name).name != name:
         raise ValueError(f"run.json of {root} must name files of the same folder, got {name!r}")
     return root / name
-
-
-def _save_images(path: Path, dataset: Dataset, ids: list[int]) -> None:
-    """Write some training images, 8 bits each, those of one shape as one tensor beside their ids."""
-    groups: dict[tuple[int, ...], dict[int, Tensor]] = {}
-    for i in ids:
-        picture = to_picture(get_image(dataset, i), max_side=_MAX_SIDE)
-        flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        image = flat.view(picture.height, picture.width, len(picture.getbands())).permute(2, 0, 1)
-        groups.setdefault(tuple(image.shape), {})[i] = image
-    tensors = {}
-    for group, images in enumerate(groups.values()):
-        tensors[f"ids.{group}"] = torch.tensor(list(images), dtype=torch.int64, device="cpu")
-        tensors[f"images.{group}"] = torch.stack(list(images.values()))
-    write_tensors(path, "training images", tensors)
-
-
-def _load_images(path: Path) -> dict[int, Tensor]:
-    saved = read_tensors(path, "training images")
-    groups = [name.partition(".")[2] for name in saved if name.startswith("ids.")]
-    missing = [f"images.{group}" for group in groups if f"images.{group}" not in saved]
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    pairs = [(saved[f"ids.{group}"], saved[f"images.{group}"]) for group in groups]
-    return {i: image for ids, images in pairs for i, image in zip(ids.tolist(), images, strict=True)}

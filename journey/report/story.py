@@ -17,7 +17,7 @@ _NAMED = 3  # training images named in a sentence
 _LONGEST = 48  # characters of a caption in a sentence
 
 
-def find_turncoat(view: View, query: int) -> tuple[int, int, int] | None:
+def find_turncoat(view: View, query: int) -> tuple[int | str, int, int] | None:
     """The shown training image that helps most at one step and hurts most at another.
 
     Args:
@@ -62,7 +62,7 @@ def tell(view: View, query: int, transitions: Transitions, labels: Captions | No
     turn = find_turncoat(view, query)
     if turn is not None:
         train_id, helps, hurts = turn
-        who = f"Training image {_name(train_id, labels)}"
+        who = f"Training image {_name(train_id, view.places[train_id], labels)}"
         there, back = f"helps at {_at(view.timesteps[helps])}", f"hurts at {_at(view.timesteps[hurts])}"
         sentences.append(f"{who} {there} and {back}." if helps < hurts else f"{who} {back} and {there}.")
     return sentences
@@ -73,7 +73,7 @@ def describe(entries: Sequence[Entry], labels: Captions | None) -> str:
     words = _shared(entries, labels)
     if words:
         return f"{_count(entries, words, labels)} of the {len(entries)} strongest proponents are “{_short(words)}”"
-    names = [_name(entry.train_id, labels) for entry in entries[:_NAMED]]
+    names = [_name(entry.train_id, entry.position, labels) for entry in entries[:_NAMED]]
     if not names:
         return "no training image is a proponent"
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -93,7 +93,7 @@ def _decided(view: View, query: int, name: str, found: Transition, labels: Capti
     if not inside:
         return sentences
     # A feature that is named as training images are is counted by its name.
-    known = labels is not None and any(caption(labels, e.train_id, "labels") == name for e in inside + before)
+    known = labels is not None and any(caption(labels, e.position, "labels") == name for e in inside + before)
     words = name if known else _shared(inside, labels)
     if words:
         count = f"{_count(inside, words, labels)} of the {len(inside)} strongest proponents are “{_short(words)}”"
@@ -108,12 +108,12 @@ def _shared(entries: Sequence[Entry], labels: Captions | None) -> str:
     """The caption that most of some training images share; empty if no two do."""
     if labels is None or not entries:
         return ""
-    words, count = Counter(caption(labels, e.train_id, "labels") for e in entries).most_common(1)[0]
+    words, count = Counter(caption(labels, e.position, "labels") for e in entries).most_common(1)[0]
     return words if count > 1 else ""
 
 
 def _count(entries: Sequence[Entry], words: str, labels: Captions | None) -> int:
-    return sum(caption(labels, entry.train_id, "labels") == words for entry in entries)
+    return sum(caption(labels, entry.position, "labels") == words for entry in entries)
 
 
 def _prediction(view: View, query: int) -> str:
@@ -134,13 +134,16 @@ def _strongest(view: View, query: int, labels: Captions | None) -> list[str]:
         words = describe(ranking.proponents[query][0], labels)
         return [f"{words[0].upper()}{words[1:]}."]
     sides = [(view.timesteps[s], ranking.proponents[query][s][:1]) for s in (0, view.num_steps - 1)]
-    named = [f"{_name(entries[0].train_id, labels)} at {_at(t)}" for t, entries in sides if entries]
+    named = [
+        f"{_name(entries[0].train_id, entries[0].position, labels)} at {_at(t)}" for t, entries in sides if entries
+    ]
     return [f"The strongest proponent is {' and '.join(named)}."] if named else []
 
 
-def _name(train_id: int, labels: Captions | None) -> str:
-    words = caption(labels, train_id, "labels")
-    return f"#{train_id} “{_short(words)}”" if words else f"#{train_id}"
+def _name(train_id: int | str, position: int, labels: Captions | None) -> str:
+    words = caption(labels, position, "labels")
+    name = f"#{_short(str(train_id))}"
+    return f"{name} “{_short(words)}”" if words else name
 
 
 def _at(timestep: int) -> str:

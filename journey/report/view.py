@@ -11,9 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from journey.data.ids import Ids, ids_of, positions_of
+from journey.data.items import Dataset
+from journey.scores.top import TopCollector, TopScores
+
 if TYPE_CHECKING:
     from journey.generation.trajectory import Trajectory
-    from journey.scores.scores import Ranked, Scores
+    from journey.scores.ranked import Ranked
+    from journey.scores.scores import Scores
 
 Captions = Sequence[object] | Mapping[int, object]
 
@@ -22,10 +27,11 @@ TITLE = "Which training images steered the generation?"
 
 @dataclass(frozen=True)
 class Entry:
-    """One ranked training image: its dataset index and its score."""
+    """One ranked training image: its id, its score, and its position in the dataset."""
 
-    train_id: int
+    train_id: int | str
     value: float
+    position: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class View:
     noisy: Tensor  # [num_queries, num_steps, C, H, W]
     predicted: Tensor  # [num_queries, num_steps, C, H, W]
     images: Tensor  # [num_queries, C, H, W]
-    train_ids: list[int]
+    train_ids: Ids
+    places: dict[int | str, int]  # the position in the dataset of each id
     top: int
     rankings: list[Ranking]  # the main scores, then the regions
 
@@ -85,7 +92,7 @@ class View:
             )
         return queries
 
-    def shown(self, query: int, ranking: Ranking) -> list[int]:
+    def shown(self, query: int, ranking: Ranking) -> list[int | str]:
         """Ids of the training images that stand out at any step, ascending."""
         sides = (ranking.proponents[query], ranking.opponents[query])
         return sorted({entry.train_id for side in sides for step in side for entry in step})
@@ -95,15 +102,61 @@ class View:
         inside = [s for s, t in enumerate(self.timesteps) if first <= t < end]
         if not inside:
             return []
-        values, columns = self.rankings[0].values[query, inside].mean(0).sort(descending=True, stable=True)
-        ranked = zip(columns[: self.top].tolist(), values[: self.top].tolist(), strict=True)
-        return [Entry(self.train_ids[column], value) for column, value in ranked if value > 0]
+        mean = self.rankings[0].values[query, inside].mean(0)[None, None]
+        ranked, _ = TopCollector(self.top).add(self.train_ids, mean).top()
+        return _entries(ranked, self.places, sign=1)[0][0]
+
+
+def dataset_ids(dataset: Dataset, scores: Scores) -> Ids:
+    """Return the ids of a dataset's images, in their order, as scores name them.
+
+    Args:
+        dataset: The training images, whose ids ``journey.data.ids.ids_of`` tells.
+        scores: Their ids are the dataset's; or, of a dataset whose ids are strings, positions.
+
+    Returns:
+        The ids.
+
+    Raises:
+        TypeError: If ``scores`` are the strongest alone.
+    """
+    check_all_scored(scores)
+    ids = ids_of(dataset)
+    counted = bool(ids) and isinstance(ids[0], str) and isinstance(scores.train_ids[0], int)
+    return list(range(len(ids))) if counted else ids
+
+
+def places_of(dataset: Dataset, scores: Scores) -> dict[int | str, int]:
+    """Return the position in a dataset of each id; the arguments are those of ``dataset_ids``.
+
+    Raises:
+        ValueError: If the dataset lacks an image that was scored.
+        TypeError: If ``scores`` are the strongest alone.
+    """
+    places = positions_of(dataset_ids(dataset, scores))
+    outside = [i for i in scores.train_ids if i not in places]
+    if outside:
+        raise ValueError(
+            f"scores.train_ids must be ids of dataset, which has {len(places)} images, got {outside[0]!r}: is it the "
+            "dataset that was featurized? One with an attribute ids tells them itself"
+        )
+    return places
+
+
+def check_all_scored(scores: Scores) -> None:
+    """Refuse the strongest scores alone.
+
+    Raises:
+        TypeError: If they are.
+    """
+    if isinstance(scores, TopScores):
+        raise TypeError("scores must be of all training images, whose curves are shown: score without top=")
 
 
 def make_view(
     trajectory: Trajectory,
     scores: Scores,
-    num_samples: int,
+    places: dict[int | str, int],
     top: int,
     regions: Mapping[str, Scores] | None = None,
 ) -> View:
@@ -112,7 +165,7 @@ def make_view(
     Args:
         trajectory: The recorded steps, with pictures where it is of latents.
         scores: Scores of the same queries, for all of the recorded steps or some. [num_queries, num_steps, num_train]
-        num_samples: Length of the dataset that ``scores.train_ids`` point into.
+        places: The position in the dataset of each of ``scores.train_ids``, see ``places_of``.
         top: Training images per step and sign, at most.
         regions: Scores of parts of the images by name, for the same steps and training images.
 
@@ -120,8 +173,8 @@ def make_view(
         The steps that have scores. Rankings keep one sign each, so they can be shorter than ``top``.
 
     Raises:
-        ValueError: If queries, steps or training images disagree, a region's scores have no region, a train id is
-            outside the dataset, a score is not finite, or ``top`` is not positive.
+        ValueError: If queries, steps or training images disagree, a region's scores have no region, a score is not
+            finite, or ``top`` is not positive.
     """
     recorded = [int(t) for t in trajectory.timesteps]
     scored = [int(t) for t in scores.timesteps]
@@ -129,13 +182,7 @@ def make_view(
         raise ValueError(f"top must be at least 1, got {top}")
     if not scored or not set(scored) <= set(recorded):
         raise ValueError(f"scores.timesteps must be among trajectory.timesteps {recorded}, got {scored}")
-    outside = [i for i in scores.train_ids if not 0 <= i < num_samples]
-    if outside:
-        raise ValueError(
-            f"scores.train_ids must be indices of dataset, which has {num_samples} samples, got {outside[0]}: "
-            "is it the dataset that was featurized?"
-        )
-    rankings = [_rank("", scores, "scores", trajectory, top)]
+    rankings = [_rank("", scores, "scores", trajectory, top, places)]
     for name, part in (regions or {}).items():
         what = f"regions[{name!r}]"
         if not name or part.region is None:
@@ -145,20 +192,23 @@ def make_view(
                 f"{what} must have the steps {scored} and the {len(scores.train_ids)} training images of scores, got "
                 f"the steps {part.timesteps.tolist()} and {len(part.train_ids)} training images"
             )
-        rankings.append(_rank(name, part, what, trajectory, top))
+        rankings.append(_rank(name, part, what, trajectory, top, places))
     steps = [recorded.index(t) for t in scored]
     return View(
         scored,
         trajectory.x_t_pixels[:, steps],
         trajectory.x0_pixels[:, steps],
         trajectory.image_pixels,
-        list(scores.train_ids),
+        scores.train_ids,
+        places,
         top,
         rankings,
     )
 
 
-def _rank(name: str, scores: Scores, what: str, trajectory: Trajectory, top: int) -> Ranking:
+def _rank(
+    name: str, scores: Scores, what: str, trajectory: Trajectory, top: int, places: dict[int | str, int]
+) -> Ranking:
     if len(scores.values) != trajectory.num_queries:
         raise ValueError(
             f"{what}.values must be [num_queries, num_steps, num_train] for the {trajectory.num_queries} queries of "
@@ -173,15 +223,15 @@ def _rank(name: str, scores: Scores, what: str, trajectory: Trajectory, top: int
             f"got {list(scores.region.shape)}"
         )
     ranked = scores.top(min(top, len(scores.train_ids)))
-    sides = (_entries(ranked.proponents, sign=1), _entries(ranked.opponents, sign=-1))
+    sides = (_entries(ranked.proponents, places, sign=1), _entries(ranked.opponents, places, sign=-1))
     return Ranking(name, scores.values, scores.region, *sides)
 
 
-def _entries(ranked: Ranked, sign: int) -> list[list[list[Entry]]]:
+def _entries(ranked: Ranked, places: dict[int | str, int], sign: int) -> list[list[list[Entry]]]:
     """Turn one side of ``Scores.top`` into lists, without the scores that have the other sign or none."""
     return [
         [
-            [Entry(i, v) for i, v in zip(step_ids, step_values, strict=True) if v * sign > 0]
+            [Entry(i, v, places[i]) for i, v in zip(step_ids, step_values, strict=True) if v * sign > 0]
             for step_ids, step_values in zip(query_ids, query_values, strict=True)
         ]
         for query_ids, query_values in zip(ranked.ids.tolist(), ranked.values.tolist(), strict=True)

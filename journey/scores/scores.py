@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from journey.data.ids import Ids, check_ids, positions_of
+from journey.exports import tables
 from journey.files.tensors import read_tensors, write_tensors
 from journey.models.schedules import Interval
 from journey.scores.errors import ScoreErrors
+from journey.scores.groups import Groups, group_columns
+from journey.scores.ranked import Top
+from journey.scores.saved import id_tensors, ids_of_tensors, setting_tensors, settings_of_tensors
+from journey.scores.top import TopCollector
 
-
-class Ranked(NamedTuple):
-    """Training images in order of strength.
-
-    Attributes:
-        ids: int64. [num_queries, num_steps, k]
-        values: Their scores, float32. [num_queries, num_steps, k]
-    """
-
-    ids: Tensor
-    values: Tensor
-
-
-class Top(NamedTuple):
-    """The training images that count most.
-
-    Attributes:
-        proponents: Highest scores first: training on them makes the image more likely from this step.
-        opponents: Lowest scores first: training on them makes it less likely.
-    """
-
-    proponents: Ranked
-    opponents: Ranked
+if TYPE_CHECKING:
+    import datasets
+    import pandas
 
 
 class Total(NamedTuple):
@@ -58,7 +46,7 @@ class Scores:
     Attributes:
         values: float32. [num_queries, num_steps, num_train]
         timesteps: int64; the middle one of an averaged interval, 0 of whole images. [num_steps]
-        train_ids: Dataset index of each column.
+        train_ids: Id of each column's training image: all integers, or all strings.
         damping: The damping that was used; of methods the relative one, averaged over checkpoints.
         interval: Timesteps of the generation that were averaged into one score, if they were.
         train_interval: Timesteps of the training images' draws that were counted; None is all.
@@ -68,7 +56,7 @@ class Scores:
 
     values: Tensor
     timesteps: Tensor
-    train_ids: list[int]
+    train_ids: Ids
     damping: float
     interval: Interval | None = None
     train_interval: Interval | None = None
@@ -76,7 +64,9 @@ class Scores:
     errors: ScoreErrors | None = None
 
     def __post_init__(self) -> None:
-        """Check that the shapes agree."""
+        """Check that the shapes agree, and that every image has an id of its own."""
+        if {type(i) for i in self.train_ids} not in ({int}, {str}) or len(set(self.train_ids)) < len(self.train_ids):
+            object.__setattr__(self, "train_ids", check_ids(self.train_ids, "train_ids"))
         if self.values.dim() != 3 or list(self.values.shape[1:]) != [len(self.timesteps), len(self.train_ids)]:
             raise ValueError(
                 "values must be [num_queries, num_steps, num_train] = "
@@ -90,20 +80,15 @@ class Scores:
             k: How many of each, at most the number of training images.
 
         Returns:
-            Both rankings, strongest first.
+            Both rankings, strongest first; equal scores in ascending order of their ids, on every machine.
 
         Raises:
-            ValueError: If ``k`` is out of range.
+            ValueError: If ``k`` is out of range, or a score is NaN or infinite.
         """
         if not 1 <= k <= len(self.train_ids):
             raise ValueError(f"k must be between 1 and the {len(self.train_ids)} training images, got {k}")
-        ids = torch.tensor(self.train_ids, dtype=torch.int64, device="cpu")
-        ranked = []
-        for descending in (True, False):
-            # A stable sort, so that equal scores are ranked by id on every machine.
-            values, columns = self.values.sort(dim=-1, descending=descending, stable=True)
-            ranked.append(Ranked(ids[columns[..., :k]], values[..., :k].contiguous()))
-        return Top(*ranked)
+        errors = None if self.errors is None else self.errors.of_scores()
+        return TopCollector(k).add(self.train_ids, self.values, errors).top()
 
     def standard_errors(self) -> Tensor:
         """Return the standard error of each score, from the draws of the training images and of the queries.
@@ -113,11 +98,11 @@ class Scores:
         """
         return torch.full_like(self.values, torch.nan) if self.errors is None else self.errors.of_scores()
 
-    def total(self, train_ids: Sequence[int]) -> Total:
+    def total(self, train_ids: Sequence[int | str]) -> Total:
         """Return the sum of the scores of some training images: what training on all of them did, to first order.
 
         Args:
-            train_ids: Their dataset indices, all different.
+            train_ids: Their ids, all different.
 
         Returns:
             The sums, and their standard errors, at most.
@@ -125,7 +110,7 @@ class Scores:
         Raises:
             ValueError: If an id has no score or comes twice, or there is none.
         """
-        places = {i: column for column, i in enumerate(self.train_ids)}
+        places = positions_of(self.train_ids)
         wrong = [i for i in train_ids if i not in places]
         if wrong or not len(train_ids) or len(set(train_ids)) < len(train_ids):
             raise ValueError(
@@ -136,6 +121,22 @@ class Scores:
         errors = torch.full_like(values, torch.nan) if self.errors is None else self.errors.of_sum(columns)
         return Total(values, errors)
 
+    def groups(self, groups: Mapping[str, Sequence[int | str]]) -> Groups:
+        """Return the sums of the scores of groups: contributors, artists, catalogues, classes.
+
+        Args:
+            groups: The ids of each, by name. Images in no group are counted as one more, named None.
+
+        Returns:
+            Sums with their standard errors, shares, ranks and payments.
+
+        Raises:
+            ValueError: If a group is empty, an image is in two or twice in one, or an id has no score.
+            TypeError: If a name is no string.
+        """
+        names, members = group_columns(groups, self.train_ids)
+        return Groups.of_scores(names, members, self.values, self.timesteps, self.errors)
+
     def strengths(self) -> Scores:
         """Return the squares of the scores with their signs, for ranks of sets: what is strong counts more.
 
@@ -145,34 +146,51 @@ class Scores:
         """
         return replace(self, values=self.values * self.values.abs(), errors=None)
 
-    def to_quanda(self, step: int | Literal["mean"] | None = None) -> Tensor:
+    def to_quanda(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.
 
         Args:
             step: See ``one_step``.
+            ids: See ``one_step``.
 
         Returns:
             float32. [num_queries, num_train]
         """
-        return one_step(self.values, self.timesteps.tolist(), self.train_ids, step)
+        return one_step(self.values, self.timesteps.tolist(), self.train_ids, step, ids)
 
-    def to_dattri(self, step: int | Literal["mean"] | None = None) -> Tensor:
+    def to_dattri(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return ``to_quanda`` transposed, as dattri's metrics take scores. [num_train, num_queries]"""
-        return self.to_quanda(step).T.contiguous()
+        return self.to_quanda(step, ids=ids).T.contiguous()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table with a row for each score and the columns query, step, id, score, standard_error."""
+        return tables.to_pandas(self._blocks())
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of ``to_pandas`` as a Parquet file, a row group for each query and step."""
+        tables.write_table(Path(path), self._blocks())
+
+    def to_datasets(self) -> datasets.Dataset:
+        """Return the table of ``to_pandas`` for the library ``datasets``."""
+        return tables.to_datasets(self._blocks())
+
+    def _blocks(self) -> Iterator[tables.Columns]:
+        """The scores of each query and step, as columns."""
+        ids, count = np.array(self.train_ids), len(self.train_ids)
+        for query in range(len(self.values)):
+            errors = self.standard_errors()[query] if self.errors is None else self.errors.of_query(query)
+            for step, timestep in enumerate(self.timesteps.tolist()):
+                yield {
+                    "query": np.full(count, query),
+                    "step": np.full(count, timestep),
+                    "id": ids,
+                    "score": self.values[query, step].numpy(),
+                    "standard_error": errors[step].numpy(),
+                }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scores as one safetensors file; equal scores give equal bytes."""
-        tensors = {
-            "values": self.values,
-            "timesteps": self.timesteps,
-            "train_ids": torch.tensor(self.train_ids, dtype=torch.int64, device="cpu"),
-            "damping": torch.tensor(self.damping, dtype=torch.float64, device="cpu"),
-        }
-        for name in ("interval", "train_interval"):
-            if getattr(self, name) is not None:
-                tensors[name] = torch.tensor(getattr(self, name), dtype=torch.int64, device="cpu")
-        if self.region is not None:
-            tensors["region"] = self.region
+        tensors = {"values": self.values} | setting_tensors(self) | id_tensors("train_ids", self.train_ids)
         if self.errors is not None:
             tensors |= self.errors.tensors()
         write_tensors(path, "scores", tensors)
@@ -191,51 +209,49 @@ class Scores:
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged or holds something else.
         """
-        saved = read_tensors(path, "scores", ("values", "timesteps", "train_ids", "damping"))
-        return Scores(
-            saved["values"],
-            saved["timesteps"],
-            saved["train_ids"].tolist(),
-            saved["damping"].item(),
-            _interval(saved, "interval"),
-            _interval(saved, "train_interval"),
-            saved.get("region"),
-            ScoreErrors.of_tensors(saved),
-        )
+        saved = read_tensors(path, "scores", ("values", "timesteps", "damping"))
+        ids = ids_of_tensors("train_ids", saved, os.fspath(path))
+        settings = settings_of_tensors(saved)
+        return Scores(saved["values"], train_ids=ids, errors=ScoreErrors.of_tensors(saved), **settings)
 
 
-def _interval(saved: dict[str, Tensor], name: str) -> Interval | None:
-    if name not in saved:
-        return None
-    first, end = saved[name].tolist()
-    return first, end
-
-
-def one_step(values: Tensor, timesteps: list[int], train_ids: list[int], step: int | Literal["mean"] | None) -> Tensor:
+def one_step(
+    values: Tensor,
+    timesteps: list[int],
+    train_ids: Ids,
+    step: int | Literal["mean"] | None,
+    ids: Sequence[int | str] | None = None,
+) -> Tensor:
     """Return the scores of one step, whose columns are the dataset's images in their order.
 
     Args:
         values: Scores. [num_queries, num_steps, num_train]
         timesteps: The steps.
-        train_ids: Dataset index of each column.
+        train_ids: Id of each column.
         step: One of the timesteps, ``"mean"`` of all, or None for the only one.
+        ids: Of the dataset's images, in their order, as ``journey.data.ids.ids_of`` tells them: a store has an order
+            of its own. By default 0, 1, ...
 
     Returns:
         float32. [num_queries, num_train]
 
     Raises:
-        ValueError: If there is no such step, or none is named and there are several, or columns are not the whole
-            dataset in its order.
+        ValueError: If there is no such step, or none is named and there are several, or the columns are not those of
+            the whole dataset.
     """
-    if train_ids != list(range(len(train_ids))):
+    order = range(len(train_ids)) if ids is None else ids
+    places = positions_of(train_ids)
+    if len(order) != len(places) or set(order) != set(places):
         raise ValueError(
-            "columns must be the images 0, 1, ... of the dataset, by whose positions other libraries name them, "
-            f"got train_ids {train_ids[:5]} ..."
+            "columns must be all images of the dataset, by whose positions other libraries name them: give their ids, "
+            f"ids=journey.data.ids.ids_of(dataset); got train_ids {train_ids[:5]} ..., ids {list(order[:5])} ..."
         )
     if step == "mean":
-        return values.mean(1)
-    if step is None and len(timesteps) == 1:
-        return values[:, 0].clone()
-    if step not in timesteps:
+        chosen = values.mean(1)
+    elif step is None and len(timesteps) == 1:
+        chosen = values[:, 0]
+    elif step in timesteps:
+        chosen = values[:, timesteps.index(step)]
+    else:
         raise ValueError(f'step must be one of the timesteps {timesteps} or "mean", got {step}')
-    return values[:, timesteps.index(step)].clone()
+    return chosen[:, [places[i] for i in order]]

@@ -66,6 +66,7 @@ def test_numpy_integers_become_plain_ones():
         ([""], ValueError, "1 to 1024 bytes"),
         (["x" * 1025], ValueError, "1 to 1024 bytes"),
         (["\ud800"], ValueError, "UTF-8"),
+        (["a\0"], ValueError, "NUL"),
     ],
 )
 def test_wrong_ids_are_refused_by_name(ids, error, text):

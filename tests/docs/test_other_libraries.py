@@ -31,10 +31,22 @@ def test_a_step_must_be_named_where_there_are_several() -> None:
             SCORES.to_quanda(step)
 
 
-def test_columns_that_are_not_the_dataset_in_its_order_are_refused() -> None:
+def test_columns_are_put_in_the_order_of_the_dataset() -> None:
+    order = torch.randperm(NUM_TRAIN, generator=torch.Generator().manual_seed(0))
+    names = [f"{i}.png" for i in range(NUM_TRAIN)]
+    for ids, given in ((order.tolist(), None), (order.tolist(), range(NUM_TRAIN)), ([names[i] for i in order], names)):
+        stored = Scores(SCORES.values[..., order], SCORES.timesteps, ids, 0.1)
+        assert torch.equal(stored.to_quanda("mean", ids=given), SCORES.to_quanda("mean"))
+        assert torch.equal(stored.to_dattri(40, ids=given), SCORES.to_dattri(40))
+
+
+def test_columns_that_are_not_the_whole_dataset_are_refused() -> None:
     some = Scores(SCORES.values, SCORES.timesteps, list(range(1, NUM_TRAIN + 1)), 0.1)
-    with pytest.raises(ValueError, match=r"columns must be the images 0, 1, \.\.\. of the dataset"):
+    with pytest.raises(ValueError, match=r"columns must be all images of the dataset, .* give their ids"):
         some.to_dattri("mean")
+    for ids in (range(NUM_TRAIN - 1), [*range(NUM_TRAIN - 1), 0]):
+        with pytest.raises(ValueError, match="columns must be all images of the dataset"):
+            SCORES.to_quanda("mean", ids=ids)
 
 
 def test_sums_over_subsets_as_quanda_takes_them_are_what_losses_are_compared_with() -> None:

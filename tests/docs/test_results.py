@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.retraining.groups import table as groups_table
 from bench.retraining.library import DEFAULT
 from bench.retraining.planted import table as planted_table
 from bench.retraining.removals_report import tables
@@ -44,6 +45,11 @@ def test_the_table_of_a_page_is_that_of_its_numbers(page: str, marker: str, name
     assert insert(text, render(numbers(name)), marker) == text
 
 
+def test_the_table_of_the_groups_is_that_of_its_numbers() -> None:
+    text = (DOCS / "guides" / "groups.md").read_text(encoding="utf-8")
+    assert insert(text, groups_table(numbers("groups-digits8")), "groups") == text
+
+
 @pytest.mark.parametrize(
     ("page", "name", "render"),
     [
@@ -55,6 +61,7 @@ def test_the_table_of_a_page_is_that_of_its_numbers(page: str, marker: str, name
         ("lds-emoji-lora-steps-table", "lds-emoji-lora-steps-table", step_table),
         ("removals-digits8", "removals-digits8", tables),
         ("planted-digits8", "planted-digits8", planted_table),
+        ("groups-digits8", "groups-digits8", groups_table),
         ("speed-all", "cpu-2core", speed_table),
     ],
 )

@@ -372,7 +372,7 @@ def test_scores_and_trajectory_that_disagree_are_refused(write_one: Any, case: C
 @PICTURES
 def test_images_that_cannot_be_shown_are_refused(write_one: Any, case: Case, tmp_path: Path) -> None:
     target, (trajectory, scores, dataset) = tmp_path / "out", (case.trajectory, case.scores, case.dataset)
-    with pytest.raises(ValueError, match=r"scores\.train_ids must be indices of dataset, which has 6 samples"):
+    with pytest.raises(ValueError, match=r"scores\.train_ids must be ids of dataset, which has 6 images"):
         write_one(target, trajectory, scores, dataset[:6])
     with pytest.raises(ValueError, match="query_captions has no caption for 0"):
         write_one(target, trajectory, scores, dataset, query_captions=[])

@@ -132,7 +132,7 @@ def test_a_positive_score_means_that_training_on_the_image_lowers_the_loss_of_th
     )
     assert (lowered > 0).any()
     assert (lowered < 0).any()
-    best, worst = (ranked.ids[..., 0] for ranked in found.top(1))
+    best, worst = (torch.from_numpy(ranked.ids[..., 0]) for ranked in found.top(1))
     assert torch.equal(best, lowered.argmax(-1)), "the first proponent is not the image that lowers the loss most"
     assert torch.equal(worst, lowered.argmin(-1)), "the first opponent is not the image that raises the loss most"
 
@@ -330,11 +330,11 @@ def test_top_gives_the_strongest_of_either_sign_with_their_dataset_ids() -> None
     top = make_scores([0.5, -2.0, 3.0, 0.0, -1.0], ids=[10, 11, 12, 13, 14]).top(2)
     assert (top.proponents.ids.flatten().tolist(), top.proponents.values.flatten().tolist()) == ([12, 10], [3.0, 0.5])
     assert (top.opponents.ids.flatten().tolist(), top.opponents.values.flatten().tolist()) == ([11, 14], [-2.0, -1.0])
-    assert (top.proponents.ids.dtype, top.proponents.values.dtype) == (torch.int64, torch.float32)
+    assert (top.proponents.ids.dtype, top.proponents.values.dtype) == (np.int64, torch.float32)
     assert top.proponents.ids.shape == (1, 1, 2)
 
 
-def test_equal_scores_are_ranked_by_position() -> None:
+def test_equal_scores_are_ranked_by_id() -> None:
     values = [1.0, 2.0] * 40  # more than the sixteen entries up to which sorting happens to be stable
     top = make_scores(values).top(40)
     assert top.proponents.ids.flatten().tolist() == list(range(1, 80, 2))
