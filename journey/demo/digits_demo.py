@@ -135,12 +135,12 @@ def run_demo(
     steps = sorted({*shown, int(trajectory.timesteps[0]), *trajectory.timesteps[1::2].tolist()}, reverse=True)
     every = score(features, trajectory, steps=steps, seed=seed, progress=progress)
     rows = [steps.index(t) for t in shown]
-    scores = replace(every, values=every.values[:, rows], timesteps=every.timesteps[rows])
+    scores = replace(every, values=every.values[:, rows], timesteps=every.timesteps[rows], errors=None)
     height, width = trajectory.images.shape[-2:]
     upper = score(features, trajectory, steps=steps, region=(0, 0, height // 2, width), seed=seed, progress=progress)
     assert upper.region is not None
     # A region and its complement have scores that add up to those of the whole image.
-    lower = replace(upper, values=every.values - upper.values, region=1 - upper.region)
+    lower = replace(upper, values=every.values - upper.values, region=1 - upper.region, errors=None)
     clock.lap("score")
 
     labels = knn_labels(trajectory.images, dataset)

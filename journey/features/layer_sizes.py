@@ -31,7 +31,7 @@ _ONE_IN = 256
 
 
 def sampled_ids(ids: Ids, first: bool = False) -> set[int | str]:
-    """Return which images of a shard are gauged: one in 256, by their ids, and of a store's first shard at least one."""
+    """Return which images of a shard are gauged: one in 256, by their ids; of a store's first shard at least one."""
     found = {i for i in ids if derive_key(0, "layer sizes", i) % _ONE_IN == 0}
     return found or set(ids[: int(first)])
 

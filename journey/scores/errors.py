@@ -32,6 +32,11 @@ class ScoreErrors:
     row_gain: Tensor
     query_gain: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the scores that they are of. [num_queries, num_steps, num_train]"""
+        return torch.Size([*self.row_gain.shape[1:], self.noise.shape[1]])
+
     def of_scores(self) -> Tensor:
         """Return the standard error of each score, float32. [num_queries, num_steps, num_train]"""
         return _hypot(_mean(self.row_gain, self.noise), _mean(self.query_gain, self.norm))

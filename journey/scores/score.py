@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,18 +16,28 @@ from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.models.condition import Condition
 from journey.models.schedules import Interval, check_interval
+from journey.scores.columns import Gains, noises, products, strongest
 from journey.scores.errors import ScoreErrors
 from journey.scores.image_queries import IMAGE_DRAWS, ImageQueries, plan_images
 from journey.scores.queries import Queries, check_features, plan_queries
 from journey.scores.regions import Region
 from journey.scores.scores import Scores
+from journey.scores.top import TopCollector, TopScores
 
 _STEP_DRAWS = 16
 # Rows whose scores under groups of a query's draws tell the noise of the query.
 _NOISE_ROWS = 64
 
 
-def score(
+@overload
+def score(features: Features, trajectory: Trajectory | None = None, *, top: None = None, **options: Any) -> Scores: ...
+
+
+@overload
+def score(features: Features, trajectory: Trajectory | None = None, *, top: int, **options: Any) -> TopScores: ...
+
+
+def score(  # type: ignore[misc]  # the two above tell their options as Any
     features: Features,
     trajectory: Trajectory | None = None,
     *,
@@ -42,8 +53,10 @@ def score(
     num_draws: int | None = None,
     seed: int = 0,
     noise: Tensor | None = None,  # [num_queries, num_steps, num_draws, C, H, W]
+    top: int | None = None,
+    candidates: Iterable[int | str] | None = None,
     progress: bool = True,
-) -> Scores:
+) -> Scores | TopScores:
     """Score every training image for every generated image, at chosen steps or as a whole.
 
     ``scores[q, t, i] = mean over checkpoints of query(q, t)^T (M + damping I)^-1 features[i]``
@@ -80,11 +93,14 @@ def score(
         seed: Names the noises.
         noise: The caller's own noises instead, as when comparing with another implementation; completions share them.
             [num_queries, num_steps, num_draws, C, H, W]
+        top: Keep only so many of the highest and of the lowest scores of each query and step, in the memory of a few
+            shards, however many images there are.
+        candidates: Score these training images alone, by id; all by default.
         progress: Show a progress bar.
 
     Returns:
-        Scores, in a unit of their own: a measurement that is twice as large gives scores four times as large. Positive
-        is a proponent. Whole images have one step, named 0.
+        Scores, or with ``top`` the strongest of them, in a unit of their own: a measurement that is twice as large
+        gives scores four times as large. Positive is a proponent. Whole images have one step, named 0.
 
     Raises:
         ValueError: If a step was not recorded, an argument is out of range, ``train_interval`` is given with features
@@ -102,6 +118,9 @@ def score(
     """
     check_features(features)
     check_damping(damping)
+    collector = None if top is None else TopCollector(top)
+    if candidates is not None:
+        features = features.select(candidates)
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
     if train_interval is not None:
         check_interval("train_interval", train_interval, num_train_timesteps)
@@ -140,21 +159,21 @@ def score(
         _solve(features, number, queries.measure(features, checkpoint, progress), damping)
         for number, checkpoint in enumerate(features.checkpoints)
     ]
-    values, errors = products(features, [each.solution for each in solved], weights), None
-    if train_interval is None:
-        noise, norm = _noises(features)
-        gains = torch.stack([each.row_gain for each in solved]), torch.stack([each.query_gain for each in solved])
-        errors = ScoreErrors(noise, norm, *gains)
-    return Scores(
-        values,
-        torch.tensor([0] if isinstance(queries, ImageQueries) else queries.timesteps, dtype=torch.int64, device="cpu"),
-        features.ids,
-        float(damping),
-        interval,
-        train_interval,
-        queries.masks,
-        errors,
+    steps_told = [0] if isinstance(queries, ImageQueries) else queries.timesteps
+    timesteps = torch.tensor(steps_told, dtype=torch.int64, device="cpu")
+    settings = (timesteps, float(damping), interval, train_interval, queries.masks)
+    gains = (
+        None
+        if train_interval is not None
+        else Gains(*(torch.stack(part) for part in zip(*(each.gains for each in solved), strict=True)))
     )
+    solutions = [each.solution for each in solved]
+    if collector is not None:
+        return strongest(features, solutions, weights, gains, collector, *settings)
+    values, errors = products(features, solutions, weights), None
+    if gains is not None:
+        errors = ScoreErrors(*noises(features), *gains)
+    return Scores(values, timesteps, features.ids, *settings[1:], errors)
 
 
 @dataclass(frozen=True)
@@ -163,13 +182,11 @@ class _Solved:
 
     Attributes:
         solution: float32, on the CPU. [num_queries, num_steps, proj_dim]
-        row_gain: See ``ScoreErrors``. [num_queries, num_steps]
-        query_gain: Likewise. [num_queries, num_steps]
+        gains: Each [num_queries, num_steps].
     """
 
     solution: Tensor
-    row_gain: Tensor
-    query_gain: Tensor
+    gains: Gains
 
 
 def _solve(features: Features, number: int, groups: Tensor, damping: float) -> _Solved:
@@ -178,7 +195,7 @@ def _solve(features: Features, number: int, groups: Tensor, damping: float) -> _
     solution = gram.solve(groups.mean(2).flatten(0, 1), damping).cpu()
     row_gain = gram.row_errors(solution).unflatten(0, shape).float()
     gain = _query_gain(features, number, gram, groups, damping)
-    return _Solved(solution.float().unflatten(0, shape), row_gain, gain)
+    return _Solved(solution.float().unflatten(0, shape), Gains(row_gain, gain))
 
 
 def check_damping(damping: float) -> None:
@@ -189,43 +206,6 @@ def check_damping(damping: float) -> None:
     """
     if isinstance(damping, bool) or not (isinstance(damping, int | float) and 0 <= damping < float("inf")):
         raise ValueError(f"damping must be a number >= 0, got {damping!r}")
-
-
-def products(features: Features, solutions: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the inner products of solved queries with the features of all training images, averaged over checkpoints.
-
-    Args:
-        features: The training images.
-        solutions: Of each checkpoint, float32, on the CPU. [num_queries, num_steps, proj_dim]
-        weights: Of each bin. [bins]
-
-    Returns:
-        float32. [num_queries, num_steps, num_train]
-    """
-    found = torch.empty(*solutions[0].shape[:2], features.num_samples, dtype=torch.float32, device="cpu")
-    for column, values in blocks(features, solutions, weights):
-        found[..., column : column + values.shape[2]] = values
-    return found
-
-
-def blocks(features: Features, solutions: Sequence[Tensor], weights: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield ``products`` some columns at a time, with the first of them. [num_queries, num_steps, num_columns]"""
-    shares, column = weights.float(), 0
-    for shards in zip(*(features.shards(number) for number in range(len(solutions))), strict=True):
-        parts = [shard.products(each.flatten(0, 1)) @ shares for shard, each in zip(shards, solutions, strict=True)]
-        values = torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
-        yield column, values.unflatten(0, solutions[0].shape[:2])
-        column += values.shape[1]
-
-
-def _noises(features: Features) -> tuple[Tensor, Tensor]:
-    """Noise and norm of every row. Each [num_checkpoints, num_train]"""
-    found = []
-    for number in range(len(features.checkpoints)):
-        shards = list(features.shards(number, verify=False))
-        found.append([torch.cat([shard.noise for shard in shards]), torch.cat([shard.norm for shard in shards])])
-    noise, norm = zip(*found, strict=True)
-    return torch.stack(noise), torch.stack(norm)
 
 
 def _query_gain(features: Features, number: int, gram: GramMatrix, groups: Tensor, damping: float) -> Tensor:

@@ -72,6 +72,8 @@ class Scores:
                 "values must be [num_queries, num_steps, num_train] = "
                 f"[..., {len(self.timesteps)}, {len(self.train_ids)}], got {list(self.values.shape)}"
             )
+        if self.errors is not None and self.errors.shape != self.values.shape:
+            raise ValueError(f"errors must be of scores {list(self.values.shape)}, got {list(self.errors.shape)}")
 
     def top(self, k: int = 8) -> Top:
         """Return the k strongest proponents and opponents of every query and step.

@@ -39,6 +39,7 @@ from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 from journey.scores.queries import plan_queries
 from journey.scores.scores import Scores
+from journey.scores.top import TopScores
 from journey.store.part import ShardName
 
 
@@ -465,3 +466,28 @@ def test_a_trajectory_of_another_schedule_is_refused_whatever_is_asked(tmp_path:
     ):
         with pytest.raises(ValueError, match="trajectory must be of the features' noise schedule"):
             asked()
+
+
+@pytest.mark.parametrize("checkpoints", [None, [SmallDenoiser(1), SmallDenoiser(2)]], ids=["own", "two"])
+def test_the_strongest_scores_are_those_of_all(tmp_path: Path, checkpoints: Any) -> None:
+    features = featurize(tmp_path / "f", checkpoints=checkpoints)
+    wanted = score(features).top(3)
+    found = score(features, top=3)
+    assert isinstance(found, TopScores)
+    assert found.num_train == NUM_TRAIN
+    for mine, other in zip(found.top(3), wanted, strict=True):
+        assert mine.ids.tolist() == other.ids.tolist()
+        assert torch.equal(mine.values, other.values)
+        torch.testing.assert_close(mine.errors, other.errors)
+
+
+def test_candidates_are_scored_alone_and_as_among_all(tmp_path: Path) -> None:
+    features = featurize(tmp_path / "f")
+    whole = score(features)
+    found = score(features, candidates=[4, 1])
+    assert found.train_ids == [1, 4]
+    torch.testing.assert_close(found.values, whole.values[..., [1, 4]])
+    assert found.errors is not None
+    torch.testing.assert_close(found.standard_errors(), whole.standard_errors()[..., [1, 4]])
+    with pytest.raises(ValueError, match=r"ids must be of images that have features, got \[9\]"):
+        score(features, candidates=[1, 9])
