@@ -213,7 +213,9 @@ def _query_gain(features: Features, number: int, gram: GramMatrix, groups: Tenso
     count = groups.shape[2]
     if count == 1:
         return torch.full(groups.shape[:2], torch.nan, dtype=torch.float32, device="cpu")
-    shard = next(features.shards(number))
+    # Of the first images of the store, whichever are scored: errors do not depend on the others that are.
+    store, name = features.store, features.store.manifest.checkpoints[number]
+    shard = next(found for each in store.shards() if len(found := store.read_shard(name, each)))
     chosen = torch.linspace(0, len(shard) - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)
     rows = torch.einsum("nbk,b->nk", shard.features[chosen.long().unique()].double(), weights)
