@@ -76,11 +76,13 @@ def write_faiss(
             names += ids
     target = Path(path)
     sidecar = target.with_name(f"{target.name}.ids.json")
-    sidecar.unlink(missing_ok=True)  # of an earlier index
-    if names:
-        publish(sidecar, [json.dumps(names, ensure_ascii=False).encode()])
     with whole_file(target) as temporary:
         faiss.write_index(index, str(temporary))
+        # At the end, so that a failure leaves an earlier index with the list that belongs to it.
+        if names:
+            publish(sidecar, [json.dumps(names, ensure_ascii=False).encode()])
+        else:
+            sidecar.unlink(missing_ok=True)
 
 
 def write_parquet(path: str | Path, blocks: Iterable[Block], proj_dim: int) -> None:

@@ -84,6 +84,22 @@ def test_string_ids_are_in_a_list_beside_the_index(tmp_path: Path) -> None:
     assert not (tmp_path / "index.faiss.ids.json").exists()
 
 
+def test_a_failure_leaves_an_earlier_index_with_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_rows()[:100]
+    write_faiss(tmp_path / "index.faiss", in_blocks([f"{i}.png" for i in range(100)], rows), DIM)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"index.faiss", "index.faiss.ids.json"}
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(faiss, "write_index", full)
+    for ids in (list(range(100)), [f"other {i}" for i in range(100)]):
+        with pytest.raises(OSError, match="disk full"):
+            write_faiss(tmp_path / "index.faiss", in_blocks(ids, rows), DIM)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("strings", [False, True])
 def test_parquet_holds_ids_and_rows(strings: bool, tmp_path: Path) -> None:
     rows = make_rows()
