@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from journey import ops
 from journey.data.ids import IdOf, ids_of
 from journey.data.items import Dataset
 from journey.data.stream import Stream
-from journey.errors import StoreMismatchError
-from journey.features.contents import check_images
+from journey.features.begin import begin_store, images_per_pass
 from journey.features.features import Features
 from journey.features.fill import Reading, fill_store
 from journey.features.fill_stream import fill_stream, first_items
-from journey.features.fit import IMAGES, as_dataset, as_featurizer, fit_featurizer
-from journey.features.fitted import Fit, use_fit
-from journey.features.identity import check_choices, fingerprint_model
+from journey.features.fit import IMAGES, as_dataset
+from journey.features.fitted import Fit
 from journey.features.measurer import Measurer
-from journey.features.row_plan import RowPlan
 from journey.gradients.selection import Selection
-from journey.measure.draws import DEFAULT_DRAWS, Draws
+from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement
-from journey.models.checkpoints import Checkpoint, as_checkpoints
+from journey.models.checkpoints import Checkpoint
 from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
-from journey.store.manifest import Manifest, check_free, stored_manifest
-from journey.store.rows import RowFormat, check_row_format
-from journey.store.store import FeatureStore
+from journey.store.rows import RowFormat
 
-# Where a store keeps the fit that it makes itself.
-FIT_FOLDER = "fit"
 # Shards that new images are dealt out in, about, and how many images each has.
 _SHARDS, _SMALLEST, _LARGEST, _OF_STREAM = 128, 16, 1024, 256
 
@@ -136,40 +126,27 @@ def featurize(
         raise ValueError(f"shard_size must be positive, got {shard_size}")
     if on_error not in ("error", "skip"):
         raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
-    check_row_format(row)
-    draws = DEFAULT_DRAWS if draws is None else draws
-    check_choices(draws=draws)
     stream, ids = isinstance(source, Stream), [] if isinstance(source, Stream) else ids_of(source)
-    # Before there is a store: refuses a schedule with fewer timesteps than bins, and ids that are no positions.
-    draws.timesteps(ids[:1] or [0], denoiser.num_train_timesteps)
     sample = _sample(source, fit is None or batch_size == "auto")
-    weights = as_checkpoints(checkpoints)
-    featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
-    plan = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=out)
-    told = fingerprint_model(featurizer, weights)
-    manifest = Manifest(
-        bins=draws.bins,
-        proj_dim=featurizer.features_dim,
+    features = begin_store(
+        denoiser,
+        sample,
+        out,
+        None if stream else ids,
+        fit=fit,
+        measurement=measurement,
+        draws=draws,
+        projector=projector,
+        checkpoints=checkpoints,
+        select=select,
+        uncovered=uncovered,
+        batch_size=batch_size,
+        memory=memory,
         row=row,
-        checkpoints=[str(i) for i in range(len(weights))],
-        library_version=ops.build_info()["version"],
-        fingerprints={**told, "draws": draws.fingerprint(), "batch_size": plan.batch_size},
+        progress=progress,
     )
-    check_free(Path(out), [FIT_FOLDER])
-    begun = None
-    if (stored := stored_manifest(out)) is not None:
-        # Another run is refused before anything is fitted.
-        begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
-    if not stream:
-        check_images(begun, sample, ids, denoiser)
-    if fit is None:
-        fitted = fit_featurizer(featurizer, sample, Path(out) / FIT_FOLDER, weights, told, progress=progress)
-    else:
-        fitted = use_fit(fit, featurizer, told)
-    store, plan = _open(out, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
-    if batch_size == "auto":
-        featurizer.rows_per_pass = plan.rows
-    measurer = Measurer(featurizer, draws, weights, plan.images_per_batch, check)
+    store = features.store
+    measurer = Measurer(features.featurizer, features.draws, features.checkpoints, images_per_pass(features), check)
     if shard_size is None:
         shard_size = _OF_STREAM if stream else max(_SMALLEST, min(_LARGEST, len(ids) // _SHARDS))
         shard_size = -(-shard_size // measurer.images_per_batch) * measurer.images_per_batch
@@ -180,7 +157,7 @@ def featurize(
         store.plan(ids, shard_size)
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
-    return Features(store, featurizer, draws, weights, fitted)
+    return features
 
 
 def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
@@ -195,21 +172,3 @@ def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
             'give an object whose iter() begins anew, or fit= and no batch_size="auto"'
         )
     return first_items(source, IMAGES)
-
-
-def _open(
-    out: str | os.PathLike[str], manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
-) -> tuple[FeatureStore, RowPlan]:
-    """Create or resume the store; with ``"auto"`` the rows of whoever was first count."""
-    try:
-        return FeatureStore.create_or_resume(out, manifest, beside=[FIT_FOLDER]), plan
-    except StoreMismatchError:
-        stored = RowPlan.stored(out, plan.draws_per_image)
-        if batch_size != "auto" or stored in (None, plan):
-            raise
-    # Another process of this run measured at the same time, and was first.
-    return FeatureStore.create_or_resume(out, _with(manifest, batch_size=stored.batch_size)), stored
-
-
-def _with(manifest: Manifest, **fingerprints: Any) -> Manifest:
-    return replace(manifest, fingerprints={**manifest.fingerprints, **fingerprints})

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from journey.features.begin import FIT_FOLDER
 from journey.features.features import Features, check_run
-from journey.features.featurize import FIT_FOLDER
 from journey.features.fitted import Fit, use_fit
 from journey.features.identity import fingerprint_model
 from journey.gradients.selection import Selection

@@ -84,10 +84,16 @@ class RowPlan:
             return RowPlan(batch_size * each, each)
         stored = RowPlan.stored(out, each)
         if batch_size is None:
-            return stored or RowPlan(max(1, min(_ROWS_PER_BATCH // each, len(dataset) or _MOST_IMAGES)) * each, each)
+            return stored or RowPlan.of(draws, len(dataset) or _MOST_IMAGES)
         rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory)
         featurizer.rows_per_pass = rows
         return RowPlan(rows, each)
+
+    @staticmethod
+    def of(draws: Draws, most: int = _MOST_IMAGES) -> RowPlan:
+        """Return the plan where nothing is said: the images that make 64 rows, at least one and at most ``most``."""
+        each = draws.bins * draws.num_draws
+        return RowPlan(max(1, min(_ROWS_PER_BATCH // each, most)) * each, each)
 
     @staticmethod
     def stored(out: str | os.PathLike[str], draws_per_image: int) -> RowPlan | None:

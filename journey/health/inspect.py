@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
+from journey.features.begin import FIT_FOLDER
 from journey.features.features import Features
-from journey.features.featurize import FIT_FOLDER
 from journey.features.fitted import DESCRIPTION, Fit, gram_path
 from journey.generation.trajectory import Trajectory
 from journey.health.layers import LayersHealth, inspect_layers

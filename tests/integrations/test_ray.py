@@ -1,0 +1,167 @@
+"""A Ray cluster of two raylets, one of which is killed in the middle, gives the rows of one process.
+
+Run as a script (``python test_ray.py FOLDER``) this file is the cluster and its driver: a process of its own, since Ray
+changes the one that it is in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import Images, SmallDenoiser, make_images, make_scheduler
+
+import journey
+from journey.features.worker import Worker
+from journey.integrations import ray as engine
+from journey.store.store import FeatureStore
+
+NUM_IMAGES, SHARD = 24, 3
+OPTIONS: dict[str, Any] = {
+    "projector": journey.CountSketch(64),
+    "draws": journey.StratifiedDraws(2),
+    "progress": False,
+}
+
+
+def make_model() -> tuple[SmallDenoiser, Any]:
+    torch.set_num_threads(1)
+    return SmallDenoiser(), make_scheduler()
+
+
+class SlowImages(Images):
+    """Images that take their time, so that a machine dies while others are to come."""
+
+    ids = [f"image {i}" for i in range(NUM_IMAGES)]
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return super().__getitem__(index)
+
+
+def make_dataset(slow: bool = False) -> Images:
+    return SlowImages(make_images(NUM_IMAGES)) if slow else Named(make_images(NUM_IMAGES))
+
+
+class Named(Images):
+    """The same images at once."""
+
+    ids = SlowImages.ids
+
+
+def run_cluster(folder: Path) -> dict[str, Any]:
+    """Featurize on two raylets; kill the second when it has written something."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    killed_at = []
+
+    def kill() -> None:
+        while len(list((folder / "ray").glob("rows-*"))) < 2:
+            time.sleep(0.02)
+        cluster.remove_node(second, allow_graceful=False)
+        killed_at.append(len(list((folder / "ray").glob("rows-*"))))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    engine.featurize(make_model, make_dataset(slow=True), folder / "ray", shard_size=SHARD, actors=(1, 2), **OPTIONS)
+    killer.join()
+    # A table of arrays, of which half is there: the rest is added.
+    pixels = [((image[0] + 1) * 127.5).round().byte().numpy() for image in make_images(NUM_IMAGES)]
+    table = [{"id": i, "image": array} for i, array in zip(SlowImages.ids, pixels, strict=True)]
+    fit = folder / "ray" / "fit"
+    for part in (table[: NUM_IMAGES // 2], table):
+        engine.featurize(make_model, ray.data.from_items(part), folder / "table", fit=fit, shard_size=12, **OPTIONS)
+    ray.shutdown()
+    cluster.shutdown()
+    return {"killed_at": killed_at[0]}
+
+
+def rows_of(path: Path) -> dict[int | str, bytes]:
+    """The bytes of every row, by id."""
+    found: dict[int | str, bytes] = {}
+    for shard in FeatureStore.open(path).iter_shards("0"):
+        for at, i in enumerate(shard.ids):
+            row = b"".join(shard.tensors[name][at].numpy().tobytes() for name in ("rows", "scales", "norm", "noise"))
+            assert found.setdefault(i, row) == row, "an image that was measured twice has two rows"
+    return found
+
+
+def test_a_cluster_that_loses_a_machine_gives_the_rows_of_one_process(tmp_path: Path) -> None:
+    folders = [str(Path(journey.__file__).parents[1]), str(Path(__file__).parents[1] / "support"), os.getcwd()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    ran = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["killed_at"] < NUM_IMAGES // SHARD, "the machine died after the work"
+    torch.set_num_threads(1)  # as the workers
+    try:
+        one = journey.featurize(make_model(), make_dataset(), tmp_path / "one", shard_size=8, **OPTIONS)
+    finally:
+        torch.set_num_threads(2)
+    expected = rows_of(one.store.path)
+    assert rows_of(tmp_path / "ray") == expected
+    assert set(rows_of(tmp_path / "table")) == set(expected)
+    assert len(list((tmp_path / "table").glob("rows-*"))) == 2, "what is there was measured again"
+
+
+def test_a_worker_gives_the_rows_of_the_store_and_travels_without_its_model(tmp_path: Path) -> None:
+    import pickle
+
+    features = journey.featurize(make_model(), make_dataset(), tmp_path / "f", **OPTIONS)
+    worker = Worker(make_model, tmp_path / "f" / "fit", projector=OPTIONS["projector"], draws=OPTIONS["draws"])
+    images = [image.numpy() for image in make_images(NUM_IMAGES)]
+    size = features.store.manifest.fingerprints["batch_size"]
+    worker.images_per_pass = size
+    assert len(pickle.dumps(worker)) < 10_000
+    found = worker({"id": SlowImages.ids[:5], "image": images[:5]})
+    assert len(pickle.dumps(worker)) < 10_000
+    again = pickle.loads(pickle.dumps(worker))({"id": SlowImages.ids[:5], "image": images[:5]})
+    (shard,) = list(features.select(SlowImages.ids[:5]).shards())
+    assert found["id"].tolist() == shard.ids
+    for name in ("norm", "noise", "values", "rows", "scales"):
+        assert np.array_equal(found[name][:, 0], shard.tensors[name].numpy()), name
+        assert np.array_equal(found[name], again[name])
+    assert found["content"].tolist() == shard.content.tolist()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"image": []}, "batch must have a column id, got image"),
+        ({"id": [], "image": []}, "batch must hold at least one image"),
+        ({"id": ["a", "a"], "image": [np.zeros((1, 8, 8))] * 2}, "got 'a' for two or more"),
+        ({"id": ["a"], "text": ["?"]}, "image 'a' must have one of the keys image"),
+        ({"id": ["a"], "image": [b"no picture"]}, "image 'a'"),
+    ],
+)
+def test_a_batch_that_cannot_be_measured_is_refused(tmp_path: Path, batch: dict[str, Any], message: str) -> None:
+    fit = journey.fit(make_model(), make_dataset(), tmp_path / "fit", projector=OPTIONS["projector"], progress=False)
+    worker = Worker(make_model, fit, projector=OPTIONS["projector"], draws=OPTIONS["draws"])
+    with pytest.raises(ValueError, match=message):
+        worker(batch)
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "journey-attribution\[ray\]"'):
+        engine.featurize(make_model, make_dataset(), tmp_path / "f")
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    (target / "told.json").write_text(json.dumps(run_cluster(target)))
