@@ -133,16 +133,20 @@ def test_a_view_does_not_take_its_storage_along() -> None:
     assert len(loader._dumps(base[:10])) < 1000
 
 
-def test_tensors_do_not_go_through_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("shared memory is not for items: containers have 64 MiB of it")
-
+def test_tensors_do_not_go_through_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
-        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+        share = getattr(torch.UntypedStorage, name)
+
+        def noted(*arguments: Any, share: Any = share) -> Any:
+            (tmp_path / "shared").touch()
+            return share(*arguments)
+
+        monkeypatch.setattr(torch.UntypedStorage, name, noted)
     dataset = Items(3, lambda i: {"image": torch.full((3, 3000, 3000), i, dtype=torch.float32)})
     for (i,), (item,) in read_batches(dataset, ([i] for i in range(3)), 2):  # 103 MiB each
         assert item["image"].shape == (3, 3000, 3000)
         assert item["image"][2, 2999, 2999] == i
+    assert not (tmp_path / "shared").exists(), "containers have 64 MiB of shared memory"
 
 
 class UnreadableError(Exception):
