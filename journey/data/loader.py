@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import mmap
 import multiprocessing
+import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from journey.data.items import Dataset
 from journey.data.stream import Failed, Record, Stream
+
+_AHEAD = 2  # batches that each worker makes ahead
 
 
 def read_batches(
@@ -34,8 +39,8 @@ def read_batches(
         Each batch with its items; ``Failed`` stands in the place of one that could not be read.
 
     Raises:
-        ValueError: If ``workers`` is negative, or the dataset is a tensor on a GPU, which workers cannot reach.
-        TypeError: If processes cannot be forked, and the dataset cannot be pickled.
+        ValueError: If ``workers`` is negative, or not 0 where processes cannot be forked or the dataset is a tensor on
+            a GPU, which they cannot reach.
         RuntimeError: If a worker was killed.
     """
     if workers == 0:
@@ -51,8 +56,8 @@ def read_batches(
 
     if isinstance(dataset, Tensor) and dataset.device.type != "cpu":
         raise ValueError(f"workers must be 0 for a dataset on {dataset.device}, which they cannot reach, got {workers}")
-    for packed in _run(_Items(dataset), dataset, workers, batch_sampler=remember()):
-        yield pulled.popleft(), [pickle.loads(pair)[1] for pair in packed]
+    for pairs in _run(partial(_Items, dataset), workers, batch_sampler=enumerate(remember())):
+        yield pulled.popleft(), [item for _, item in pairs]
 
 
 def read_stream(stream: Stream, batch_size: int, workers: int) -> Iterator[list[tuple[int | str, Any]]]:
@@ -69,8 +74,7 @@ def read_stream(stream: Stream, batch_size: int, workers: int) -> Iterator[list[
         the place of the id.
 
     Raises:
-        ValueError: If ``workers`` is negative, ``batch_size`` is not positive, or the stream is refused.
-        TypeError: As ``read_batches``.
+        ValueError: As ``read_batches``, or if ``batch_size`` is not positive, or the stream is refused.
         RuntimeError: If a worker was killed, or the stream itself failed.
     """
     if batch_size < 1:
@@ -83,37 +87,72 @@ def read_stream(stream: Stream, batch_size: int, workers: int) -> Iterator[list[
             yield [_open(record) for record in part]
         return
     readers = workers if stream.many_readers else min(workers, 1)
-    for packed in _run(_Batches(stream, batch_size), stream, readers, batch_size=None):
-        if isinstance(packed, bytes):
-            raise pickle.loads(packed)[1].error
-        yield [pickle.loads(pair) for pair in packed]
+    yield from _run(partial(_Batches, stream, batch_size), readers, batch_size=None)
 
 
-def _run(readers: Any, dataset: Any, workers: int, **order: Any) -> Iterator[Any]:
-    """Give what the workers send. They are ended when the consumer stops."""
+class _Sent(NamedTuple):
+    """What a worker tells of a batch that it left in a slot."""
+
+    sizes: list[int]  # bytes of each item
+    ended: bool = False  # whether it is the error that ended the stream
+
+
+class _Slots:
+    """Files in memory in which workers leave batches: those of a pipe would wait for the worker, busy with the next.
+
+    They are inherited by fork and need no room in /dev/shm. No two batches that are under way have one slot.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._files = [os.memfd_create("journey") for _ in range(count)]
+
+    def put(self, number: int, items: Sequence[bytes], ended: bool = False) -> _Sent:
+        file, end = self._files[number % len(self._files)], 0
+        for item in items:
+            rest = memoryview(item)
+            while rest:
+                written = os.pwrite(file, rest, end)
+                rest, end = rest[written:], end + written
+        return _Sent([len(item) for item in items], ended)
+
+    def take(self, number: int, sent: _Sent) -> list[tuple[int | str, Any]]:
+        file, found, end = self._files[number % len(self._files)], [], 0
+        if sent.sizes:
+            with mmap.mmap(file, sum(sent.sizes), prot=mmap.PROT_READ) as left, memoryview(left) as view:
+                for size in sent.sizes:
+                    with view[end : end + size] as item:
+                        found.append(pickle.loads(item))
+                    end += size
+            os.ftruncate(file, 0)
+        if sent.ended:
+            raise found[0][1].error
+        return found
+
+    def __del__(self) -> None:
+        for file in self._files:
+            os.close(file)
+
+
+def _run(make: Callable[[_Slots], Any], workers: int, **order: Any) -> Iterator[list[tuple[int | str, Any]]]:
+    """Give the batches that the workers send. They are ended when the consumer stops."""
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
-    method = _start_method()
-    if method != "fork":
-        try:
-            pickle.dumps(dataset)
-        except Exception as error:
-            raise TypeError(
-                f"dataset must be picklable where processes cannot be forked, got {type(dataset).__name__} ({error}); "
-                "define it in a module, open files when an item is asked for, or take workers=0"
-            ) from error
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"workers must be 0 where processes cannot be forked, got {workers}")
+    slots = _Slots(_AHEAD * workers + 2)
     loader: DataLoader[Any] = DataLoader(
-        readers,
+        make(slots),
         num_workers=workers,
+        prefetch_factor=_AHEAD,
         collate_fn=_as_it_is,
-        multiprocessing_context=method,
+        multiprocessing_context="fork",  # so a dataset need not be picklable
         generator=torch.Generator(device="cpu").manual_seed(0),  # else it takes numbers from torch's own
         **order,
     )
     with torch.device("cpu"):  # whatever the default device is, also in the workers
         iterator = iter(loader)
     try:
-        while True:
+        for number in count():
             try:
                 sent = next(iterator)
             except StopIteration:
@@ -125,13 +164,9 @@ def _run(readers: Any, dataset: Any, workers: int, **order: Any) -> Iterator[Any
                     f"a process that reads the dataset was ended from outside ({error}), for lack of memory for "
                     "instance; run again, with fewer workers"
                 ) from error
-            yield sent
+            yield slots.take(number, sent)
     finally:
         del iterator  # ends the workers
-
-
-def _start_method() -> str:
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 def _as_it_is(sent: Any) -> Any:
@@ -141,29 +176,33 @@ def _as_it_is(sent: Any) -> Any:
 class _Items:
     """What a worker runs for a map-style dataset."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, slots: _Slots) -> None:
         self._dataset = dataset
+        self._slots = slots
 
-    def __getitems__(self, batch: Sequence[int]) -> list[bytes]:
-        return [_pack(i, _attempt(partial(getitem, self._dataset, i), i)) for i in batch]
+    def __getitems__(self, numbered: tuple[int, Sequence[int]]) -> _Sent:
+        number, batch = numbered
+        items = [_pack(i, _attempt(partial(getitem, self._dataset, i), i)) for i in batch]
+        return self._slots.put(number, items)
 
 
 class _Batches(IterableDataset[Any]):
     """What a worker runs for a stream: it decodes every ``num_workers``-th batch, in which order torch takes them."""
 
-    def __init__(self, stream: Stream, batch_size: int) -> None:
+    def __init__(self, stream: Stream, batch_size: int, slots: _Slots) -> None:
         self._stream = stream
         self._batch_size = batch_size
+        self._slots = slots
 
-    def __iter__(self) -> Iterator[list[bytes] | bytes]:
+    def __iter__(self) -> Iterator[_Sent]:
         info: Any = get_worker_info()
         for number, part in enumerate(_parts(self._stream, self._batch_size)):
             if number % info.num_workers != info.id:
                 continue
             if isinstance(part, Exception):
-                yield _pack(number, Failed(number, part))
+                yield self._slots.put(number, [_pack(number, Failed(number, part))], ended=True)
             else:
-                yield [_pack(*_open(record)) for record in part]
+                yield self._slots.put(number, [_pack(*_open(record)) for record in part])
 
 
 def _parts(stream: Stream, batch_size: int) -> Iterator[list[Record | Failed] | Exception]:

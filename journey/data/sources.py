@@ -36,7 +36,7 @@ def open_dataset(
         source: A folder of images (see ``ImageFolder``), or one without images but with parquet or tar files; the path
             of such a file, a pattern (``*.parquet``, ``shards-{000..009}.tar``) or a list of these; a table of the
             library ``datasets``, map-style or streaming; a map-style dataset; any other iterable of items, or of pairs
-            ``(id, item)``.
+            ``(id, item)``. What was opened already comes back as it is.
         size: Height and width that pictures in files and in tables of ``datasets`` are scaled to and cropped to; None
             keeps them. Items of the caller's own datasets stay as they are.
         channels: 1 (grey) or 3 (RGB), of the same.
@@ -64,7 +64,11 @@ def open_dataset(
     if _is_of_datasets(source, "Dataset"):
         check_dataset(source)
         return Named(source, id_of, form)
-    if _is_stream(source):
+    if isinstance(source, Stream):
+        if id_of is not None:
+            raise ValueError("id_of must be given where the stream is opened, got one for a stream that is open")
+        return source
+    if _is_iterable_only(source):
         return IterableStream(source, id_of)
     check_dataset(source)
     return source if id_of is None else Named(source, id_of)
@@ -144,6 +148,6 @@ def _is_of_datasets(source: Any, name: str) -> bool:
     return kind is not None and isinstance(source, kind)
 
 
-def _is_stream(source: Any) -> bool:
+def _is_iterable_only(source: Any) -> bool:
     indexed = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     return isinstance(source, Iterable) and not isinstance(source, Mapping) and not indexed

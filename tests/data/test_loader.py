@@ -133,16 +133,20 @@ def test_a_view_does_not_take_its_storage_along() -> None:
     assert len(loader._dumps(base[:10])) < 1000
 
 
-def test_tensors_do_not_go_through_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("shared memory is not for items: containers have 64 MiB of it")
-
+def test_tensors_do_not_go_through_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_share_filename_cpu_", "_share_fd_cpu_"):
-        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+        share = getattr(torch.UntypedStorage, name)
+
+        def noted(*arguments: Any, share: Any = share) -> Any:
+            (tmp_path / "shared").touch()
+            return share(*arguments)
+
+        monkeypatch.setattr(torch.UntypedStorage, name, noted)
     dataset = Items(3, lambda i: {"image": torch.full((3, 3000, 3000), i, dtype=torch.float32)})
     for (i,), (item,) in read_batches(dataset, ([i] for i in range(3)), 2):  # 103 MiB each
         assert item["image"].shape == (3, 3000, 3000)
         assert item["image"][2, 2999, 2999] == i
+    assert not (tmp_path / "shared").exists(), "containers have 64 MiB of shared memory"
 
 
 class UnreadableError(Exception):
@@ -283,10 +287,17 @@ def test_a_dataset_on_another_device_is_refused() -> None:
 def test_a_dataset_that_cannot_be_pickled_needs_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Items(2, lambda i: i)
     assert list(read_batches(dataset, [[0, 1]], 1)) == [([0, 1], [0, 1])]
-    monkeypatch.setattr(loader, "_start_method", lambda: "spawn")
-    with pytest.raises(TypeError, match=r"must be picklable where processes cannot be forked, got Items .*workers=0"):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(ValueError, match="workers must be 0 where processes cannot be forked, got 1"):
         list(read_batches(dataset, [[0, 1]], 1))
     assert list(read_batches(dataset, [[0, 1]], 0)) == [([0, 1], [0, 1])]
+
+
+def test_no_file_is_left_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        next(read_batches(Items(9, lambda i: i), ([i] for i in range(9)), 2))
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # noqa: PTH208
 
 
 def test_parquet_is_read_by_workers_after_this_process_read_it(tmp_path: Path) -> None:

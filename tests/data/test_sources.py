@@ -114,6 +114,15 @@ def test_iterables_are_streams() -> None:
     assert list(opened(iter([{"n": 5}]), id_of="n")) == [(5, {"n": 5})]
 
 
+def test_what_is_open_is_opened_as_it_is(tmp_path: Path) -> None:
+    stream = opened(iter([("a", 1)]))
+    assert opened(stream) is stream
+    with pytest.raises(ValueError, match="id_of must be given where the stream is opened"):
+        opened(stream, id_of="n")
+    folder = opened(images(tmp_path, "a.png"))
+    assert opened(folder) is folder
+
+
 def test_tables_of_datasets_are_told_by_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     class Dataset(list[Any]):
         pass
