@@ -7,7 +7,7 @@ same object. It travels by its choices alone and loads the model where it runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ class Worker:
     def measurer(self) -> Measurer:
         """What measures; made with the model when it is first needed."""
         if self._measurer is None:
-            model = self.model() if isinstance(self.model, Callable) else self.model  # type: ignore[arg-type]
+            model = self.model() if callable(self.model) else self.model
             denoiser = as_denoiser(model)
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
             for part in (denoiser.network, *denoiser.frozen.values()):
@@ -120,8 +120,6 @@ class Worker:
             NonFiniteGradientError: If a gradient is NaN or infinite.
         """
         ids, contents, found = self.measured(batch)
-        if not ids:
-            raise ValueError("batch must hold at least one image, got none")
         tensors: dict[str, list[Tensor]] = {}
         for measured in found:
             named = {"norm": measured.norm, "noise": measured.noise, "values": measured.values}
@@ -134,6 +132,8 @@ class Worker:
         """Return ids, contents and, under each checkpoint, the rows of a batch; see ``__call__``."""
         if "id" not in batch:
             raise ValueError(f"batch must have a column id, got {', '.join(batch)}")
+        if not len(batch["id"]):
+            raise ValueError("batch must hold at least one image, got none")
         ids, denoiser = check_ids(batch["id"]), self.measurer.featurizer.denoiser
         form = Form(denoiser.sample_size, denoiser.in_channels or 3)
         columns = {name: column for name, column in batch.items() if name != "id"}
@@ -168,7 +168,8 @@ class Worker:
 class StoreWorker:
     """Measures batches of images into a store, each as a shard of its own, and tells only what is done.
 
-    A batch that is measured twice, by a worker that died after it wrote or by two at once, gives the same file.
+    Images that are there already are passed over. A batch that is measured twice, by a worker that died after it wrote
+    or by two at once, gives the same file.
 
     Args:
         worker: Measures.
@@ -179,6 +180,11 @@ class StoreWorker:
     worker: Worker
     store: str | os.PathLike[str]
     dataset: Dataset | None = None
+    _known: set[int | str] | None = field(default=None, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave away what is read where it runs."""
+        return {**self.__dict__, "_known": None}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Measure a batch; see ``Worker``.
@@ -195,6 +201,8 @@ class StoreWorker:
             OSError: If the store cannot be written to.
         """
         store = FeatureStore.open(self.store)
+        if self._known is None:
+            self._known = store.planned_ids()
         if store.manifest.row != self.worker.row:
             raise StoreMismatchError(
                 f"row must be {store.manifest.row!r}, as {self.store} has it, got {self.worker.row!r}"
@@ -202,6 +210,13 @@ class StoreWorker:
         measurer = self.worker.measurer
         told = fingerprint_model(measurer.featurizer, measurer.checkpoints)
         check_run(store, {**told, "draws": measurer.draws.fingerprint(), "batch_size": measurer.images_per_pass})
+        if "id" not in batch:
+            raise ValueError(f"batch must have a column id, got {', '.join(batch)}")
+        all_ids = np.array(batch["id"])
+        new = [at for at, i in enumerate(check_ids(batch["id"])) if i not in self._known]
+        if not new:
+            return {"id": all_ids}
+        batch = {name: [column[at] for at in new] for name, column in batch.items()}
         if self.dataset is None:
             ids, contents, found = self.worker.measured(batch)
         else:
@@ -210,7 +225,8 @@ class StoreWorker:
         for name, measured in zip(store.manifest.checkpoints, found, strict=True):
             content = torch.tensor(contents, dtype=torch.int64, device="cpu")
             store.write_shard(name, loose_shard(ids), ids, content=content, **measured._asdict())
-        return {"id": np.array(ids)}
+        self._known.update(ids)
+        return {"id": all_ids}
 
 
 def _item(columns: dict[str, Any], form: Form, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from importlib import import_module
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
@@ -88,7 +88,7 @@ def featurize(
         StoreMismatchError: Likewise.
     """
     ray = _import_ray()
-    denoiser = as_denoiser(model() if isinstance(model, Callable) else model)  # type: ignore[arg-type]
+    denoiser = as_denoiser(model() if callable(model) else model)
     tabular = isinstance(dataset, ray.data.Dataset)
     if tabular and id_of is not None:
         raise ValueError("id_of must be None for a ray.data.Dataset; rename its column to id")
@@ -123,12 +123,13 @@ def featurize(
         row,
         images_per_pass(features),
     )
-    known = ray.put(frozenset(features.store.planned_ids()))
-    if tabular:
-        blocks = dataset.filter(_Absent(known))
-    else:
-        absent = [(i, at) for at, i in enumerate(ids_of(source)) if i not in ray.get(known)]
-        blocks = ray.data.from_items([{"id": i, "position": at} for i, at in absent])
+    blocks = dataset
+    if not tabular:
+        known = features.store.planned_ids()
+        absent = [{"id": i, "position": at} for at, i in enumerate(ids_of(source)) if i not in known]
+        if not absent:
+            return features
+        blocks = ray.data.from_items(absent)
     done = blocks.map_batches(
         _Actor,
         fn_constructor_args=(StoreWorker(worker, features.store.path, None if tabular else source),),
@@ -140,7 +141,7 @@ def featurize(
     with tqdm(unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
         for batch in done.iter_batches(batch_size=None):
             bar.update(len(batch["id"]))
-    return replace(features)  # which has not looked at the store yet
+    return features
 
 
 class _Actor:
@@ -153,18 +154,6 @@ class _Actor:
         return self._worker(batch)
 
 
-class _Absent:
-    """Tells the images that the store does not have."""
-
-    def __init__(self, known: Any) -> None:
-        self._known = known
-
-    def __call__(self, row: dict[str, Any]) -> bool:
-        import ray
-
-        return row["id"] not in ray.get(self._known)
-
-
 def _pool(ray: Any, actors: int | tuple[int, int]) -> Any:
     smallest, largest = (actors, actors) if isinstance(actors, int) else actors
     if not 1 <= smallest <= largest:
@@ -174,8 +163,8 @@ def _pool(ray: Any, actors: int | tuple[int, int]) -> Any:
 
 def _import_ray() -> Any:
     try:
-        import ray
-        import ray.data
+        ray = import_module("ray")
+        import_module("ray.data")
     except ImportError as error:
         raise ImportError(
             f'featurizing with Ray needs the extra ray, pip install "journey-attribution[ray]": {error}'
