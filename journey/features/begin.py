@@ -12,9 +12,9 @@ from journey import ops
 from journey.data.ids import Ids
 from journey.data.items import Dataset
 from journey.errors import StoreMismatchError
-from journey.features.contents import check_images
+from journey.features.contents import OnError, Readable, check_images
 from journey.features.features import Features
-from journey.features.fit import as_featurizer, fit_featurizer
+from journey.features.fit import as_featurizer, fit_featurizer, sampled_ids
 from journey.features.fitted import Fit, use_fit
 from journey.features.identity import check_choices, fingerprint_model
 from journey.features.row_plan import RowPlan
@@ -48,6 +48,7 @@ def begin_store(
     batch_size: int | Literal["auto"] | None = None,
     memory: int | None = None,
     row: RowFormat = "int8",
+    on_error: OnError = "error",
     progress: bool = True,
 ) -> Features:
     """Begin a store, or open the one that the same run left behind, with its fit; nothing is planned or measured.
@@ -67,6 +68,7 @@ def begin_store(
         batch_size: Likewise.
         memory: Likewise.
         row: Likewise.
+        on_error: Likewise.
         progress: Likewise.
 
     Returns:
@@ -100,8 +102,12 @@ def begin_store(
         # Another run is refused before anything is fitted.
         begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
     if ids is not None:
-        check_images(begun, sample, ids, denoiser)
+        check_images(begun, sample, ids, denoiser, on_error)
     if fit is None:
+        if on_error == "skip":
+            positions = sampled_ids(len(sample))
+            readable = Readable(sample, positions, denoiser)
+            sample = sample if len(readable) == len(positions) else readable
         fitted = fit_featurizer(featurizer, sample, Path(out) / FIT_FOLDER, weights, told, progress=progress)
     else:
         fitted = use_fit(fit, featurizer, told)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from journey.data.ids import Ids
 from journey.data.items import Dataset, check_range, image_of
@@ -12,6 +13,7 @@ from journey.files.fingerprint import TensorFingerprint, canonical_json
 from journey.models.denoiser import Denoiser
 from journey.store.store import FeatureStore
 
+OnError: TypeAlias = Literal["error", "skip"]
 # Images that are looked at before any is measured, evenly spread.
 _SAMPLED = 64
 
@@ -38,7 +40,9 @@ def content_of(denoiser: Denoiser, item: Any, name: str) -> int:
     return int.from_bytes(bytes.fromhex(digest.hexdigest())[:8], "little", signed=True)
 
 
-def check_images(store: FeatureStore | None, dataset: Dataset, ids: Ids, denoiser: Denoiser) -> None:
+def check_images(
+    store: FeatureStore | None, dataset: Dataset, ids: Ids, denoiser: Denoiser, on_error: OnError = "error"
+) -> None:
     """Look at some images before any is measured, and refuse others than those that a store has under the same ids.
 
     Args:
@@ -46,22 +50,72 @@ def check_images(store: FeatureStore | None, dataset: Dataset, ids: Ids, denoise
         dataset: The images.
         ids: Of each.
         denoiser: The model.
+        on_error: As for ``journey.featurize``.
 
     Raises:
-        ValueError: If an image does not fit the model or is not finite, or a caption or label is missing.
+        ValueError: If an image cannot be read, does not fit the model or is not finite, or a caption or label is
+            missing, and is not to be skipped.
         TypeError: If an item has an unknown form.
         StoreMismatchError: If an image is another one than was measured under its id.
     """
     count = min(len(ids), _SAMPLED)
     found, extremes = {}, []
     for i in sorted({j * (len(ids) - 1) // max(1, count - 1) for j in range(count)}):
-        item, name = dataset[i], f"dataset[{i}]"
-        found[ids[i]] = content_of(denoiser, item, name)
-        image = image_of(item, name)
+        name = name_of(ids[i], i)
+        try:
+            item = dataset[i]
+            found[ids[i]] = content_of(denoiser, item, name)
+            image = image_of(item, name)
+        except Exception as error:
+            if on_error == "error":
+                raise_named(error, name)
+            continue
         extremes.append((image.min(), image.max()))
-    check_range(extremes)
+    if extremes:
+        check_range(extremes)
     if store is not None:
         check_contents(store, found)
+
+
+def name_of(image: int | str, position: int) -> str:
+    """Return how errors call an image of a map-style dataset."""
+    return f"dataset[{position}]" if image == position else f"dataset[{position}] ({image})"
+
+
+def raise_named(error: Exception, name: str) -> NoReturn:
+    """Raise the error of an item so that it names it."""
+    if name in str(error):
+        raise error
+    raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class Readable:
+    """The images of a dataset, of some positions, that can be read and fit the model.
+
+    Args:
+        dataset: The dataset.
+        positions: Which images are looked at.
+        denoiser: The model.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, dataset: Dataset, positions: Sequence[int], denoiser: Denoiser) -> None:
+        self._dataset = dataset
+        self._positions = []
+        for position in positions:
+            with contextlib.suppress(Exception):
+                content_of(denoiser, dataset[position], f"dataset[{position}]")
+                self._positions.append(position)
+        if not self._positions:
+            raise ValueError("dataset must hold an image that can be read and fits the model, got none")
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._positions[index]]
 
 
 def check_contents(store: FeatureStore, contents: Mapping[int | str, int]) -> None:

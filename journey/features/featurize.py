@@ -143,6 +143,7 @@ def featurize(
         batch_size=batch_size,
         memory=memory,
         row=row,
+        on_error=on_error,
         progress=progress,
     )
     store = features.store

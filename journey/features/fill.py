@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 from tqdm.auto import tqdm
 
 from journey.data.ids import Ids
 from journey.data.items import Dataset
 from journey.data.loader import read_batches
+from journey.features.contents import OnError, name_of
 from journey.features.filled import Filled, Told, absent
 from journey.features.layer_sizes import sampled_ids
 from journey.features.measurer import Batch, Measurer
@@ -35,12 +35,7 @@ class Reading:
     dataset: Dataset
     positions: Mapping[int | str, int]
     workers: int = 0
-    on_error: Literal["error", "skip"] = "error"
-
-    def name(self, image: int | str) -> str:
-        """Return how errors call an image."""
-        position = self.positions[image]
-        return f"dataset[{position}]" if image == position else f"dataset[{position}] ({image})"
+    on_error: OnError = "error"
 
     def batches(self, work: Iterator[tuple[ShardName, Ids]], size: int) -> Iterator[tuple[ShardName, Batch]]:
         """Read the images of shards, batch by batch, and ahead of who measures them.
@@ -62,7 +57,7 @@ class Reading:
 
         for _, items in read_batches(self.dataset, positions(), self.workers):
             shard, ids = pending.popleft()
-            yield shard, Batch(ids, items, [self.name(i) for i in ids])
+            yield shard, Batch(ids, items, [name_of(i, self.positions[i]) for i in ids])
 
 
 def fill_store(

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from journey.data.ids import Ids
 from journey.data.loader import read_stream
 from journey.data.stream import Stream
-from journey.features.filled import Filled, OnError, Told
+from journey.features.contents import OnError
+from journey.features.filled import Filled, Told
 from journey.features.layer_sizes import sampled_ids
 from journey.features.measurer import Batch, Measurer
 from journey.store.part import loose_shard

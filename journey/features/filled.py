@@ -6,20 +6,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from journey.data.stream import Failed
-from journey.features.contents import content_of
+from journey.features.contents import OnError, content_of, raise_named
 from journey.features.layer_sizes import write_sizes
 from journey.features.measurer import Batch, Found, Measurer
 from journey.measure.batch import Measured
 from journey.store.part import ShardName, write_skipped
 from journey.store.store import FeatureStore
-
-OnError = Literal["error", "skip"]
 
 
 @dataclass
@@ -102,7 +100,7 @@ class Filled:
                     kept.append((i, item, name))
                 except Exception as error:
                     if on_error == "error":
-                        _raise_named(error, name)
+                        raise_named(error, name)
                     self.skipped[i] = f"{type(error).__name__}: {error}"
             bar.update((len(batch.ids) - len(kept)) * len(self.numbers))
             if kept:
@@ -144,10 +142,3 @@ def _joined(store: FeatureStore, parts: list[Found]) -> Measured:
     bins, proj_dim = store.manifest.bins, store.manifest.proj_dim
     shapes = (0, bins, proj_dim), (0,), (0,), (0, bins)
     return Measured(*(torch.empty(shape, dtype=torch.float32, device="cpu") for shape in shapes))
-
-
-def _raise_named(error: Exception, name: str) -> NoReturn:
-    """Raise the error of an item so that it names it."""
-    if name in str(error):
-        raise error
-    raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
