@@ -8,7 +8,8 @@ gradient a second time, and no vmap is involved, so fused attention stays in use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from journey.gradients.compare import ParameterSums, group_weights, tolerance
 from journey.gradients.coverage import Coverage
 from journey.gradients.hooks import UnservedLayer, captured
 from journey.gradients.names import describe_uncovered, describe_unreached
+from journey.gradients.per_row import UnservedParameters, expanded
 from journey.gradients.rules import Contribution, Direct, Outer
 from journey.gradients.storage import weights_as_computed
 from journey.locks import exclusively
@@ -111,6 +113,7 @@ class GradientEngine:
             CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
                 reaches the output.
             UnservedLayer: The former.
+            UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
         self._settle(values, num_rows)
@@ -121,10 +124,11 @@ class GradientEngine:
             try:
                 measured = self._add_covered_(features, values, num_rows, projector)
                 break
-            except UnservedLayer as error:  # in a later batch than the first, as of rows that are sent different ways
+            # In a later batch than the first, as of rows that are sent different ways.
+            except (UnservedLayer, UnservedParameters) as error:
                 if not self._reaches_all:
                     raise
-                self._coverage.leave_layer(error.layer)
+                self._coverage.leave_unserved(error)
                 features.copy_(before)
         for group in range(num_groups if self._coverage.uncovered else 0):
             rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
@@ -134,12 +138,8 @@ class GradientEngine:
 
     def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
         """Add the gradients of what rules cover, see ``add_gradients_``."""
-        receive = partial(self._add_layer_, features, projector)
-        with (
-            self._frozen(),
-            captured(self.model, self._coverage.rules, num_rows, receive) as called,
-            torch.enable_grad(),
-        ):
+        add = partial(self._add_, features, projector)
+        with self._watched(num_rows, features.shape[0], add) as called:
             measured = values(slice(0, num_rows))
             self._deferred = []
             if measured.requires_grad:
@@ -168,24 +168,20 @@ class GradientEngine:
             CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
                 reaches the output.
             UnservedLayer: The former.
+            UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
         self._settle(values, num_rows)
         found: dict[str, list[Contribution]] = {}
         rows_per_group = num_rows // num_groups
 
-        @torch.no_grad()
-        def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
-            for slot, contribution in self._coverage.contributions(module, x, g, num_groups):
+        def keep(contributions: Iterable[tuple[ParameterSlot, Contribution]]) -> None:
+            for slot, contribution in contributions:
                 found.setdefault(slot.name, []).append(contribution)
             for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
                 receive(self.slots[name], found.pop(name))
 
-        with (
-            self._frozen(),
-            captured(self.model, self._coverage.rules, num_rows, keep) as waiting,
-            torch.enable_grad(),
-        ):
+        with self._watched(num_rows, num_groups, keep) as waiting:
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
@@ -220,8 +216,8 @@ class GradientEngine:
             try:
                 self._add_covered_(weights[:, None], values, num_rows, sums)
                 break
-            except UnservedLayer as error:
-                self._coverage.leave_layer(error.layer)
+            except (UnservedLayer, UnservedParameters) as error:
+                self._coverage.leave_unserved(error)
         covered = self._coverage.covered
         # What no call of a layer gave is left whatever its size.
         unseen = [name for name in covered if name in grads and name not in sums.of]
@@ -264,9 +260,32 @@ class GradientEngine:
                 for p, required in before.items():
                     p.requires_grad_(required)
 
-    @torch.no_grad()
-    def _add_layer_(self, features: Tensor, projector: Projector, module: nn.Module, x: Tensor, g: Tensor) -> None:
-        for slot, contribution in self._coverage.contributions(module, x, g, features.shape[0]):
+    @contextmanager
+    def _watched(
+        self, num_rows: int, num_groups: int, take: Callable[[Iterable[tuple[ParameterSlot, Contribution]]], None]
+    ) -> Iterator[Counter[nn.Module]]:
+        """Hand on what each call of a layer gives, and what each row gives to parameters that it has its own of."""
+
+        @torch.no_grad()
+        def of_layer(module: nn.Module, x: Tensor, g: Tensor) -> None:
+            take(self._coverage.contributions(module, x, g, num_groups))
+
+        @torch.no_grad()
+        def of_rows(name: str, grads: Tensor) -> None:
+            take([self._coverage.of_rows(name, grads, num_groups)])
+
+        with (
+            self._frozen(),
+            captured(self.model, self._coverage.rules, num_rows, of_layer) as waiting,
+            expanded(self.model, self._coverage.per_row, self._coverage.meetings, num_rows, of_rows),
+            torch.enable_grad(),
+        ):
+            yield waiting
+
+    def _add_(
+        self, features: Tensor, projector: Projector, contributions: Iterable[tuple[ParameterSlot, Contribution]]
+    ) -> None:
+        for slot, contribution in contributions:
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
             elif contribution.grads.numel() > _DEFERRED_ENTRIES:
