@@ -51,13 +51,15 @@ class Meetings:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[str, list[bool]]] = []
+        self._seen: list[tuple[str, list[bool], list[bool]]] = []
         self._next = 0
+        self._own: set[int] = set()
         self.num_rows = 0
 
-    def begin(self, num_rows: int) -> None:
-        """Begin a pass of so many rows."""
+    def begin(self, model: nn.Module, num_rows: int) -> None:
+        """Begin a pass of so many rows; what the model owns is no batch."""
         self._next, self.num_rows = 0, num_rows
+        self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
 
     def batches(self, func: Callable[..., Any], flat: list[Any]) -> list[int]:
         """Return which arguments of the next operation are batches, or numbers of rows for one to make.
@@ -70,20 +72,31 @@ class Meetings:
             Their positions.
 
         Raises:
-            ValueError: If another operation was at its place in an earlier pass.
+            ValueError: If another operation was at its place in an earlier pass, or the rows of an argument are not its
+                first dimension.
         """
-        found = [_is_batch(x, self.num_rows) and func not in _LIKE for x in flat]
+        free = [] if func in _LIKE else [x for x in flat if self._is_free(x)]
+        found = [any(x is other for other in free) and x.shape[0] == self.num_rows for x in flat]
         sizes = [i for i, x in enumerate(flat) if type(x) is int and x == self.num_rows] if func in _REPEATED else []
         found = [batch or i in sizes[:1] for i, batch in enumerate(found)]
+        elsewhere = [any(x is other for other in free) and self.num_rows in x.shape[1:] for x in flat]
         if self._next == len(self._seen):
-            self._seen.append((func.__name__, found))
-        name, before = self._seen[self._next]
-        if name != func.__name__ or len(before) != len(found):
+            self._seen.append((func.__name__, found, elsewhere))
+        name, was_batch, was_elsewhere = self._seen[self._next]
+        if name != func.__name__ or len(was_batch) != len(found):
             raise ValueError(f"it follows other operations than in an earlier batch, where {name} was")
-        found = [now and then for now, then in zip(found, before, strict=True)]
-        self._seen[self._next] = name, found
+        found = [now and then for now, then in zip(found, was_batch, strict=True)]
+        elsewhere = [now and then for now, then in zip(elsewhere, was_elsewhere, strict=True)]
+        self._seen[self._next] = name, found, elsewhere
         self._next += 1
+        strays = [_requires_grad(x) or other for x, other in zip(flat, elsewhere, strict=True)]
+        if any(stray and not batch for stray, batch in zip(strays, found, strict=True)):
+            raise ValueError("it finds the batch elsewhere than in the first dimension")
         return [i for i, batch in enumerate(found) if batch]
+
+    def _is_free(self, x: Any) -> bool:
+        """Whether a tensor may be a batch."""
+        return isinstance(x, Tensor) and not isinstance(x, PerRow) and x.dim() > 0 and id(x) not in self._own
 
 
 class PerRow(Tensor):
@@ -135,8 +148,6 @@ class PerRow(Tensor):
             places = [
                 i for i, x in enumerate(flat) if isinstance(x, PerRow) or (isinstance(x, Tensor) and i in batches)
             ]
-            if any(_is_mixed(x) for i, x in enumerate(flat) if i not in places):
-                raise ValueError("it finds the batch elsewhere than in the first dimension")
             found, made, spec = _for_every_row(func, flat, spec, places)
             if batches and any(isinstance(x, Tensor) and (x.dim() == 0 or x.shape[0] != 1) for x in found):
                 raise ValueError("it does not keep the batch as its first dimension")
@@ -201,7 +212,7 @@ def expanded(
     Yields:
         Nothing.
     """
-    meetings.begin(num_rows)
+    meetings.begin(model, num_rows)
     values = {id(p): _value(name, p, meetings, receive) for name, p in parameters.items()}
     held = [
         (vars(module), name, values[id(p)])
@@ -231,14 +242,8 @@ def _value(name: str, parameter: nn.Parameter, meetings: Meetings, receive: Call
     return rows[0] if meetings.num_rows == 1 else PerRow.of(rows, frozenset([name]), meetings)
 
 
-def _is_batch(x: Any, num_rows: int) -> bool:
-    """Whether a tensor has the batch as its first dimension; parameters have none."""
-    plain = isinstance(x, Tensor) and not isinstance(x, PerRow | nn.Parameter)
-    return plain and x.dim() > 0 and x.shape[0] == num_rows
-
-
-def _is_mixed(x: Any) -> bool:
-    """Whether a tensor comes from the batch, though it does not have it as its first dimension."""
+def _requires_grad(x: Any) -> bool:
+    """Whether a tensor comes from the batch."""
     return isinstance(x, Tensor) and not isinstance(x, PerRow) and x.requires_grad
 
 

@@ -216,6 +216,10 @@ REFUSED: dict[str, tuple[Callable[[], Tokens], str]] = {
     ),
     "some tokens": (lambda: Tokens(chosen, WIDTH), "__setitem__ cannot be done row by row"),
     "through a layer": (lambda: Tokens(projected, TOKENS, WIDTH), r"layer 'first' got an input of shape \[5, 4\]"),
+    "tokens first, from outside": (
+        lambda: Tokens(lambda m, h: h + (h.detach()[None, :, 0] + m.p[:, None]).sin().mean(0)[:, None], 7, WIDTH),
+        "add cannot be done row by row: it finds the batch elsewhere",
+    ),
     "stacked": (lambda: Tokens(stacked, TOKENS, WIDTH), "it does not keep the batch as its first dimension"),
     "a function of its own": (
         lambda: Tokens(lambda m, h: h + Doubling.apply(m.p), WIDTH),

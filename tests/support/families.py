@@ -27,7 +27,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_clip(kind: str = "CLIPTextModel", width: int = 16) -> nn.Module:
+def make_clip(kind: str = "CLIPTextModel", width: int = 16, length: int = 6) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPTextConfig(
         vocab_size=16,
@@ -35,7 +35,7 @@ def make_clip(kind: str = "CLIPTextModel", width: int = 16) -> nn.Module:
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=6,
+        max_position_embeddings=length,
         projection_dim=width,
         eos_token_id=1,
         pad_token_id=0,
@@ -52,14 +52,14 @@ def make_t5(width: int = 16) -> nn.Module:
     return transformers.T5EncoderModel(config).eval()
 
 
-def make_vae(channels: int = 4, shift_factor: float | None = None) -> nn.Module:
-    """Halves the size; latents of ``channels``."""
+def make_vae(channels: int = 4, shift_factor: float | None = None, levels: int = 2) -> nn.Module:
+    """Halves the size, once less than it has levels; latents of ``channels``."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels,
         norm_num_groups=4,
         scaling_factor=0.7,
