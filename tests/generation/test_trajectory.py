@@ -17,7 +17,7 @@ from journey.generation.completions import Completer
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
-from journey.models.schedules import as_schedule
+from journey.models.schedulers import as_schedule
 from journey.ops.keys import derive_key
 
 SCHEDULERS = {

@@ -24,7 +24,7 @@ from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
 from journey.models.load import as_denoiser
-from journey.models.schedules import as_schedule
+from journey.models.schedulers import as_schedule
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 from journey.projectors.exact import Identity

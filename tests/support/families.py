@@ -140,6 +140,17 @@ def stable_diffusion_xl(prediction_type: str = "epsilon", *, zeros: bool = True)
     )
 
 
+def stable_diffusion_xl_edm(kind: str, prediction_type: str) -> Any:
+    """With latents that are normalised by channel, as those of Playground v2.5."""
+    import diffusers
+
+    pipeline = stable_diffusion_xl()
+    pipeline.scheduler = getattr(diffusers, kind)(prediction_type=prediction_type)
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.5, 2.0, 1.0]}
+    pipeline.vae.register_to_config(**statistics)
+    return pipeline
+
+
 def dit() -> Any:
     from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
@@ -222,6 +233,8 @@ FAMILIES: dict[str, Any] = {
     "Stable Diffusion": stable_diffusion,
     "Stable Diffusion v_prediction": lambda: stable_diffusion("v_prediction"),
     "Stable Diffusion XL": stable_diffusion_xl,
+    "Stable Diffusion XL EDM": lambda: stable_diffusion_xl_edm("EDMDPMSolverMultistepScheduler", "epsilon"),
+    "Stable Diffusion XL EDM v_prediction": lambda: stable_diffusion_xl_edm("EDMEulerScheduler", "v_prediction"),
     "DiT": dit,
     "Stable Diffusion 3": stable_diffusion_3,
     "Flux": flux,
