@@ -108,6 +108,11 @@ def embed_guidance(condition: Condition, guidance_scale: float) -> Condition:
     return Condition({**condition.tensors, "guidance": guidance})
 
 
+def told_guidance(told: Condition, guidance_scale: float) -> Tensor:
+    """Return the guidance that rows tell, or one for rows that tell none, as a distilled network's. [num_rows]"""
+    return (told if "guidance" in told.tensors else embed_guidance(told, guidance_scale))["guidance"]
+
+
 def pack(latents: Tensor) -> Tensor:
     """Return squares of 2x2 latents as tokens, row by row, channels slowest. [B, C, H, W] -> [B, H W / 4, 4 C]"""
     rows, channels, height, width = latents.shape

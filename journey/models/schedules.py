@@ -6,6 +6,7 @@ A timestep is an int64 index 0 ... num_train_timesteps - 1 with ascending noise,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,3 +93,38 @@ def check_interval(name: str, interval: Interval, num_train_timesteps: int) -> N
         raise ValueError(
             f"{name} must be timesteps (t0, t1) with 0 <= t0 < t1 <= {num_train_timesteps}, got {interval!r}"
         )
+
+
+def nearest_levels(schedule: Schedule, levels: Tensor, names: Sequence[int]) -> list[int]:
+    """Return the timesteps of a schedule that have the same ratio of noise to image as some levels of another.
+
+    Args:
+        schedule: The schedule.
+        levels: Factors of image and noise, noise descending. [num_levels, 2]
+        names: What each is called in errors.
+
+    Returns:
+        The nearest timesteps, no further than its neighbour is.
+
+    Raises:
+        ValueError: If a level is beyond the schedule's, or two have the same timestep.
+    """
+    table = schedule.levels(torch.arange(schedule.num_train_timesteps, dtype=torch.int64, device="cpu")).double()
+    # As angles, so that pure noise is no infinity.
+    angles, wanted = (torch.atan2(x[:, 1], x[:, 0]) for x in (table, levels.double()))
+    apart, nearest = (wanted[:, None] - angles[None]).abs().min(1)
+    found: list[int] = nearest.tolist()
+    for i, index in enumerate(found):
+        near = angles[max(0, index - 1) : index + 2]
+        if apart[i] > (near - angles[index]).abs().max():
+            signal, sigma = levels[i].tolist()
+            raise ValueError(
+                f"timestep {names[i]} has {signal:.3g} of the image and {sigma:.3g} of the noise, which no timestep of "
+                "the other schedule comes near; leave it out, as with record(..., steps=...)"
+            )
+        if index in found[:i]:
+            raise ValueError(
+                f"timesteps {names[found.index(index)]} and {names[i]} have the noise of one timestep of the other "
+                f"schedule, {index}; leave one out, as with record(..., steps=...)"
+            )
+    return found
