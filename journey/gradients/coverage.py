@@ -76,6 +76,7 @@ class Coverage:
             if id(parameters[name]) not in torchs and parameters[name].dtype.itemsize > 1
         }
         self.uncovered = [name for name in self.uncovered if name not in self.per_row]
+        self._reached: set[str] = set()
 
     @property
     def covered(self) -> list[str]:
@@ -112,8 +113,15 @@ class Coverage:
                 contribution = contribution._replace(grads=tap_major(contribution.grads, slot.taps))
             yield slot, contribution
 
+    def not_reached(self) -> list[str]:
+        """Names of the parameters whose rows had no gradient so far, unless they were returned before."""
+        names = [name for name in self.per_row if name not in self._reached]
+        self._reached.update(names)
+        return names
+
     def of_rows(self, name: str, grads: Tensor, num_groups: int) -> tuple[ParameterSlot, Contribution]:
         """What the gradients of every row [num_rows, *shape] give to a parameter of which each row has its own."""
+        self._reached.add(name)
         slot = self.slots[name]
         summed = grads.float().reshape(num_groups, -1, slot.rows * slot.cols).sum(1)
         return slot, Direct(name, tap_major(summed.reshape(num_groups, slot.rows, slot.cols), slot.taps))

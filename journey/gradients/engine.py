@@ -33,6 +33,8 @@ from journey.projectors.base import ParameterSlot, Projector
 # together: on a GPU a launch each would cost more than the work.
 _DEFERRED_ENTRIES = 1 << 16
 
+_Contributions = Iterable[tuple[ParameterSlot, Contribution]]
+
 RowValues = Callable[[slice], Tensor]
 """A batch's measurement: takes a slice of rows, runs the model on them, returns differentiable values. [num_rows]"""
 
@@ -46,10 +48,9 @@ class GradientEngine:
     Args:
         model: The module to differentiate, in eval mode.
         select: Which of the trainable parameters to measure, by name; all by default.
-        uncovered: What to do about parameters that no layer rule covers: ``"error"`` names them, ``"autograd"``
+        uncovered: What to do about parameters whose rows cannot be told apart: ``"error"`` names them, ``"autograd"``
             differentiates them one group at a time, which costs a forward and a backward pass per group. So it does
-            with those whose rule does not apply, as the first batch shows, compared with autograd's gradient of it:
-            parameters that are used past their layer's call, and layers that are called once for the whole batch.
+            with those whose rule does not apply, as the first batch shows, compared with autograd's gradient of it.
 
     Raises:
         CoverageError: If no parameter is left, one is complex, or some are not covered and ``uncovered`` is
@@ -110,30 +111,25 @@ class GradientEngine:
             The values of all rows, detached. [num_rows]
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
-                reaches the output.
-            UnservedLayer: The former.
+            CoverageError: If no parameter reaches the output.
+            UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
             UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
         self._settle(values, num_rows)
         num_groups = features.shape[0]
-        rows_per_group = num_rows // num_groups
         before = features.clone() if self._reaches_all else features
         while True:
             try:
                 measured = self._add_covered_(features, values, num_rows, projector)
                 break
-            # In a later batch than the first, as of rows that are sent different ways.
-            except (UnservedLayer, UnservedParameters) as error:
+            except (UnservedLayer, UnservedParameters) as error:  # later than in the first batch
                 if not self._reaches_all:
                     raise
                 self._coverage.leave_unserved(error)
                 features.copy_(before)
-        for group in range(num_groups if self._coverage.uncovered else 0):
-            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
-                projector.add_(features[group : group + 1], slot, grad)
+        for group, slot, grad in self._left(values, num_groups, num_rows // num_groups):
+            projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
 
     def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
@@ -147,15 +143,15 @@ class GradientEngine:
             elif not called and not self._coverage.uncovered:
                 raise CoverageError(describe_unreached(list(self.parameters)))
             projector.add_many_(features, self._deferred)
-            self._deferred = []
+        self._find_strays(values, num_rows)
         return measured.detach()
 
     def for_each_parameter(self, values: RowValues, *, num_rows: int, num_groups: int, receive: Receive) -> None:
         """Hand on what each parameter's gradient is made of, group by group, without projecting it.
 
         A parameter comes once, with the contributions of all calls of its layers, as soon as the backward pass has left
-        the last of them behind: nothing is kept but the inputs and output gradients of layers that are called several
-        times, and contributions that autograd must give. A gradient of zero has no contribution and does not come.
+        the last of them behind: nothing is kept but inputs and output gradients of layers that are called several times
+        and what autograd must give. A gradient of zero has no contribution and does not come.
 
         Args:
             values: As for ``add_gradients_``.
@@ -165,9 +161,8 @@ class GradientEngine:
                 them).
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
-                reaches the output.
-            UnservedLayer: The former.
+            CoverageError: If no parameter reaches the output.
+            UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
             UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
@@ -175,7 +170,7 @@ class GradientEngine:
         found: dict[str, list[Contribution]] = {}
         rows_per_group = num_rows // num_groups
 
-        def keep(contributions: Iterable[tuple[ParameterSlot, Contribution]]) -> None:
+        def keep(contributions: _Contributions) -> None:
             for slot, contribution in contributions:
                 found.setdefault(slot.name, []).append(contribution)
             for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
@@ -187,13 +182,12 @@ class GradientEngine:
                 (measured.sum() / rows_per_group).backward()
             elif not waiting and not self._coverage.uncovered:
                 raise CoverageError(describe_unreached(list(self.parameters)))
+        self._find_strays(values, num_rows)
         whole: dict[str, Tensor] = {}
-        for group in range(num_groups if self._coverage.uncovered else 0):
-            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
-                if slot.name not in whole:
-                    whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
-                whole[slot.name][group] = grad[0]
+        for group, slot, grad in self._left(values, num_groups, rows_per_group):
+            if slot.name not in whole:
+                whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
+            whole[slot.name][group] = grad[0]
         found |= {name: [Direct(name, grads)] for name, grads in whole.items()}
         for name in list(found):
             receive(self.slots[name], found.pop(name))
@@ -223,6 +217,20 @@ class GradientEngine:
         unseen = [name for name in covered if name in grads and name not in sums.of]
         self._coverage.leave([*unseen, *sums.differ_from(grads, covered, tolerance(self.model))])
         self._settled = num_rows
+
+    def _find_strays(self, values: RowValues, num_rows: int) -> None:
+        """Refuse parameters that the network's code finds elsewhere than in their modules; seen once, in autograd."""
+        names = self._coverage.not_reached()
+        found = [slot.name for slot, _ in self.by_autograd(values, slice(0, num_rows), 1, names)] if names else []
+        if found:
+            raise UnservedParameters(frozenset(found), "the network's code does not take them from their modules")
+
+    def _left(self, values: RowValues, num_groups: int, each: int) -> Iterator[tuple[int, ParameterSlot, Tensor]]:
+        """Yield what is left to autograd, group by group of ``each`` rows. Each [1, rows, cols]"""
+        for group in range(num_groups if self._coverage.uncovered else 0):
+            rows = slice(group * each, (group + 1) * each)
+            for slot, grad in self.by_autograd(values, rows, each, self._coverage.uncovered):
+                yield group, slot, grad
 
     def by_autograd(
         self, values: RowValues, rows: slice, rows_per_group: int, names: list[str]
@@ -262,7 +270,7 @@ class GradientEngine:
 
     @contextmanager
     def _watched(
-        self, num_rows: int, num_groups: int, take: Callable[[Iterable[tuple[ParameterSlot, Contribution]]], None]
+        self, num_rows: int, num_groups: int, take: Callable[[_Contributions], None]
     ) -> Iterator[Counter[nn.Module]]:
         """Hand on what each call of a layer gives, and what each row gives to parameters that it has its own of."""
 
@@ -282,9 +290,7 @@ class GradientEngine:
         ):
             yield waiting
 
-    def _add_(
-        self, features: Tensor, projector: Projector, contributions: Iterable[tuple[ParameterSlot, Contribution]]
-    ) -> None:
+    def _add_(self, features: Tensor, projector: Projector, contributions: _Contributions) -> None:
         for slot, contribution in contributions:
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)

@@ -9,11 +9,13 @@ gradient then is that of every row, as autograd has it, with no rule for what th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from journey.errors import CoverageError
@@ -22,6 +24,9 @@ from journey.gradients.names import name_some
 
 # These take no values from their second tensor.
 _LIKE = (Tensor.to, Tensor.type_as)
+
+# These make a tensor of their own, of the same kind.
+_NEW = (Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor, Tensor.new_zeros)
 
 # These make a batch of one value, if they are told the number of its rows.
 _REPEATED = (Tensor.expand, Tensor.repeat, torch.broadcast_to, Tensor.tile, torch.tile)
@@ -137,11 +142,11 @@ class PerRow(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if not all(x.is_leaf for x in own):  # made by a torch.autograd.Function, in which rows get no gradient
                 raise UnservedParameters(names, "an autograd.Function uses them")
+        if func in _NEW or (func in _LIKE and not isinstance(flat[0], PerRow)):
+            args, kwargs = tree_unflatten([_plain(x) for x in flat], spec)
+            return func(*args, **kwargs)
         if func in _LIKE:
-            flat[1:] = [_plain(x) for x in flat[1:]]
-            if not isinstance(flat[0], PerRow):
-                args, kwargs = tree_unflatten(flat, spec)
-                return func(*args, **kwargs)
+            flat[1:] = [x.detach() if isinstance(x, Tensor) else x for x in flat[1:]]
         try:
             batches = meetings.batches(func, flat)
             flat = [1 if i in batches and type(x) is int else x for i, x in enumerate(flat)]
@@ -186,7 +191,10 @@ def _for_every_row(
         return (*(x for x in told[0] if isinstance(x, Tensor)), parts[0])
 
     parts = [flat[i].rows if isinstance(flat[i], PerRow) else flat[i].unsqueeze(1) for i in places]
-    with torch._C.DisableTorchFunctionSubclass():
+    # The other kernels of attention have no gradient of a mask here.
+    attends = func is F.scaled_dot_product_attention
+    plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if attends else nullcontext()
+    with torch._C.DisableTorchFunctionSubclass(), plain:
         results = torch.vmap(once)(*parts)
         tensors = [i for i, x in enumerate(told[0]) if isinstance(x, Tensor)]
         return told[0], dict(zip(tensors, results[:-1], strict=True)), told[1]
@@ -223,10 +231,18 @@ def expanded(
     try:
         for own, name, value in held:
             own[name] = value  # found before the module's parameters are looked at
-        yield
+        with _functions_uncompiled() if held else nullcontext():
+            yield
     finally:
         for own, name, _ in held:
             own.pop(name, None)
+
+
+def _functions_uncompiled() -> AbstractContextManager[None]:
+    """Let functions that a network compiles run as they are written, for their compiler cannot look into values."""
+    # Older versions of torch have no such switch.
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 def _value(name: str, parameter: nn.Parameter, meetings: Meetings, receive: Callable[[str, Tensor], None]) -> Tensor:
@@ -248,7 +264,5 @@ def _requires_grad(x: Any) -> bool:
 
 
 def _plain(x: Any) -> Any:
-    """What a tensor is, without the rows that it comes from."""
-    if isinstance(x, PerRow):
-        return x.rows.detach()[0]
-    return x.detach() if isinstance(x, Tensor) else x
+    """The value that one row has, without its gradient."""
+    return x.rows.detach()[0] if isinstance(x, PerRow) else x

@@ -75,6 +75,9 @@ def recomputed(m: Any, h: Tensor) -> Tensor:
     return checkpoint(lambda y: torch.tanh(y * m.p).exp(), h, use_reentrant=False)
 
 
+compiled = torch.compile(lambda h, p: h * p.sin(), backend="eager")
+
+
 SERVED: dict[str, Callable[[], Tokens]] = {
     "scale_shift_table": lambda: Tokens(scale_shift, 6, WIDTH),
     "register tokens, expanded": lambda: Tokens(among, 1, 3, WIDTH),
@@ -102,6 +105,18 @@ SERVED: dict[str, Callable[[], Tokens]] = {
     "a gate behind another": lambda: Tokens(lambda m, h: h * m.p.softmax(0).unsqueeze(0).square(), TOKENS, 1),
     "under checkpointing": lambda: Tokens(recomputed, WIDTH),
     "in its own dtype": lambda: Tokens(lambda m, h: h.type_as(m.p) + m.p.to(h), WIDTH),
+    "beside a tensor of its kind": lambda: Tokens(
+        lambda m, h: torch.cat([m.p.new_zeros(len(h), 1, WIDTH), h * m.p], 1).cumsum(1)[:, 1:], WIDTH
+    ),
+    "a bias of attention": lambda: Tokens(
+        lambda m, h: F.scaled_dot_product_attention(
+            *[h[:, None]] * 3,
+            attn_mask=m.p[torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)].permute(2, 0, 1)[None],
+        )[:, 0],
+        9,
+        1,
+    ),
+    "in a compiled function": lambda: Tokens(lambda m, h: compiled(h, m.p), WIDTH),
     "once alone and once with the batch": lambda: Tokens(lambda m, h: h * m.p.norm() + m.p, WIDTH),
     "in a list": lambda: Tokens(
         lambda m, h: h * m.several[0] + m.several[1], several=nn.ParameterList([torch.randn(WIDTH), torch.randn(1)])
@@ -219,6 +234,10 @@ REFUSED: dict[str, tuple[Callable[[], Tokens], str]] = {
     "tokens first, from outside": (
         lambda: Tokens(lambda m, h: h + (h.detach()[None, :, 0] + m.p[:, None]).sin().mean(0)[:, None], 7, WIDTH),
         "add cannot be done row by row: it finds the batch elsewhere",
+    ),
+    "by its name": (
+        lambda: Tokens(lambda m, h: h * dict(m.named_parameters())["p"], WIDTH),
+        "gradient rule for p, and the network's code does not take them from their modules",
     ),
     "stacked": (lambda: Tokens(stacked, TOKENS, WIDTH), "it does not keep the batch as its first dimension"),
     "a function of its own": (
