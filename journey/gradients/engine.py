@@ -1,9 +1,9 @@
 """Per-sample gradients of a whole model in one backward pass, handed to a projector layer by layer.
 
 Hooks keep each layer's input and receive the gradient of its output; the layer's rule
-(``journey.gradients.rules``) turns the pair into parameter gradients per group of rows, and the projector adds
-them to the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so autograd computes no weight
-gradient a second time, and no vmap is involved, so fused attention stays in use.
+(``journey.gradients.rules``) turns the pair into parameter gradients per group of rows, and the projector adds them to
+the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so no weight gradient is computed
+twice, and no vmap is involved, so fused attention stays in use.
 """
 
 from __future__ import annotations
@@ -134,8 +134,7 @@ class GradientEngine:
 
     def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
         """Add the gradients of what rules cover, see ``add_gradients_``."""
-        add = partial(self._add_, features, projector)
-        with self._watched(num_rows, features.shape[0], add) as called:
+        with self._watched(num_rows, features.shape[0], partial(self._add_, features, projector)) as called:
             measured = values(slice(0, num_rows))
             self._deferred = []
             if measured.requires_grad:
@@ -143,6 +142,7 @@ class GradientEngine:
             elif not called and not self._coverage.uncovered:
                 raise CoverageError(describe_unreached(list(self.parameters)))
             projector.add_many_(features, self._deferred)
+            self._deferred = []
         self._find_strays(values, num_rows)
         return measured.detach()
 
@@ -150,8 +150,8 @@ class GradientEngine:
         """Hand on what each parameter's gradient is made of, group by group, without projecting it.
 
         A parameter comes once, with the contributions of all calls of its layers, as soon as the backward pass has left
-        the last of them behind: nothing is kept but inputs and output gradients of layers that are called several times
-        and what autograd must give. A gradient of zero has no contribution and does not come.
+        the last behind: only inputs and output gradients of layers that are called several times are kept, and what
+        autograd must give. A gradient of zero has no contribution and does not come.
 
         Args:
             values: As for ``add_gradients_``.

@@ -40,6 +40,18 @@ class HiDream(Flow):
                 "their names"
             )
 
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Return the shape of the latents of an image, see ``Denoiser.shape_of``; what is no square has a limit."""
+        network: Any = self.network
+        shape, most = super().shape_of(size), int(network.max_seq)
+        tokens = shape[1] * shape[2] // self.patch_size**2
+        if shape[1] != shape[2] and tokens > most:
+            raise ValueError(
+                f"size must give at most {most} tokens of {self.patch_size * self.scale_factor} pixels in each "
+                f"direction where it is no square, as the model takes, got {size} with {tokens}"
+            )
+        return shape
+
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Condition:
         """Return the states of T5 [num_rows, tokens, channels] and Llama [num_rows, layers, ...], and the pooled."""

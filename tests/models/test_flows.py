@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from families import PROMPTS, SIZE, Captioned
+from families import PROMPTS, SIZE, Captioned, make_family
 from flow_families import FLOWS, make_flow
 from models import assert_same_gradients, one_at_a_time
 from torch import Tensor, nn
@@ -247,3 +247,26 @@ def test_what_has_no_rule_is_named_and_left_to_autograd(name: str, tmp_path: Pat
         journey.featurize(pipeline, Captioned(2), tmp_path / "refused", **options)
     found = journey.featurize(pipeline, Captioned(2), tmp_path / "f", uncovered="autograd", **options)  # and checked
     assert found.matrix().any(1).all()
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EDMEulerScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["SANA", "Z-Image", "Stable Diffusion 3"])
+def test_a_network_of_flow_matching_is_refused_with_another_scheduler(name: str, kind: str) -> None:
+    import diffusers
+
+    pipeline = make_flow(name) if name in FLOWS else make_family(name)
+    pipeline.scheduler = getattr(diffusers, kind)()
+    with pytest.raises(ValueError, match=f"Pipeline must be one of flow matching, .* got {kind} with "):
+        as_denoiser(pipeline)
+
+
+def test_hidream_takes_images_that_are_no_squares_up_to_its_tokens() -> None:
+    pipeline = make_flow("HiDream")
+    found = journey.record(pipeline, seed=4, prompt="two", num_inference_steps=2, size=(8, 32), progress=False)
+    expected = pipeline(
+        ["two"], latents=found.x_t[:, 0], num_inference_steps=2, output_type="latent", height=8, width=32
+    ).images
+    torch.testing.assert_close(found.images, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"at most 16 tokens of 4 pixels .* got \(8, 36\) with 18"):
+        as_denoiser(pipeline).shape_of((8, 36))
+    assert as_denoiser(pipeline).shape_of((32, 32)) == (4, 16, 16)
