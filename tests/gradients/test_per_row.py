@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from cases import randn
 from diffusers.models.normalization import FP32LayerNorm
-from models import assert_same_gradients, one_at_a_time, per_sample
+from models import assert_same_gradients, make_images, make_unet, one_at_a_time, per_sample
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -329,6 +329,22 @@ def test_a_value_for_every_row_looks_like_the_parameter() -> None:
         assert [type(p) for _, p in model.named_parameters()].count(nn.Parameter) == 5
         assert torch.equal(model.p.sin().rows.detach(), model.state_dict()["p"].sin().expand(ROWS, -1, -1))
     assert isinstance(model.p, nn.Parameter)
+
+
+@pytest.mark.parametrize("kind", ["LoKrConfig", "IA3Config", "HRAConfig"])
+def test_adapters_of_peft_that_are_no_layers_are_measured(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    more = {"feedforward_modules": []} if kind == "IA3Config" else {"r": 2}
+    network = peft.inject_adapter_in_model(getattr(peft, kind)(target_modules=["to_q", "to_v"], **more), make_unet())
+    for i, (_, p) in enumerate(network.eval().named_parameters()):
+        if p.requires_grad:
+            p.data += 0.1 * randn(*p.shape, seed=i)
+    times = torch.tensor([3, 50, 99])
+
+    def values(rows: slice) -> Tensor:
+        return network(make_images(3)[rows], times[rows]).sample.square().flatten(1).mean(1)
+
+    assert_same_gradients(network, per_sample(network, values, 3, 1), one_at_a_time(network, values, 3, 1))
 
 
 def test_running_out_of_memory_is_not_taken_for_a_missing_rule() -> None:
