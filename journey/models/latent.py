@@ -50,7 +50,7 @@ class LatentDenoiser(Denoiser):
             raise TypeError(f"vae of the pipeline must be one of {', '.join(self.autoencoders)}, got {kinds[0]}")
         pointed = [kind for kind in kinds if kind in ("AutoencoderTiny", "VQModel")]
         if latents == "sample" and pointed:
-            raise ValueError(f"latents must be \"mean\" for a {pointed[0]}, which has no posterior, got 'sample'")
+            raise ValueError(f"latents must be \"mean\" for {pointed[0]}, which has no posterior, got 'sample'")
         self.pipeline = pipeline
         self.config: Any = self.network.config
         self.latents = latents

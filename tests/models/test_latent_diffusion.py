@@ -101,9 +101,7 @@ def test_a_run_goes_through_to_its_page(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_be_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="latents must be \"mean\" for a VQModel, which has no posterior, got 'sample'"
-    ):
+    with pytest.raises(ValueError, match="latents must be \"mean\" for VQModel, which has no posterior, got 'sample'"):
         as_denoiser(make_pipeline(), latents="sample")
     assert as_denoiser(make_pipeline(make_vae()), latents="sample").is_latent
     with pytest.raises(ValueError, match="unet of an LDMPipeline must be told nothing, got one with num_class_embeds"):
