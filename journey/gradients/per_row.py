@@ -8,6 +8,7 @@ gradient then is that of every row, as autograd has it, with no rule for what th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -51,25 +52,27 @@ class UnservedParameters(CoverageError):  # noqa: N818 caught, or raised as what
 class Meetings:
     """Which arguments of the operations on parameters are batches, pass by pass.
 
-    A table may happen to have as many rows as a batch. It does not in batches of another size, which the same
-    operations are done for; what was no batch once is none again. In the very first pass the check finds it.
+    A table may happen to have as many rows as a batch. It does not in batches of another size, for which the same
+    operations are done, counted for each parameter; what was no batch once is none again. In the very first pass the
+    check finds it.
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[str, list[bool], list[bool]]] = []
-        self._next = 0
+        self._seen: dict[tuple[frozenset[str], int, str, int], tuple[list[bool], list[bool]]] = {}
+        self._done: Counter[frozenset[str]] = Counter()
         self._own: set[int] = set()
         self.num_rows = 0
 
     def begin(self, model: nn.Module, num_rows: int) -> None:
         """Begin a pass of so many rows; what the model owns is no batch."""
-        self._next, self.num_rows = 0, num_rows
+        self._done, self.num_rows = Counter(), num_rows
         self._own = {id(x) for x in (*model.parameters(), *model.buffers())}
 
-    def batches(self, func: Callable[..., Any], flat: list[Any]) -> list[int]:
+    def batches(self, names: frozenset[str], func: Callable[..., Any], flat: list[Any]) -> list[int]:
         """Return which arguments of the next operation are batches, or numbers of rows for one to make.
 
         Args:
+            names: The parameters that take part.
             func: The operation.
             flat: Its arguments.
 
@@ -77,23 +80,19 @@ class Meetings:
             Their positions.
 
         Raises:
-            ValueError: If another operation was at its place in an earlier pass, or the rows of an argument are not its
-                first dimension.
+            ValueError: If the rows of an argument are not its first dimension.
         """
         free = [] if func in _LIKE else [x for x in flat if self._is_free(x)]
         found = [any(x is other for other in free) and x.shape[0] == self.num_rows for x in flat]
         sizes = [i for i, x in enumerate(flat) if type(x) is int and x == self.num_rows] if func in _REPEATED else []
         found = [batch or i in sizes[:1] for i, batch in enumerate(found)]
         elsewhere = [any(x is other for other in free) and self.num_rows in x.shape[1:] for x in flat]
-        if self._next == len(self._seen):
-            self._seen.append((func.__name__, found, elsewhere))
-        name, was_batch, was_elsewhere = self._seen[self._next]
-        if name != func.__name__ or len(was_batch) != len(found):
-            raise ValueError(f"it follows other operations than in an earlier batch, where {name} was")
+        key = names, self._done[names], func.__name__, len(flat)
+        was_batch, was_elsewhere = self._seen.get(key, (found, elsewhere))
         found = [now and then for now, then in zip(found, was_batch, strict=True)]
         elsewhere = [now and then for now, then in zip(elsewhere, was_elsewhere, strict=True)]
-        self._seen[self._next] = name, found, elsewhere
-        self._next += 1
+        self._seen[key] = found, elsewhere
+        self._done[names] += 1
         strays = [_requires_grad(x) or other for x, other in zip(flat, elsewhere, strict=True)]
         if any(stray and not batch for stray, batch in zip(strays, found, strict=True)):
             raise ValueError("it finds the batch elsewhere than in the first dimension")
@@ -148,7 +147,7 @@ class PerRow(Tensor):
         if func in _LIKE:
             flat[1:] = [x.detach() if isinstance(x, Tensor) else x for x in flat[1:]]
         try:
-            batches = meetings.batches(func, flat)
+            batches = meetings.batches(names, func, flat)
             flat = [1 if i in batches and type(x) is int else x for i, x in enumerate(flat)]
             places = [
                 i for i, x in enumerate(flat) if isinstance(x, PerRow) or (isinstance(x, Tensor) and i in batches)

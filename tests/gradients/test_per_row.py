@@ -293,6 +293,26 @@ def test_what_has_as_many_rows_as_a_later_batch_is_not_taken_for_it(name: str) -
         assert_same_gradients(model, features, one_at_a_time(model, values, end - begin, 1))
 
 
+def test_images_of_several_sizes_may_take_different_ways() -> None:
+    """Positions are interpolated where there are others than the network has."""
+
+    def positions(m: Any, h: Tensor) -> Tensor:
+        p = m.p
+        if h.shape[1] != p.shape[1]:
+            p = F.interpolate(p.transpose(1, 2), h.shape[1], mode="linear").transpose(1, 2)
+        return scale_shift(m.more, h + p)
+
+    model = Tokens(positions, 1, TOKENS, WIDTH, more=Tokens(scale_shift, 6, WIDTH))
+    for part in (model.more.first, model.more.last):
+        part.requires_grad_(False)
+    engine = GradientEngine(model)
+    for rows, tokens in ((4, TOKENS), (5, 7), (7, TOKENS), (3, 7), (7, 7)):
+        values = squared_error(model, randn(rows, tokens, WIDTH))
+        features = torch.zeros(rows, engine.num_parameters)
+        engine.add_gradients_(features, values, num_rows=rows, projector=Identity())
+        assert_same_gradients(model, features, one_at_a_time(model, values, rows, 1))
+
+
 @pytest.mark.parametrize("name", COINCIDENT)
 def test_in_the_first_batch_it_is_found(name: str) -> None:
     model, x = COINCIDENT[name](), randn(3, TOKENS, WIDTH)
