@@ -402,9 +402,10 @@ def test_a_parameter_without_a_rule_is_named_or_measured_by_autograd(tmp_path: P
     network, scheduler, images = Gained(), make_scheduler(), make_images(NUM_SAMPLES)
     with pytest.raises(CoverageError, match="no gradient rule for gain, and mul cannot be done row by row"):
         run(tmp_path / "f", (network, scheduler))
+    run(tmp_path / "f", (network, scheduler), uncovered="autograd")  # goes on in the same folder
     timesteps, noise = make_explicit()
     options = {"projector": Identity(), "draws": ExplicitDraws(timesteps, noise), "uncovered": "autograd"}
-    features = run(tmp_path / "f", (network, scheduler), Images(images), **options)
+    features = run(tmp_path / "g", (network, scheduler), Images(images), **options)
     assert_same_rows(features.matrix(), independent_gradients(network, scheduler, images, timesteps, noise))
 
 
