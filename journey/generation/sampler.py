@@ -13,7 +13,7 @@ from torch import Tensor
 
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
-from journey.models.schedules import VariancePreserving
+from journey.models.schedulers import VariancePreserving
 from journey.ops.keys import to_signed
 from journey.ops.noise import keyed_noise
 

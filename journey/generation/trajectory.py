@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from journey.files.tensors import Fields, check_fields, read_tensors, write_tens
 from journey.generation.sampler import Sampler
 from journey.models.condition import Condition, Encoded
 from journey.models.load import as_denoiser
-from journey.models.schedules import Schedule
+from journey.models.schedules import Schedule, nearest_levels
 
 _TENSORS = ("timesteps", "x_t", "x0_hat", "images")
 _SETTINGS: Fields = {
@@ -92,7 +92,7 @@ class Trajectory:
             ValueError: If the trajectory is of another schedule; names a timestep and what it means in both.
         """
         last, num = int(self.timesteps.max()), schedule.num_train_timesteps
-        cure = "record the images with the scheduler that the features were made with, or featurize with theirs"
+        cure = "trajectory.on(model) counts its steps in the timesteps of the features' model that have the same noise"
         if last >= num:
             raise ValueError(
                 f"trajectory must be of the features' noise schedule, which has {num} timesteps, got timestep {last}; "
@@ -110,6 +110,38 @@ class Trajectory:
                 "trajectory must be of the features' noise schedule, got one of another: timestep "
                 f"{int(self.timesteps[worst])} means {then} where it was recorded, and {now} here; {cure}"
             )
+
+    def on(self, model: Any) -> Trajectory:
+        """Return the trajectory in the timesteps of another model, to be scored with features of that one.
+
+        A distilled network (turbo, Lightning, an LCM-LoRA) makes images in a few steps of a schedule of its own, and
+        has no denoising loss; the model that it was distilled from has. Each step becomes the timestep with the same
+        ratio of noise to image there. Predicted images stay as they are, latents are scaled to the model's own.
+
+        Args:
+            model: As for ``record``; it must denoise the same space, images or latents of the same autoencoder.
+
+        Returns:
+            The trajectory.
+
+        Raises:
+            ValueError: If the model denoises something of another shape, has no timestep of the same noise as a step,
+                or one for two of them.
+        """
+        denoiser = as_denoiser(model)
+        channels = None if denoiser.shape is None else denoiser.shape[0]
+        if channels not in (None, self.images.shape[1]):
+            raise ValueError(
+                f"model must denoise what the trajectory is of, {self.images.shape[1]} channels, got one of {channels}"
+            )
+        if self.levels is None:
+            raise ValueError("trajectory must say what noise its steps mean (levels), got none, as one of your own has")
+        indices = nearest_levels(denoiser.schedule, self.levels, self.timesteps.tolist())
+        timesteps = torch.tensor(indices, dtype=torch.int64, device="cpu")
+        levels = denoiser.schedule.levels(timesteps)
+        scales = (levels.norm(dim=1) / self.levels.norm(dim=1)).view(-1, 1, 1, 1)
+        fingerprint = denoiser.schedule.fingerprint()
+        return replace(self, timesteps=timesteps, x_t=self.x_t * scales, schedule=fingerprint, levels=levels)
 
     @property
     def num_queries(self) -> int:

@@ -1,4 +1,4 @@
-"""Which measured parameters the rules of layers give gradients of, and which are left to autograd."""
+"""Which measured parameters the rules of layers give gradients of, which are given to each row, and which are left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from math import prod
 from torch import Tensor, nn
 
 from journey.errors import CoverageError
+from journey.gradients.hooks import UnservedLayer
 from journey.gradients.names import name_some
+from journey.gradients.per_row import Meetings, UnservedParameters
 from journey.gradients.rules import Contribution, Direct, Rule, find_rule
 from journey.gradients.storage import is_computed_in
 from journey.ops.geometry import tap_major
@@ -26,7 +28,10 @@ class Coverage:
         rules: The layers with a rule that measured parameters are in.
         layers_of: Those that each parameter is in.
         slots: Where each parameter stands among all.
-        uncovered: Names of the parameters that no rule covers.
+        per_row: Parameters that no rule covers and code other than torch's uses, of which each row gets one of its own
+            (``journey.gradients.per_row``), by name.
+        meetings: What passes learn of those.
+        uncovered: Names of the other parameters that no rule covers.
 
     Raises:
         CoverageError: If a parameter is complex, or in a dtype that nothing is computed in.
@@ -61,25 +66,40 @@ class Coverage:
         # A weight that is not a parameter itself, as under weight normalisation, leaves what it is made of uncovered.
         covered = {id(getattr(module, name, None)) for module in self.rules for name in ("weight", "bias")}
         self.uncovered: list[str] = []
+        self.per_row: dict[str, nn.Parameter] = {}
         self.leave([name for name, p in parameters.items() if id(p) not in covered])
+        # What torch's own modules do is known: where they have no rule, they do not look their parameters up.
+        torchs = {id(p) for m in model.modules() if _is_torchs(m) for p in m.parameters(recurse=False)}
+        self.per_row = {
+            name: parameters[name]
+            for name in self.uncovered
+            if id(parameters[name]) not in torchs and parameters[name].dtype.itemsize > 1
+        }
+        self.uncovered = [name for name in self.uncovered if name not in self.per_row]
+        self._reached: set[str] = set()
 
     @property
     def covered(self) -> list[str]:
-        """Names of the parameters that a rule covers."""
+        """Names of the parameters that are not left to autograd."""
         return [name for name in self._parameters if name not in self.uncovered]
 
     def leave(self, names: Collection[str]) -> None:
         """Leave some parameters to autograd, whatever layers they are in."""
+        self.meetings = Meetings()
         for name in names:
+            self.per_row.pop(name, None)
             self._slot_of.pop(id(self._parameters[name]), None)
             self.layers_of[name] = []
         self.uncovered = list(dict.fromkeys([*self.uncovered, *names]))
         left = {module for layers in self.layers_of.values() for module in layers}
         self.rules = {module: rule for module, rule in self.rules.items() if module in left}
 
-    def leave_layer(self, layer: nn.Module) -> None:
-        """Leave the parameters of one layer to autograd."""
-        self.leave([name for name, layers in self.layers_of.items() if layer in layers])
+    def leave_unserved(self, error: UnservedLayer | UnservedParameters) -> None:
+        """Leave to autograd the parameters that an error is about."""
+        if isinstance(error, UnservedLayer):
+            self.leave([name for name, layers in self.layers_of.items() if error.layer in layers])
+        else:
+            self.leave(error.names)
 
     def contributions(
         self, module: nn.Module, x: Tensor, g: Tensor, num_groups: int
@@ -93,6 +113,19 @@ class Coverage:
                 contribution = contribution._replace(grads=tap_major(contribution.grads, slot.taps))
             yield slot, contribution
 
+    def not_reached(self) -> list[str]:
+        """Names of the parameters whose rows had no gradient so far, unless they were returned before."""
+        names = [name for name in self.per_row if name not in self._reached]
+        self._reached.update(names)
+        return names
+
+    def of_rows(self, name: str, grads: Tensor, num_groups: int) -> tuple[ParameterSlot, Contribution]:
+        """What the gradients of every row [num_rows, *shape] give to a parameter of which each row has its own."""
+        self._reached.add(name)
+        slot = self.slots[name]
+        summed = grads.float().reshape(num_groups, -1, slot.rows * slot.cols).sum(1)
+        return slot, Direct(name, tap_major(summed.reshape(num_groups, slot.rows, slot.cols), slot.taps))
+
 
 def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterSlot]:
     """Return where each of some named parameters stands among them, by name."""
@@ -102,6 +135,12 @@ def parameter_slots(parameters: dict[str, nn.Parameter]) -> dict[str, ParameterS
         slots[name] = ParameterSlot(name, rows, p.numel() // max(rows, 1), offset, prod(p.shape[2:]))
         offset += p.numel()
     return slots
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own that uses its parameters itself."""
+    is_list = isinstance(module, nn.ParameterList | nn.ParameterDict)
+    return type(module).__module__.partition(".")[0] == "torch" and not is_list
 
 
 def _used_past_their_calls(model: nn.Module) -> set[nn.Module]:

@@ -1,14 +1,15 @@
 """Per-sample gradients of a whole model in one backward pass, handed to a projector layer by layer.
 
 Hooks keep each layer's input and receive the gradient of its output; the layer's rule
-(``journey.gradients.rules``) turns the pair into parameter gradients per group of rows, and the projector adds
-them to the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so autograd computes no weight
-gradient a second time, and no vmap is involved, so fused attention stays in use.
+(``journey.gradients.rules``) turns the pair into parameter gradients per group of rows, and the projector adds them to
+the features at once. Measured parameters have ``requires_grad=False`` meanwhile, so no weight gradient is computed
+twice, and no vmap is involved, so fused attention stays in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from journey.gradients.compare import ParameterSums, group_weights, tolerance
 from journey.gradients.coverage import Coverage
 from journey.gradients.hooks import UnservedLayer, captured
 from journey.gradients.names import describe_uncovered, describe_unreached
+from journey.gradients.per_row import UnservedParameters, expanded
 from journey.gradients.rules import Contribution, Direct, Outer
 from journey.gradients.storage import weights_as_computed
 from journey.locks import exclusively
@@ -30,6 +32,8 @@ from journey.projectors.base import ParameterSlot, Projector
 # Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
 # together: on a GPU a launch each would cost more than the work.
 _DEFERRED_ENTRIES = 1 << 16
+
+_Contributions = Iterable[tuple[ParameterSlot, Contribution]]
 
 RowValues = Callable[[slice], Tensor]
 """A batch's measurement: takes a slice of rows, runs the model on them, returns differentiable values. [num_rows]"""
@@ -44,10 +48,9 @@ class GradientEngine:
     Args:
         model: The module to differentiate, in eval mode.
         select: Which of the trainable parameters to measure, by name; all by default.
-        uncovered: What to do about parameters that no layer rule covers: ``"error"`` names them, ``"autograd"``
+        uncovered: What to do about parameters whose rows cannot be told apart: ``"error"`` names them, ``"autograd"``
             differentiates them one group at a time, which costs a forward and a backward pass per group. So it does
-            with those whose rule does not apply, as the first batch shows, compared with autograd's gradient of it:
-            parameters that are used past their layer's call, and layers that are called once for the whole batch.
+            with those whose rule does not apply, as the first batch shows, compared with autograd's gradient of it.
 
     Raises:
         CoverageError: If no parameter is left, one is complex, or some are not covered and ``uncovered`` is
@@ -108,38 +111,30 @@ class GradientEngine:
             The values of all rows, detached. [num_rows]
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
-                reaches the output.
-            UnservedLayer: The former.
+            CoverageError: If no parameter reaches the output.
+            UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
+            UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
         self._settle(values, num_rows)
         num_groups = features.shape[0]
-        rows_per_group = num_rows // num_groups
         before = features.clone() if self._reaches_all else features
         while True:
             try:
                 measured = self._add_covered_(features, values, num_rows, projector)
                 break
-            except UnservedLayer as error:  # in a later batch than the first, as of rows that are sent different ways
+            except (UnservedLayer, UnservedParameters) as error:  # later than in the first batch
                 if not self._reaches_all:
                     raise
-                self._coverage.leave_layer(error.layer)
+                self._coverage.leave_unserved(error)
                 features.copy_(before)
-        for group in range(num_groups if self._coverage.uncovered else 0):
-            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
-                projector.add_(features[group : group + 1], slot, grad)
+        for group, slot, grad in self._left(values, num_groups, num_rows // num_groups):
+            projector.add_(features[group : group + 1], slot, grad)
         return measured.detach()
 
     def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
         """Add the gradients of what rules cover, see ``add_gradients_``."""
-        receive = partial(self._add_layer_, features, projector)
-        with (
-            self._frozen(),
-            captured(self.model, self._coverage.rules, num_rows, receive) as called,
-            torch.enable_grad(),
-        ):
+        with self._watched(num_rows, features.shape[0], partial(self._add_, features, projector)) as called:
             measured = values(slice(0, num_rows))
             self._deferred = []
             if measured.requires_grad:
@@ -148,14 +143,15 @@ class GradientEngine:
                 raise CoverageError(describe_unreached(list(self.parameters)))
             projector.add_many_(features, self._deferred)
             self._deferred = []
+        self._find_strays(values, num_rows)
         return measured.detach()
 
     def for_each_parameter(self, values: RowValues, *, num_rows: int, num_groups: int, receive: Receive) -> None:
         """Hand on what each parameter's gradient is made of, group by group, without projecting it.
 
         A parameter comes once, with the contributions of all calls of its layers, as soon as the backward pass has left
-        the last of them behind: nothing is kept but the inputs and output gradients of layers that are called several
-        times, and contributions that autograd must give. A gradient of zero has no contribution and does not come.
+        the last behind: only inputs and output gradients of layers that are called several times are kept, and what
+        autograd must give. A gradient of zero has no contribution and does not come.
 
         Args:
             values: As for ``add_gradients_``.
@@ -165,39 +161,33 @@ class GradientEngine:
                 them).
 
         Raises:
-            CoverageError: If a layer's input does not have ``num_rows`` as its first dimension, or no parameter
-                reaches the output.
-            UnservedLayer: The former.
+            CoverageError: If no parameter reaches the output.
+            UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
+            UnservedParameters: If a parameter outside of layers meets the batch in an unknown way.
             InPlaceError: If a layer's input was modified between forward and backward.
         """
         self._settle(values, num_rows)
         found: dict[str, list[Contribution]] = {}
         rows_per_group = num_rows // num_groups
 
-        @torch.no_grad()
-        def keep(module: nn.Module, x: Tensor, g: Tensor) -> None:
-            for slot, contribution in self._coverage.contributions(module, x, g, num_groups):
+        def keep(contributions: _Contributions) -> None:
+            for slot, contribution in contributions:
                 found.setdefault(slot.name, []).append(contribution)
             for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
                 receive(self.slots[name], found.pop(name))
 
-        with (
-            self._frozen(),
-            captured(self.model, self._coverage.rules, num_rows, keep) as waiting,
-            torch.enable_grad(),
-        ):
+        with self._watched(num_rows, num_groups, keep) as waiting:
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
             elif not waiting and not self._coverage.uncovered:
                 raise CoverageError(describe_unreached(list(self.parameters)))
+        self._find_strays(values, num_rows)
         whole: dict[str, Tensor] = {}
-        for group in range(num_groups if self._coverage.uncovered else 0):
-            rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
-            for slot, grad in self.by_autograd(values, rows, rows_per_group, self._coverage.uncovered):
-                if slot.name not in whole:
-                    whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
-                whole[slot.name][group] = grad[0]
+        for group, slot, grad in self._left(values, num_groups, rows_per_group):
+            if slot.name not in whole:
+                whole[slot.name] = grad.new_zeros(num_groups, slot.rows, slot.cols)
+            whole[slot.name][group] = grad[0]
         found |= {name: [Direct(name, grads)] for name, grads in whole.items()}
         for name in list(found):
             receive(self.slots[name], found.pop(name))
@@ -220,13 +210,27 @@ class GradientEngine:
             try:
                 self._add_covered_(weights[:, None], values, num_rows, sums)
                 break
-            except UnservedLayer as error:
-                self._coverage.leave_layer(error.layer)
+            except (UnservedLayer, UnservedParameters) as error:
+                self._coverage.leave_unserved(error)
         covered = self._coverage.covered
         # What no call of a layer gave is left whatever its size.
         unseen = [name for name in covered if name in grads and name not in sums.of]
         self._coverage.leave([*unseen, *sums.differ_from(grads, covered, tolerance(self.model))])
         self._settled = num_rows
+
+    def _find_strays(self, values: RowValues, num_rows: int) -> None:
+        """Refuse parameters that the network's code finds elsewhere than in their modules; seen once, in autograd."""
+        names = self._coverage.not_reached()
+        found = [slot.name for slot, _ in self.by_autograd(values, slice(0, num_rows), 1, names)] if names else []
+        if found:
+            raise UnservedParameters(frozenset(found), "the network's code does not take them from their modules")
+
+    def _left(self, values: RowValues, num_groups: int, each: int) -> Iterator[tuple[int, ParameterSlot, Tensor]]:
+        """Yield what is left to autograd, group by group of ``each`` rows. Each [1, rows, cols]"""
+        for group in range(num_groups if self._coverage.uncovered else 0):
+            rows = slice(group * each, (group + 1) * each)
+            for slot, grad in self.by_autograd(values, rows, each, self._coverage.uncovered):
+                yield group, slot, grad
 
     def by_autograd(
         self, values: RowValues, rows: slice, rows_per_group: int, names: list[str]
@@ -264,9 +268,30 @@ class GradientEngine:
                 for p, required in before.items():
                     p.requires_grad_(required)
 
-    @torch.no_grad()
-    def _add_layer_(self, features: Tensor, projector: Projector, module: nn.Module, x: Tensor, g: Tensor) -> None:
-        for slot, contribution in self._coverage.contributions(module, x, g, features.shape[0]):
+    @contextmanager
+    def _watched(
+        self, num_rows: int, num_groups: int, take: Callable[[_Contributions], None]
+    ) -> Iterator[Counter[nn.Module]]:
+        """Hand on what each call of a layer gives, and what each row gives to parameters that it has its own of."""
+
+        @torch.no_grad()
+        def of_layer(module: nn.Module, x: Tensor, g: Tensor) -> None:
+            take(self._coverage.contributions(module, x, g, num_groups))
+
+        @torch.no_grad()
+        def of_rows(name: str, grads: Tensor) -> None:
+            take([self._coverage.of_rows(name, grads, num_groups)])
+
+        with (
+            self._frozen(),
+            captured(self.model, self._coverage.rules, num_rows, of_layer) as waiting,
+            expanded(self.model, self._coverage.per_row, self._coverage.meetings, num_rows, of_rows),
+            torch.enable_grad(),
+        ):
+            yield waiting
+
+    def _add_(self, features: Tensor, projector: Projector, contributions: _Contributions) -> None:
+        for slot, contribution in contributions:
             if isinstance(contribution, Outer):
                 projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
             elif contribution.grads.numel() > _DEFERRED_ENTRIES:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from journey.errors import CoverageError, InPlaceError
+from journey.gradients.per_row import PerRow
 
 
 class UnservedLayer(CoverageError):  # noqa: N818 caught, or raised as what it is
@@ -66,7 +67,7 @@ def captured(
                 "forward: network.forward = network.forward.__wrapped__; accelerate: unwrap_model(network, "
                 "keep_fp32_wrapper=False)), and convert the model instead, as with model.to(torch.bfloat16)"
             )
-        if x.dim() == 0 or x.shape[0] != num_rows:
+        if isinstance(x, PerRow) or x.dim() == 0 or x.shape[0] != num_rows:
             raise UnservedLayer(
                 module,
                 f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "

@@ -140,4 +140,6 @@ def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
         for handle in handles:
             handle.remove()
     del graph
-    return sum(kept.values())
+    # Of parameters by themselves each row gets one of its own (``journey.gradients.per_row``), and a gradient.
+    own_of_rows = [p for m in trained if find_rule(m) is None for p in m.parameters(recurse=False) if p.requires_grad]
+    return sum(kept.values()) + sum(p.nbytes for p in own_of_rows)

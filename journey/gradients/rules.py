@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -194,6 +195,7 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.ConvTranspose3d: _conv_transpose,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
+    FP32LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,
     DiffusersRMSNorm: _diffusers_rms_norm,
     nn.Embedding: _embedding,

@@ -14,7 +14,8 @@ from journey.files.fingerprint import fingerprint_tensors
 from journey.models.condition import Condition, Encoded
 from journey.models.guidance import Guidance
 from journey.models.network import check_network, compute_dtype, sample_of, unwrapped
-from journey.models.schedules import Schedule, as_schedule
+from journey.models.schedulers import as_schedule
+from journey.models.schedules import Schedule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,7 +30,7 @@ class Denoiser(Guidance):
         network: Called as ``network(x_t, time)``; returns the prediction or an object with ``.sample``. In eval mode.
             Taken out of ``torch.compile(network)`` and of ``DataParallel``, which would come between its layers and
             their gradients.
-        scheduler: A diffusers scheduler, see ``journey.models.schedules.as_schedule``.
+        scheduler: A diffusers scheduler, see ``journey.models.schedulers.as_schedule``.
 
     Raises:
         ValueError: If the network or a dropout in it is in train mode, some of its layers are compiled, or the

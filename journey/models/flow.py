@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from journey.models.condition import Condition
+from journey.models.denoiser import Denoiser
 from journey.models.latent import LatentDenoiser
+from journey.models.schedulers import FlowMatching
 from journey.models.text import TextDenoiser
 
 
@@ -29,7 +31,8 @@ class Flow(TextDenoiser, LatentDenoiser):
         seed: See ``LatentDenoiser``.
 
     Raises:
-        ValueError: If a part is in train mode, or the network embeds guidance that the family does not give.
+        ValueError: If a part is in train mode, the scheduler is none of flow matching, or the network embeds guidance
+            that the family does not give.
     """
 
     patch_size = 2
@@ -39,6 +42,7 @@ class Flow(TextDenoiser, LatentDenoiser):
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        check_flow(self, pipeline)
         if getattr(self.config, "guidance_embeds", False) and not self.gives_guidance:
             raise ValueError(
                 f"transformer of a {type(pipeline).__name__} must not embed guidance, got guidance_embeds=True, as "
@@ -83,6 +87,20 @@ class Flow(TextDenoiser, LatentDenoiser):
         return self.velocity(x_t, times / self.num_train_timesteps, told)
 
 
+def check_flow(denoiser: Denoiser, pipeline: Any) -> None:
+    """Refuse a scheduler under which a network that was trained by flow matching would be taken for another.
+
+    Raises:
+        ValueError: If the pipeline's is one.
+    """
+    if denoiser.prediction_type != FlowMatching.prediction_type:
+        raise ValueError(
+            f"scheduler of a {type(pipeline).__name__} must be one of flow matching, as its network was trained: a "
+            'FlowMatchEulerDiscreteScheduler, or a solver with prediction_type="flow_prediction", got '
+            f"{type(pipeline.scheduler).__name__} with {denoiser.prediction_type}"
+        )
+
+
 def padded(rows: Sequence[Tensor]) -> Condition:
     """Return ``encoder_hidden_states`` and their mask from states of texts of different lengths.
 
@@ -106,6 +124,11 @@ def embed_guidance(condition: Condition, guidance_scale: float) -> Condition:
     states = condition["encoder_hidden_states"]
     guidance = torch.full((len(condition),), float(guidance_scale), device=states.device, dtype=torch.float32)
     return Condition({**condition.tensors, "guidance": guidance})
+
+
+def told_guidance(told: Condition, guidance_scale: float) -> Tensor:
+    """Return the guidance that rows tell, or one for rows that tell none, as a distilled network's. [num_rows]"""
+    return (told if "guidance" in told.tensors else embed_guidance(told, guidance_scale))["guidance"]
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from journey.models.condition import Condition
-from journey.models.flow import Flow, embed_guidance, pack, unpack
+from journey.models.flow import Flow, embed_guidance, pack, told_guidance, unpack
 from journey.models.text import TextDenoiser
 
 
@@ -54,7 +54,7 @@ class Flux(Flow):
         output = self.network(
             hidden_states=pack(x_t),
             timestep=sigma,
-            guidance=told["guidance"] if self.config.guidance_embeds else None,
+            guidance=told_guidance(told, self.default_guidance) if self.config.guidance_embeds else None,
             encoder_hidden_states=states,
             pooled_projections=told["pooled_projections"].to(self.dtype),
             txt_ids=states.new_zeros(states.shape[1], 3),

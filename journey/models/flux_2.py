@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from journey.models.condition import Condition
-from journey.models.flow import Flow, embed_guidance, pack, unpack
+from journey.models.flow import Flow, embed_guidance, pack, told_guidance, unpack
 
 
 class Flux2(Flow):
@@ -54,7 +54,7 @@ class Flux2(Flow):
         found = self.network(
             hidden_states=pack(x_t),
             timestep=sigma,
-            guidance=told["guidance"] if self.config.guidance_embeds else None,
+            guidance=told_guidance(told, self.default_guidance) if self.config.guidance_embeds else None,
             encoder_hidden_states=states,
             txt_ids=torch.cartesian_prod(one, one, one, words),
             img_ids=torch.cartesian_prod(one, rows, columns, one),

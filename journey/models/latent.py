@@ -49,8 +49,9 @@ class LatentDenoiser(Denoiser):
         kinds = [kind.__name__ for kind in type(pipeline.vae).__mro__]
         if not set(kinds) & set(self.autoencoders):
             raise TypeError(f"vae of the pipeline must be one of {', '.join(self.autoencoders)}, got {kinds[0]}")
-        if latents == "sample" and "AutoencoderTiny" in kinds:
-            raise ValueError("latents must be \"mean\" for an AutoencoderTiny, which has no posterior, got 'sample'")
+        pointed = [kind for kind in kinds if kind in ("AutoencoderTiny", "VQModel")]
+        if latents == "sample" and pointed:
+            raise ValueError(f"latents must be \"mean\" for {pointed[0]}, which has no posterior, got 'sample'")
         self.pipeline = pipeline
         self.config: Any = self.network.config
         self.latents = latents
@@ -71,7 +72,7 @@ class LatentDenoiser(Denoiser):
     @property
     def frozen(self) -> dict[str, nn.Module]:
         """The parts that run once per image: the VAE and the text encoders."""
-        names = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+        names = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
         parts = {name: getattr(self.pipeline, name, None) for name in names}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -161,7 +162,7 @@ class LatentDenoiser(Denoiser):
     def _posterior(self, images: Tensor) -> Any:
         """What the VAE makes of images: an object with ``mean`` and ``std``, each [num_rows, C, H, W]."""
         encoded = self.pipeline.vae.encode(images)
-        # A tiny one has no posterior.
+        # A tiny one, and one that quantises, have no posterior.
         return SimpleNamespace(mean=encoded.latents) if hasattr(encoded, "latents") else encoded.latent_dist
 
     def _images(self, z: Tensor) -> Tensor:

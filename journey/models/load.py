@@ -20,6 +20,9 @@ from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
 from journey.models.flux import Flux
 from journey.models.flux_2 import Flux2, Flux2Klein
+from journey.models.hidream import HiDream
+from journey.models.hunyuan_dit import HunyuanDiT
+from journey.models.latent_diffusion import LatentDiffusion
 from journey.models.lumina_2 import Lumina2
 from journey.models.network import check_known, unwrapped
 from journey.models.pixart import PixArt
@@ -48,7 +51,10 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "AuraFlowPipeline": AuraFlow,
     "PixArtAlphaPipeline": PixArt,
     "PixArtSigmaPipeline": PixArt,
+    "HunyuanDiTPipeline": HunyuanDiT,
+    "HiDreamImagePipeline": HiDream,
     "DiTPipeline": DiT,
+    "LDMPipeline": LatentDiffusion,
 }
 
 # What diffusers calls the argument: the older name only warns by now.

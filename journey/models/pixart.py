@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from journey.models.apart import rows_apart
 from journey.models.condition import Condition
 from journey.models.flow import padded
 from journey.models.latent import LatentDenoiser
@@ -53,14 +55,18 @@ class PixArt(TextDenoiser, LatentDenoiser):
         told = self._told(condition).trimmed()
         size = [length * self.scale_factor for length in x_t.shape[2:]]
         sizes: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
-        if self.network.use_additional_conditions:
-            resolution = x_t.new_tensor([size] * len(x_t))
-            sizes = {"resolution": resolution, "aspect_ratio": x_t.new_full((len(x_t), 1), size[0] / size[1])}
-        found: Tensor = self.network(
-            x_t,
-            encoder_hidden_states=told["encoder_hidden_states"].to(self.dtype),
-            encoder_attention_mask=told["encoder_hidden_states_mask"],
-            timestep=times,
-            added_cond_kwargs=sizes,
-        ).sample
+        network: Any = self.network
+        with ExitStack() as apart:
+            if network.use_additional_conditions:
+                resolution = x_t.new_tensor([size] * len(x_t))
+                sizes = {"resolution": resolution, "aspect_ratio": x_t.new_full((len(x_t), 1), size[0] / size[1])}
+                embedder = network.adaln_single.emb.resolution_embedder
+                apart.enter_context(rows_apart(embedder, [len(size)] * len(x_t)))
+            found: Tensor = network(
+                x_t,
+                encoder_hidden_states=told["encoder_hidden_states"].to(self.dtype),
+                encoder_attention_mask=told["encoder_hidden_states_mask"],
+                timestep=times,
+                added_cond_kwargs=sizes,
+            ).sample
         return found[:, : x_t.shape[1]]

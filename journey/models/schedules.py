@@ -6,12 +6,11 @@ A timestep is an int64 index 0 ... num_train_timesteps - 1 with ascending noise,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from journey.files.fingerprint import fingerprint_tensors
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 Interval = tuple[int, int]  # timesteps [t0, t1)
@@ -22,7 +21,7 @@ class Schedule(ABC):
 
     Attributes:
         num_train_timesteps: Number of timesteps.
-        prediction_type: What the network predicts: one of ``PREDICTION_TYPES``, or ``"velocity"``.
+        prediction_type: What the network predicts: one of ``PREDICTION_TYPES``, ``"velocity"``, or that under EDM.
     """
 
     num_train_timesteps: int
@@ -78,197 +77,6 @@ class Schedule(ABC):
         return self.invert(prediction, x_t, *self.signal_and_sigma(timesteps))
 
 
-class VariancePreserving(Schedule):
-    """``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise``: DDPM and its relatives.
-
-    Args:
-        scheduler: A diffusers scheduler with ``alphas_cumprod`` and ``config.prediction_type``.
-
-    Raises:
-        TypeError: If the scheduler does not tell its prediction type.
-        ValueError: If that is not one of ``PREDICTION_TYPES``.
-
-    Reference:
-        Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, Eq. 4; Salimans and Ho, "Progressive
-        Distillation for Fast Sampling of Diffusion Models", ICLR 2022, appendix D, for ``v_prediction``.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        told = getattr(getattr(scheduler, "config", None), "prediction_type", None)
-        if told is None:
-            raise TypeError(
-                "scheduler must tell config.prediction_type, as those of diffusers do, "
-                f"{type(scheduler).__name__} does not"
-            )
-        self.prediction_type = str(told)
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type of the scheduler must be one of {', '.join(PREDICTION_TYPES)}, "
-                f"got {self.prediction_type!r}"
-            )
-        # Euler's scheduler tells networks that predict v 0.25 log(sigma / signal) where it is asked to.
-        self._continuous = told == "v_prediction" and getattr(scheduler.config, "timestep_type", "") == "continuous"
-        self._table = scheduler.alphas_cumprod.detach().clone().cpu()
-        self._alphas_cumprod = self._table.double()
-        self.num_train_timesteps = len(self._table)
-
-    def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, see ``Schedule.signal_and_sigma``."""
-        alphas = self._alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)
-        return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
-
-    def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return the timesteps themselves, or in continuous time ``log(sigma_t / signal_t) / 4``. [num_rows]"""
-        if not self._continuous:
-            return timesteps
-        return self._continuous_times()[timesteps.cpu()].float().to(timesteps.device)
-
-    def _continuous_times(self) -> Tensor:
-        """The continuous time of every timestep, float64. [num_train_timesteps]"""
-        times: Tensor = ((1 - self._alphas_cumprod) / self._alphas_cumprod).log() / 8
-        return times
-
-    def nearest(self, times: Tensor) -> list[int]:
-        """Round, or look continuous times up, see ``Schedule.nearest``."""
-        if self._continuous:
-            apart = times.detach().double().cpu()[:, None] - self._continuous_times()[None]
-            return [int(i) for i in apart.abs().argmin(1)]
-        return [round(float(t)) for t in times]
-
-    def level(self, sampler: Any, index: int) -> tuple[float, float]:
-        """Take sigma from the sampler's own table if it has one, see ``Schedule.level``."""
-        if len(getattr(sampler, "sigmas", ())) > len(sampler.timesteps):
-            # These tables hold the ratio of noise to signal.
-            ratio = float(sampler.sigmas[index])
-            signal = (1 + ratio**2) ** -0.5
-            return signal, ratio * signal
-        alpha = float(self._alphas_cumprod[int(sampler.timesteps[index])])
-        return alpha**0.5, (1 - alpha) ** 0.5
-
-    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the noise, the image or the velocity, see ``Schedule.target``."""
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return x0
-        signal, sigma = self.signal_and_sigma(timesteps)
-        return signal * noise - sigma * x0
-
-    def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """Solve the target for the image, see ``Schedule.invert``."""
-        if self.prediction_type == "epsilon":
-            return (x_t - sigma * prediction) / signal
-        if self.prediction_type == "sample":
-            return prediction
-        return signal * x_t - sigma * prediction
-
-    def fingerprint(self) -> str:
-        """Hash ``alphas_cumprod``, and continuous times where the network is told those."""
-        times = {"times": self._continuous_times()} if self._continuous else {}
-        return fingerprint_tensors({"alphas_cumprod": self._table, **times})
-
-
-class FlowMatching(Schedule):
-    """``x_t = (1 - sigma_t) x0 + sigma_t noise`` with the velocity ``noise - x0`` as target: rectified flow.
-
-    Sigma of timestep i is the scheduler's training table, (i + 1) / num_train_timesteps under its static ``shift``. A
-    shift that depends on the resolution belongs to sampling and is not in that table.
-
-    Args:
-        scheduler: A ``FlowMatchEulerDiscreteScheduler``; or a solver with ``prediction_type="flow_prediction"``
-            (DPM-Solver++, UniPC), whose table is that of the former with its ``flow_shift``.
-
-    Raises:
-        ValueError: If its sigmas are inverted, so that sigma multiplies the image, or a solver's are none of a flow.
-
-    Reference:
-        Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", ICML 2024, Eq. 13 and
-        23.
-    """
-
-    prediction_type = "velocity"
-
-    def __init__(self, scheduler: Any) -> None:
-        if scheduler.config.get("invert_sigmas", False):
-            raise ValueError("scheduler must have sigma = 1 for pure noise, got one with invert_sigmas")
-        if _predicts_flow(scheduler):
-            if not scheduler.config.get("use_flow_sigmas", False):
-                raise ValueError("scheduler with flow_prediction must have use_flow_sigmas=True, got False")
-            # Here, because diffusers versions without it remain usable for the rest.
-            from diffusers import FlowMatchEulerDiscreteScheduler
-
-            scheduler = FlowMatchEulerDiscreteScheduler(
-                scheduler.config.num_train_timesteps, shift=scheduler.config.flow_shift
-            )
-        # A scheduler that was used to sample no longer has the training table; a fresh one does, in descending order.
-        with torch.device("cpu"):
-            self._sigmas: Tensor = type(scheduler).from_config(scheduler.config).sigmas.flip(0).float()
-        self.num_train_timesteps = len(self._sigmas)
-
-    def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``1 - sigma_t`` and ``sigma_t``, see ``Schedule.signal_and_sigma``."""
-        sigma = self._sigmas[timesteps.cpu()].view(-1, 1, 1, 1).to(timesteps.device)
-        return 1 - sigma, sigma
-
-    def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return ``sigma_t * num_train_timesteps``, float32. [num_rows]"""
-        return (self._sigmas[timesteps.cpu()] * self.num_train_timesteps).to(timesteps.device)
-
-    def nearest(self, times: Tensor) -> list[int]:
-        """Return the timesteps with the nearest sigmas, see ``Schedule.nearest``."""
-        sigmas = times.detach().float().cpu() / self.num_train_timesteps
-        return [int(i) for i in (sigmas[:, None] - self._sigmas[None]).abs().argmin(1)]
-
-    def level(self, sampler: Any, index: int) -> tuple[float, float]:
-        """Take sigma from the sampler's table, see ``Schedule.level``."""
-        sigma = float(sampler.sigmas[index])
-        return 1 - sigma, sigma
-
-    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the velocity, see ``Schedule.target``."""
-        return noise - x0
-
-    def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """Go back along the velocity, see ``Schedule.invert``."""
-        return x_t - sigma * prediction
-
-    def fingerprint(self) -> str:
-        """Hash the sigmas."""
-        return fingerprint_tensors({"sigmas": self._sigmas})
-
-
-def as_schedule(scheduler: Any) -> Schedule:
-    """Return the schedule that a diffusers scheduler was trained with.
-
-    Args:
-        scheduler: Any scheduler with ``alphas_cumprod``, a ``FlowMatchEulerDiscreteScheduler``, or a solver with
-            ``prediction_type="flow_prediction"``.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        TypeError: If the scheduler is neither.
-        ValueError: If its prediction type is unknown.
-    """
-    if _predicts_flow(scheduler):
-        return FlowMatching(scheduler)
-    if isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-        return VariancePreserving(scheduler)
-    # By name: diffusers versions without this scheduler remain usable for the rest.
-    if any(kind.__name__ == "FlowMatchEulerDiscreteScheduler" for kind in type(scheduler).__mro__):
-        return FlowMatching(scheduler)
-    raise TypeError(
-        "scheduler must be a diffusers scheduler with alphas_cumprod (DDPMScheduler, DDIMScheduler, ...) or a "
-        f"FlowMatchEulerDiscreteScheduler, got {type(scheduler).__name__}"
-    )
-
-
-def _predicts_flow(scheduler: Any) -> bool:
-    """Whether a scheduler of another family is set to flow matching."""
-    return getattr(getattr(scheduler, "config", None), "prediction_type", None) == "flow_prediction"
-
-
 def check_interval(name: str, interval: Interval, num_train_timesteps: int) -> None:
     """Refuse what is not a range of timesteps.
 
@@ -285,3 +93,38 @@ def check_interval(name: str, interval: Interval, num_train_timesteps: int) -> N
         raise ValueError(
             f"{name} must be timesteps (t0, t1) with 0 <= t0 < t1 <= {num_train_timesteps}, got {interval!r}"
         )
+
+
+def nearest_levels(schedule: Schedule, levels: Tensor, names: Sequence[int]) -> list[int]:
+    """Return the timesteps of a schedule that have the same ratio of noise to image as some levels of another.
+
+    Args:
+        schedule: The schedule.
+        levels: Factors of image and noise, noise descending. [num_levels, 2]
+        names: What each is called in errors.
+
+    Returns:
+        The nearest timesteps, no further than its neighbour is.
+
+    Raises:
+        ValueError: If a level is beyond the schedule's, or two have the same timestep.
+    """
+    table = schedule.levels(torch.arange(schedule.num_train_timesteps, dtype=torch.int64, device="cpu")).double()
+    # As angles, so that pure noise is no infinity.
+    angles, wanted = (torch.atan2(x[:, 1], x[:, 0]) for x in (table, levels.double()))
+    apart, nearest = (wanted[:, None] - angles[None]).abs().min(1)
+    found: list[int] = nearest.tolist()
+    for i, index in enumerate(found):
+        near = angles[max(0, index - 1) : index + 2]
+        if apart[i] > (near - angles[index]).abs().max():
+            signal, sigma = levels[i].tolist()
+            raise ValueError(
+                f"timestep {names[i]} has {signal:.3g} of the image and {sigma:.3g} of the noise, which no timestep of "
+                "the other schedule comes near; leave it out, as with record(..., steps=...)"
+            )
+        if index in found[:i]:
+            raise ValueError(
+                f"timesteps {names[found.index(index)]} and {names[i]} have the noise of one timestep of the other "
+                f"schedule, {index}; leave one out, as with record(..., steps=...)"
+            )
+    return found

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from journey.models.condition import Condition
+from journey.models.flow import check_flow
 from journey.models.latent import LatentDenoiser
 from journey.models.text import TextDenoiser
 
@@ -21,7 +22,7 @@ class StableDiffusion3(TextDenoiser, LatentDenoiser):
         seed: See ``LatentDenoiser``.
 
     Raises:
-        ValueError: If a part is in train mode.
+        ValueError: If a part is in train mode, or the scheduler is none of flow matching.
 
     Reference:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", ICML 2024.
@@ -31,6 +32,7 @@ class StableDiffusion3(TextDenoiser, LatentDenoiser):
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        check_flow(self, pipeline)
         self.patch_size = int(self.config.patch_size)
 
     @torch.no_grad()

@@ -23,8 +23,7 @@ class StableDiffusionXL(StableDiffusion):
         seed: See ``LatentDenoiser``.
 
     Raises:
-        ValueError: If a part is in train mode, the UNet takes more than this, or the VAE's latents are normalised by
-            channel.
+        ValueError: If a part is in train mode, or the UNet takes more than this.
 
     Reference:
         Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis", ICLR 2024.
@@ -41,8 +40,6 @@ class StableDiffusionXL(StableDiffusion):
                 f'the UNet must take text embeddings and time ids, addition_embed_type="text_time", got '
                 f"{self.config.addition_embed_type!r}"
             )
-        if getattr(pipeline.vae.config, "latents_mean", None) is not None:
-            raise ValueError("the VAE must have one scaling_factor, got latents_mean for each channel (not covered)")
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Condition:
@@ -58,6 +55,31 @@ class StableDiffusionXL(StableDiffusion):
         if not self.pipeline.config.force_zeros_for_empty_prompt:
             return empty
         return Condition({name: torch.zeros_like(tensor) for name, tensor in empty.tensors.items()})
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        """Latents as the network takes them, which a few models normalise by channel."""
+        mean, std = self._statistics(z)
+        if mean is None:
+            return super()._scaled(z)
+        latents: Tensor = (z - mean) * (self.pipeline.vae.config.scaling_factor / std)
+        return latents
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """The other way round."""
+        mean, std = self._statistics(latents)
+        if mean is None:
+            return super()._unscaled(latents)
+        z: Tensor = latents * (std / self.pipeline.vae.config.scaling_factor) + mean
+        return z
+
+    def _statistics(self, like: Tensor) -> tuple[Any, Any]:
+        """Mean and standard deviation of the VAE's channels, each [C, 1, 1], or None."""
+        config = self.pipeline.vae.config
+        found = [getattr(config, name, None) for name in ("latents_mean", "latents_std")]
+        if None in found:
+            return None, None
+        mean, std = (like.new_tensor(values).view(-1, 1, 1) for values in found)
+        return mean, std
 
     def _call(self, x_t: Tensor, times: Tensor, condition: Condition | None) -> Tensor:
         told = self._told(condition)

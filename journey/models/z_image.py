@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from journey.models.apart import rows_apart
 from journey.models.condition import Condition
 from journey.models.flow import Flow, padded
+
+# The network pads images and texts to a multiple of so many tokens.
+_TOKENS = 32
 
 
 class ZImage(Flow):
     """The transformer of a ``ZImagePipeline``, told token states of any length. Its output is ``x0 - noise``.
+
+    The tokens that fill up images and texts, ``x_pad_token`` and ``cap_pad_token``, have no gradient rule: leave them
+    out of a full fine-tune with ``select=lambda name: "pad_token" not in name``.
 
     Reference:
         Z-Image Team, "Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion
@@ -41,5 +51,16 @@ class ZImage(Flow):
         """Run the network on lists, see ``Flow.velocity``."""
         states, mask = told["encoder_hidden_states"].to(self.dtype), told["encoder_hidden_states_mask"]
         texts = [row[present] for row, present in zip(states, mask, strict=True)]
-        found = self.network(list(x_t.unsqueeze(2)), 1 - sigma, texts).sample
+        tokens = x_t.shape[2] * x_t.shape[3] // self.patch_size**2
+        network: Any = self.network
+        with ExitStack() as apart:
+            apart.enter_context(rows_apart(network.cap_embedder, [_filled(len(text)) for text in texts]))
+            for embedder in network.all_x_embedder.values():
+                apart.enter_context(rows_apart(embedder, [_filled(tokens)] * len(x_t)))
+            found = network(list(x_t.unsqueeze(2)), 1 - sigma, texts).sample
         return -torch.stack(found).squeeze(2)
+
+
+def _filled(tokens: int) -> int:
+    """How many tokens the network makes of so many."""
+    return -(-tokens // _TOKENS) * _TOKENS

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler
+from cases import randn
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
 
 from journey.files.tensors import write_tensors
 from journey.generation.completions import Completer
+from journey.generation.noised import noised_trajectory
 from journey.generation.record import record
 from journey.generation.trajectory import Trajectory
 from journey.models.denoiser import Denoiser
-from journey.models.schedules import as_schedule
+from journey.models.schedulers import as_schedule
 from journey.ops.keys import derive_key
+from journey.ops.noise import query_noise
 
 SCHEDULERS = {
     "DDPM": lambda: make_scheduler(),
@@ -190,11 +194,15 @@ def flow(shift: float = 1.0, num: int = 100) -> FlowMatchEulerDiscreteScheduler:
 @pytest.mark.parametrize(
     ("recorded", "used", "message"),
     [
-        (flow(3.0), flow(1.0), r"timestep \d+ means .* of the noise where it was recorded, and .* here; record"),
+        (
+            flow(3.0),
+            flow(1.0),
+            r"timestep \d+ means .* of the noise where it was recorded, and .* here; trajectory\.on",
+        ),
         (make_scheduler(), make_scheduler(beta_end=0.02), "timestep 80 means 0.0.* of the image and .* of the noise"),
         (flow(1.0), make_scheduler(), "got one of another: timestep"),
         (flow(), flow(num=1000), "got one of another: timestep"),
-        (flow(num=1000), flow(), "which has 100 timesteps, got timestep 999; record"),
+        (flow(num=1000), flow(), r"which has 100 timesteps, got timestep 999; trajectory\.on"),
     ],
 )
 def test_a_model_of_another_schedule_cannot_go_on_with_a_trajectory(recorded: Any, used: Any, message: str) -> None:
@@ -222,3 +230,55 @@ def test_a_trajectory_of_the_callers_own_is_taken_at_its_word() -> None:
     trajectory.check_schedule(as_schedule(flow(3.0)))
     with pytest.raises(ValueError, match="which has 50 timesteps, got timestep 90"):
         trajectory.check_schedule(as_schedule(flow(num=50)))
+
+
+SCHEDULES: dict[str, Any] = {
+    "VP": DDPMScheduler(),
+    "VP, fewer timesteps": make_scheduler(),
+    "VP to pure noise": DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+    "flow": flow(num=1000),
+    "flow of another shift": flow(3.0, num=1000),
+    "EDM": EDMEulerScheduler(),
+}
+
+
+@pytest.mark.parametrize("there", SCHEDULES)
+@pytest.mark.parametrize("here", SCHEDULES)
+def test_a_trajectory_is_counted_in_the_timesteps_of_the_same_noise(here: str, there: str) -> None:
+    given, other = Denoiser(LinearDenoiser(), SCHEDULES[here]), Denoiser(LinearDenoiser(), SCHEDULES[there])
+    images, steps = randn(2, 1, 8, 8, seed=5), [given.num_train_timesteps * k // 100 for k in (60, 50, 40, 30)]
+    recorded = noised_trajectory(given, images, steps)
+    found = recorded.on((other.network, SCHEDULES[there]))
+    found.check_schedule(other.schedule)
+    assert torch.equal(found.x0_hat, recorded.x0_hat)
+    assert (found.timesteps.diff() < 0).all()
+    if here == there:
+        assert torch.equal(found.timesteps, recorded.timesteps)
+        torch.testing.assert_close(found.x_t, recorded.x_t)
+    noise = query_noise(0, range(2), -1, 1, (1, 8, 8), torch.device("cpu"))[:, 0]
+    wanted = torch.stack([other.add_noise(images, noise, t.expand(2)) for t in found.timesteps], 1)
+    # Half a timestep apart at most, of a hundred.
+    assert (found.x_t - wanted).abs().max() <= 0.05 * wanted.abs().max()
+    angles = [
+        torch.atan2(*x.schedule.levels(t).flip(1).T) for x, t in ((given, recorded.timesteps), (other, found.timesteps))
+    ]
+    assert (angles[0] - angles[1]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (
+            (SmallDenoiser(), make_scheduler(beta_end=0.02)),
+            "timestep 80 has .* no timestep of the other schedule comes",
+        ),
+        ((SmallDenoiser(), flow(num=4)), r"timesteps 80 and 60 have the noise of one timestep .* leave one out"),
+        ((make_unet(in_channels=3, out_channels=3), flow()), "what the trajectory is of, 1 channels, got one of 3"),
+    ],
+)
+def test_a_trajectory_without_the_same_noise_elsewhere_is_refused(there: Any, message: str) -> None:
+    trajectory = quietly((SmallDenoiser(), make_scheduler()))
+    with pytest.raises(ValueError, match=message):
+        trajectory.on(there)
+    with pytest.raises(ValueError, match="must say what noise its steps mean"):
+        replace(trajectory, levels=None).on((SmallDenoiser(), make_scheduler()))

@@ -249,8 +249,6 @@ def with_uncovered(layer: nn.Module) -> Stack:
 
 
 UNCOVERED = {
-    "own layer": (lambda: Scale(5), "odd.gain", "Scale"),
-    "own forward": (lambda: OwnForward(5, 5), "odd.weight, odd.bias", "OwnForward"),
     "weight norm": (lambda: nn.utils.weight_norm(nn.Linear(5, 5)), "odd.weight_g, odd.weight_v", "Linear"),
     "parametrized": (
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 5)),
@@ -279,6 +277,14 @@ def test_parameters_without_a_rule_can_be_differentiated_by_autograd(name: str, 
     assert_matches_autograd(model, values, rows_per_group, uncovered="autograd")
 
 
+@pytest.mark.parametrize("make", [lambda: Scale(5), lambda: OwnForward(5, 5)])
+@pytest.mark.parametrize("rows_per_group", [1, 3])
+def test_a_layer_of_ones_own_needs_no_rule(make: Callable[[], nn.Module], rows_per_group: int) -> None:
+    model = with_uncovered(make())
+    values = values_of(model, randn(NUM_GROUPS * rows_per_group, 4))
+    assert_matches_autograd(model, values, rows_per_group)
+
+
 def test_parameters_without_a_rule_can_be_left_out() -> None:
     model = with_uncovered(Scale(5))
     engine = GradientEngine(model, select=lambda name: not name.startswith("odd"))
@@ -286,8 +292,8 @@ def test_parameters_without_a_rule_can_be_left_out() -> None:
 
 
 def test_many_uncovered_parameters_are_counted() -> None:
-    model = Stack(lambda m, x: x, **{f"odd{i}": Scale(2) for i in range(10)})
-    with pytest.raises(CoverageError, match=r"odd7\.gain and 2 more"):
+    model = Stack(lambda m, x: x, **{f"odd{i}": nn.PReLU() for i in range(10)})
+    with pytest.raises(CoverageError, match=r"odd7\.weight and 2 more"):
         GradientEngine(model)
 
 

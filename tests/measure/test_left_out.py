@@ -16,7 +16,8 @@ from journey.generation.noised import noised_trajectory
 from journey.measure.left_out import LeftOutLoss, Prior
 from journey.measure.measurements import Prediction, TrainingLoss
 from journey.models.denoiser import Denoiser
-from journey.models.schedules import Schedule, as_schedule
+from journey.models.schedulers import as_schedule
+from journey.models.schedules import Schedule
 from journey.projectors.random import CountSketch
 
 SHAPE = (2, 3, 5)

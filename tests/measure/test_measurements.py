@@ -12,7 +12,7 @@ from torch import Tensor
 
 from journey.measure.left_out import LeftOutLoss, Prior
 from journey.measure.measurements import Measurement, PixelMeasurement, Prediction, SquaredNorm, TrainingLoss
-from journey.models.schedules import as_schedule
+from journey.models.schedulers import as_schedule
 
 MEASUREMENTS = [TrainingLoss(), SquaredNorm(), LeftOutLoss(1.0, Prior.of(randn(5, 2, 3, 5, seed=5)))]
 

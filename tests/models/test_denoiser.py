@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from cases import assert_same_but_for_rounding, randn
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, KarrasVeScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
 from models import LinearDenoiser, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor
 
@@ -102,8 +103,22 @@ def test_an_unknown_prediction_type_is_refused() -> None:
 
 
 def test_a_scheduler_without_a_known_schedule_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"with alphas_cumprod .* got KarrasVeScheduler"):
-        Denoiser(SmallDenoiser(), KarrasVeScheduler())
+    with pytest.raises(TypeError, match=r"with alphas_cumprod .* or one of EDM, got AmusedScheduler"):
+        Denoiser(SmallDenoiser(), diffusers.AmusedScheduler(mask_token_id=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("ScoreSdeVeScheduler", "its network predicts a score"),
+        ("KarrasVeScheduler", "its sampler corrects each step, .* EDMEulerScheduler is the one of EDM"),
+        ("CMStochasticIterativeScheduler", "consistency models are trained by another loss"),
+        ("FlowMatchHeunDiscreteScheduler", "give the FlowMatchEulerDiscreteScheduler of the same shift"),
+    ],
+)
+def test_a_schedule_of_another_kind_is_refused_with_the_reason(kind: str, why: str) -> None:
+    with pytest.raises(TypeError, match=f"scheduler must be one that .*, got {kind}: {why}"):
+        Denoiser(SmallDenoiser(), getattr(diffusers, kind)())
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from families import PROMPTS, SIZE, Captioned
+from families import PROMPTS, SIZE, Captioned, make_family
 from flow_families import FLOWS, make_flow
 from models import assert_same_gradients, one_at_a_time
 from torch import Tensor, nn
 
 import journey
+from journey.errors import CoverageError, GradientCheckError
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
 from journey.models.load import as_denoiser
-from journey.models.schedules import as_schedule
+from journey.models.schedulers import as_schedule
 from journey.ops.keys import derive_key, to_signed
 from journey.ops.noise import keyed_noise
 from journey.projectors.exact import Identity
@@ -48,20 +49,20 @@ def add_adapter(network: Any) -> None:
     network.eval()
 
 
-def train_block_weights(network: nn.Module) -> None:
-    """Full weights where every family has them: the matrices inside its blocks."""
-    for p in network.parameters():
-        p.requires_grad_(False)
-    for name, part in network.named_modules():
-        if isinstance(part, nn.Linear) and name.split(".")[0].endswith(("layers", "blocks")):
-            part.weight.requires_grad_(True)
+def train_everything(network: nn.Module, *left_out: str) -> None:
+    """A full fine-tune, but for what is said to have no rule."""
+    for name, p in network.named_parameters():
+        p.requires_grad_(not any(part in name for part in left_out))
 
 
-@pytest.mark.parametrize("kind", ["adapter", "weights"])
+@pytest.mark.parametrize("kind", ["adapter", "everything"])
 @pytest.mark.parametrize("name", FLOWS)
 def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> None:
     pipeline, dataset, ids = make_flow(name), Captioned(3), [0, 1, 2]
-    (add_adapter if kind == "adapter" else train_block_weights)(pipeline.transformer)
+    if kind == "adapter":
+        add_adapter(pipeline.transformer)
+    else:
+        train_everything(pipeline.transformer, *FLOWS[name].uncovered, *FLOWS[name].frozen)
     denoiser = as_denoiser(pipeline)
     encoded = denoiser.encode([dataset[i] for i in ids], ids)
     with torch.no_grad():
@@ -228,3 +229,44 @@ def test_a_distilled_network_that_embeds_guidance_is_refused(family: str) -> Non
     pipeline.transformer.register_to_config(guidance_embeds=True)
     with pytest.raises(ValueError, match=r"Pipeline must not embed guidance, got guidance_embeds=True"):
         as_denoiser(pipeline)
+
+
+def test_routed_experts_that_get_no_gradient_must_be_frozen() -> None:
+    pipeline = make_flow("HiDream")
+    pipeline.transformer.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"routed experts of HiDream\w+ must not be trainable, .* got .*\.experts\.0"):
+        as_denoiser(pipeline)
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if FLOWS[name].uncovered])
+def test_what_has_no_rule_is_named_and_left_to_autograd(name: str, tmp_path: Path) -> None:
+    pipeline = make_flow(name)
+    train_everything(pipeline.transformer, *FLOWS[name].frozen)
+    options: dict[str, Any] = {"projector": CountSketch(64), "draws": StratifiedDraws(num_draws=2), "progress": False}
+    with pytest.raises((CoverageError, GradientCheckError), match=FLOWS[name].uncovered[0].replace(".", r"\.")):
+        journey.featurize(pipeline, Captioned(2), tmp_path / "refused", **options)
+    found = journey.featurize(pipeline, Captioned(2), tmp_path / "f", uncovered="autograd", **options)  # and checked
+    assert found.matrix().any(1).all()
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EDMEulerScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["SANA", "Z-Image", "Stable Diffusion 3"])
+def test_a_network_of_flow_matching_is_refused_with_another_scheduler(name: str, kind: str) -> None:
+    import diffusers
+
+    pipeline = make_flow(name) if name in FLOWS else make_family(name)
+    pipeline.scheduler = getattr(diffusers, kind)()
+    with pytest.raises(ValueError, match=f"Pipeline must be one of flow matching, .* got {kind} with "):
+        as_denoiser(pipeline)
+
+
+def test_hidream_takes_images_that_are_no_squares_up_to_its_tokens() -> None:
+    pipeline = make_flow("HiDream")
+    found = journey.record(pipeline, seed=4, prompt="two", num_inference_steps=2, size=(8, 32), progress=False)
+    expected = pipeline(
+        ["two"], latents=found.x_t[:, 0], num_inference_steps=2, output_type="latent", height=8, width=32
+    ).images
+    torch.testing.assert_close(found.images, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"at most 16 tokens of 4 pixels .* got \(8, 36\) with 18"):
+        as_denoiser(pipeline).shape_of((8, 36))
+    assert as_denoiser(pipeline).shape_of((32, 32)) == (4, 16, 16)

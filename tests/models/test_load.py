@@ -13,18 +13,6 @@ from torch import nn
 from journey.models.load import as_denoiser
 
 
-def make_vq() -> nn.Module:
-    from diffusers import VQModel
-
-    return VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, vq_embed_dim=4).eval()
-
-
-def latent_pipeline() -> Any:
-    from diffusers import LDMPipeline
-
-    return LDMPipeline(vqvae=make_vq(), unet=make_unet(in_channels=4, out_channels=4), scheduler=DDIMScheduler())
-
-
 def text_pipeline() -> Any:
     from diffusers import LDMTextToImagePipeline
 
@@ -49,7 +37,6 @@ class OwnPipeline(DiffusionPipeline):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (latent_pipeline, "got LDMPipeline of .*vqvae"),
         (text_pipeline, "got LDMTextToImagePipeline of .*vqvae"),
         (lambda: OwnPipeline(make_unet(), make_scheduler(), make_unet()), "got OwnPipeline of unet, refiner"),
     ],

@@ -49,6 +49,22 @@ def trainers_loss(name: str, pipeline: Any, x0: Tensor, noise: Tensor, timesteps
     """The loss of each row as diffusers' training scripts have it, with the scheduler's own tables."""
     scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     network = network_of(pipeline)
+    if "EDM" in name:
+        # At each noise level the script's loss is that of EDM times c_out^2; their tables descend.
+        index = 999 - timesteps
+        sigmas, noisy_dtype = scheduler.sigmas[index].view(-1, 1, 1, 1).double(), torch.float64
+        noisy = x0.to(noisy_dtype) + sigmas * noise
+        ids = torch.tensor([[*SIZE, 0, 0, *SIZE]] * len(x0))
+        prediction = network(
+            scheduler.precondition_inputs(noisy, sigmas).float(),
+            scheduler.timesteps[index],
+            told["encoder_hidden_states"],
+            added_cond_kwargs={"text_embeds": told["text_embeds"], "time_ids": ids},
+            return_dict=False,
+        )[0]
+        denoised = scheduler.precondition_outputs(noisy, prediction.to(noisy_dtype), sigmas)
+        weights = (sigmas.square() + 0.25) / (0.5 * sigmas).square()
+        return (weights * (denoised - x0).square()).flatten(1).mean(1).float()
     if name.startswith("Stable Diffusion") and "3" not in name:
         alphas = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = alphas.sqrt() * x0 + (1 - alphas).sqrt() * noise
@@ -96,6 +112,9 @@ def encode_by_hand(name: str, pipeline: Any, dataset: Captioned) -> tuple[Tensor
     config = pipeline.vae.config
     z = pipeline.vae.encode(dataset.images).latent_dist.mean
     x0 = (z - (config.shift_factor or 0.0)) * config.scaling_factor
+    if "EDM" in name:
+        mean, std = (torch.tensor(values).view(1, 4, 1, 1) for values in (config.latents_mean, config.latents_std))
+        x0 = (z - mean) * config.scaling_factor / std
     items = [dataset[i] for i in range(len(dataset))]
     if name == "DiT":
         return x0, Condition({"class_labels": torch.tensor([item["label"] for item in items])})

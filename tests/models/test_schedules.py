@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from models import make_images, make_scheduler
 
-from journey.models.schedules import PREDICTION_TYPES, FlowMatching, as_schedule
+from journey.models.schedulers import FlowMatching, as_schedule
+from journey.models.schedules import PREDICTION_TYPES
 
 TIMESTEPS = torch.tensor([0, 1, 37, 98, 99])
 SCHEDULERS: dict[str, Any] = {
@@ -19,6 +25,10 @@ SCHEDULERS: dict[str, Any] = {
     "shifted flow": lambda: FlowMatchEulerDiscreteScheduler(num_train_timesteps=100, shift=3.0),
     "continuous": lambda: EulerDiscreteScheduler(
         num_train_timesteps=100, beta_end=0.2, prediction_type="v_prediction", timestep_type="continuous"
+    ),
+    "EDM": lambda: EDMEulerScheduler(num_train_timesteps=100),
+    "EDM of v": lambda: EDMDPMSolverMultistepScheduler(
+        num_train_timesteps=100, prediction_type="v_prediction", sigma_data=1.0, sigma_schedule="exponential"
     ),
     "dynamic flow": lambda: FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=100, shift=3.0, use_dynamic_shifting=True
@@ -72,6 +82,36 @@ def test_times_between_timesteps_belong_to_the_nearest() -> None:
     assert flow.nearest(torch.tensor([100.0, 50.4, 50.6, 0.2])) == [99, 49, 50, 0]
     scheduler = EulerDiscreteScheduler(num_train_timesteps=100)
     assert as_schedule(scheduler).nearest(torch.tensor([98.6, 0.4])) == [99, 0]
+
+
+@pytest.mark.parametrize("name", ["EDM", "EDM of v"])
+def test_edm_is_what_its_scheduler_makes_of_images_times_and_answers(name: str) -> None:
+    scheduler, schedule = SCHEDULERS[name](), as_schedule(SCHEDULERS[name]())
+    scheduler.set_timesteps(7)
+    assert as_schedule(scheduler).fingerprint() == schedule.fingerprint(), "a used scheduler has another table"
+    x0, noise, answer = make_images(5), randn(5, 1, 8, 8), randn(5, 1, 8, 8, seed=3)
+    scheduler = SCHEDULERS[name]()
+    ratios = scheduler.sigmas[99 - TIMESTEPS].view(-1, 1, 1, 1)
+    assert (schedule.signal_and_sigma(torch.arange(100))[1].flatten().diff() > 0).all()
+    torch.testing.assert_close(schedule.network_time(TIMESTEPS), scheduler.timesteps[99 - TIMESTEPS])
+    noisy = x0 + ratios * noise
+    x_t = schedule.add_noise(x0, noise, TIMESTEPS)
+    torch.testing.assert_close(x_t, scheduler.precondition_inputs(noisy, ratios))
+    expected = scheduler.precondition_outputs(noisy, answer, ratios)
+    torch.testing.assert_close(schedule.x0_from(answer, x_t, TIMESTEPS), expected)
+    perfect = scheduler.precondition_outputs(noisy, schedule.target(x0, noise, TIMESTEPS), ratios)
+    torch.testing.assert_close(perfect, x0, rtol=1e-4, atol=1e-4)
+    scheduler.set_timesteps(7)
+    levels = torch.tensor([schedule.level(scheduler, i) for i in range(7)])
+    torch.testing.assert_close(levels[:, 1] / levels[:, 0], scheduler.sigmas[:7])
+
+
+def test_the_two_edm_schedules_and_their_predictions_are_told_apart() -> None:
+    kinds = [EDMEulerScheduler(), EDMEulerScheduler(sigma_data=1.0), EDMDPMSolverMultistepScheduler()]
+    assert len({as_schedule(kind).fingerprint() for kind in kinds}) == 3
+    assert as_schedule(EDMEulerScheduler(prediction_type="v_prediction")).prediction_type == "edm_v_prediction"
+    with pytest.raises(ValueError, match="prediction_type of an EDM scheduler must be epsilon or v_prediction, got 's"):
+        as_schedule(EDMDPMSolverMultistepScheduler(prediction_type="sample"))
 
 
 def test_inverted_sigmas_are_refused() -> None:

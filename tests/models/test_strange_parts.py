@@ -154,7 +154,7 @@ def test_other_autoencoders_encode_and_decode_as_in_the_pipeline(make: Any, tmp_
 def test_what_an_autoencoder_cannot_do_is_refused() -> None:
     pipeline = make_family("Stable Diffusion")
     pipeline.register_modules(vae=tiny_vae())
-    with pytest.raises(ValueError, match='latents must be "mean" for an AutoencoderTiny, which has no posterior'):
+    with pytest.raises(ValueError, match='latents must be "mean" for AutoencoderTiny, which has no posterior'):
         as_denoiser(pipeline, latents="sample")
     pipeline.vae = None
     with pytest.raises(TypeError, match=r"vae of the pipeline must be one of .*AutoencoderKL, .*got NoneType"):

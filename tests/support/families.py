@@ -27,7 +27,7 @@ def make_tokenizer() -> Any:
     )
 
 
-def make_clip(kind: str = "CLIPTextModel", width: int = 16) -> nn.Module:
+def make_clip(kind: str = "CLIPTextModel", width: int = 16, length: int = 6) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.CLIPTextConfig(
         vocab_size=16,
@@ -35,7 +35,7 @@ def make_clip(kind: str = "CLIPTextModel", width: int = 16) -> nn.Module:
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=6,
+        max_position_embeddings=length,
         projection_dim=width,
         eos_token_id=1,
         pad_token_id=0,
@@ -52,14 +52,14 @@ def make_t5(width: int = 16) -> nn.Module:
     return transformers.T5EncoderModel(config).eval()
 
 
-def make_vae(channels: int = 4, shift_factor: float | None = None) -> nn.Module:
-    """Halves the size; latents of ``channels``."""
+def make_vae(channels: int = 4, shift_factor: float | None = None, levels: int = 2) -> nn.Module:
+    """Halves the size, once less than it has levels; latents of ``channels``."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=channels,
         norm_num_groups=4,
         scaling_factor=0.7,
@@ -138,6 +138,17 @@ def stable_diffusion_xl(prediction_type: str = "epsilon", *, zeros: bool = True)
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
     )
+
+
+def stable_diffusion_xl_edm(kind: str, prediction_type: str) -> Any:
+    """With latents that are normalised by channel, as those of Playground v2.5."""
+    import diffusers
+
+    pipeline = stable_diffusion_xl()
+    pipeline.scheduler = getattr(diffusers, kind)(prediction_type=prediction_type)
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 0.5, 2.0, 1.0]}
+    pipeline.vae.register_to_config(**statistics)
+    return pipeline
 
 
 def dit() -> Any:
@@ -222,6 +233,8 @@ FAMILIES: dict[str, Any] = {
     "Stable Diffusion": stable_diffusion,
     "Stable Diffusion v_prediction": lambda: stable_diffusion("v_prediction"),
     "Stable Diffusion XL": stable_diffusion_xl,
+    "Stable Diffusion XL EDM": lambda: stable_diffusion_xl_edm("EDMDPMSolverMultistepScheduler", "epsilon"),
+    "Stable Diffusion XL EDM v_prediction": lambda: stable_diffusion_xl_edm("EDMEulerScheduler", "v_prediction"),
     "DiT": dit,
     "Stable Diffusion 3": stable_diffusion_3,
     "Flux": flux,

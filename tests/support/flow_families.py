@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from families import LATENT, SIZE, make_t5, make_tokenizer, make_vae
+from families import LATENT, SIZE, make_clip, make_t5, make_tokenizer, make_vae
 from torch import Tensor, nn
 
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -48,6 +48,10 @@ class ByHand:
     """A family: how its tiny pipeline is built, and what its official script and its pipeline do with a network."""
 
     takes_negatives = True
+    # Parts of the names of parameters that no rule covers.
+    uncovered: tuple[str, ...] = ()
+    # Parts of the names of those that the official script freezes too.
+    frozen: tuple[str, ...] = ()
 
     def make(self) -> Any:
         """The pipeline."""
@@ -89,6 +93,8 @@ class ByHand:
 
 
 class ZImage(ByHand):
+    uncovered = ("pad_token",)
+
     def make(self) -> Any:
         from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -567,6 +573,146 @@ class PixArtAlpha(PixArtSigma):
         return found
 
 
+def make_bert() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    return transformers.BertModel(config).eval()
+
+
+class HunyuanDiT(ByHand):
+    uncovered = ("pooler",)
+    told_sizes = True
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.HunyuanDiT2DModel(
+            sample_size=LATENT,
+            patch_size=1,
+            in_channels=4,
+            num_layers=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            hidden_size=16,
+            cross_attention_dim=16,
+            cross_attention_dim_t5=16,
+            pooled_projection_dim=16,
+            use_style_cond_and_image_meta_size=self.told_sizes,
+        ).eval()
+        return diffusers.HunyuanDiTPipeline(
+            vae=make_vae(levels=4),
+            text_encoder=make_bert(),
+            tokenizer=make_tokenizer(),
+            text_encoder_2=make_t5(),
+            tokenizer_2=make_tokenizer(),
+            transformer=transformer,
+            scheduler=diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction"),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    def noised(self, scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from diffusers import DDPMScheduler
+
+        table = DDPMScheduler.from_config(scheduler.config)
+        return table.add_noise(x0, noise, timestep), timestep, table.get_velocity(x0, noise, timestep)
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        from diffusers.models.embeddings import get_2d_rotary_pos_embed
+
+        states, _, mask, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        with torch.no_grad():
+            t5, _, t5_mask, _ = pipeline.encode_prompt(
+                [prompt], do_classifier_free_guidance=False, text_encoder_index=1
+            )
+        rotations = get_2d_rotary_pos_embed(8, ((0, 0), (64, 64)), (2, 2), output_type="pt")
+        return pipeline.transformer(
+            noisy,
+            time.float(),
+            encoder_hidden_states=states,
+            text_embedding_mask=mask,
+            encoder_hidden_states_t5=t5,
+            text_embedding_mask_t5=t5_mask,
+            image_meta_size=torch.tensor([[1024.0, 1024.0, *SIZE, 0.0, 0.0]]),
+            style=torch.tensor([0]),
+            image_rotary_emb=rotations,
+            return_dict=False,
+        )[0].chunk(2, dim=1)[0]
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        return super().run(pipeline, start, prompts, use_resolution_binning=False, **options)
+
+
+class HunyuanDiTWithoutSizes(HunyuanDiT):
+    told_sizes = False
+
+
+class HiDream(ByHand):
+    uncovered = ("gate.weight",)
+    frozen = (".experts.",)
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformers = pytest.importorskip("transformers")
+        llama = transformers.LlamaConfig(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            attn_implementation="eager",
+        )
+        transformer = diffusers.HiDreamImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            caption_channels=[16, 16],
+            text_emb_dim=32,
+            num_routed_experts=3,
+            num_activated_experts=2,
+            axes_dims_rope=(4, 2, 2),
+            max_resolution=(LATENT, LATENT),
+            llama_layers=[0, 2],
+        ).eval()
+        for name, p in transformer.named_parameters():
+            p.requires_grad_(".experts." not in name)
+        long = make_tokenizer()
+        long.model_max_length = 12
+        return diffusers.HiDreamImagePipeline(
+            scheduler=make_flow_scheduler(shift=3.0),
+            vae=make_vae(shift_factor=0.1),
+            text_encoder=make_clip("CLIPTextModelWithProjection", length=128),
+            tokenizer=make_tokenizer(),
+            text_encoder_2=make_clip("CLIPTextModelWithProjection", length=128),
+            tokenizer_2=make_tokenizer(),
+            text_encoder_3=make_t5(),
+            tokenizer_3=long,
+            text_encoder_4=transformers.LlamaForCausalLM(llama).eval(),
+            tokenizer_4=make_tokenizer(),
+            transformer=transformer,
+        )
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        t5, _, llama, _, pooled, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False)
+        return -pipeline.transformer(
+            hidden_states=noisy,
+            timesteps=time,
+            encoder_hidden_states_t5=t5,
+            encoder_hidden_states_llama3=llama,
+            pooled_embeds=pooled,
+            return_dict=False,
+        )[0]
+
+
 FLOWS: dict[str, ByHand] = {
     "Z-Image": ZImage(),
     "Qwen-Image": QwenImage(),
@@ -578,6 +724,9 @@ FLOWS: dict[str, ByHand] = {
     "AuraFlow": AuraFlow(),
     "PixArt-sigma": PixArtSigma(),
     "PixArt-alpha": PixArtAlpha(),
+    "HunyuanDiT": HunyuanDiT(),
+    "HunyuanDiT 1.2": HunyuanDiTWithoutSizes(),
+    "HiDream": HiDream(),
 }
 
 
