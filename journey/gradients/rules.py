@@ -109,10 +109,11 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
         return
     # Torch's own kernels: the forward one gives mean and inverse deviation, the backward one weight and bias gradients
     # in one pass, summed over the batch. Rows enter it as channels of a batch of one, so that nothing is summed over
-    # rows.
+    # rows. Three dimensions: an image of one pixel may count as channels last, where the backward kernel would read
+    # beyond it.
     num_rows, channels = x.shape[:2]
-    positions = x[0, 0].numel()
-    x, g = x.float().contiguous(), g.float().contiguous()
+    x, g = (t.float().reshape(1, num_rows * channels, -1) for t in (x, g))
+    positions = x.shape[2]
     _, mean, inverse_deviation = torch.ops.aten.native_group_norm(
         x, None, None, num_rows, channels, positions, module.num_groups, module.eps
     )
