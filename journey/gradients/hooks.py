@@ -50,8 +50,10 @@ def captured(
         UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
         InPlaceError: If a layer's input was modified between forward and backward.
     """
-    names = {module: name for name, module in model.named_modules()}
     waiting: Counter[nn.Module] = Counter()
+
+    def name_of(layer: nn.Module) -> str:
+        return {module: name for name, module in model.named_modules()}[layer]
 
     def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         waiting[module] += 1
@@ -61,7 +63,7 @@ def captured(
         casts = x.is_floating_point() and output.dtype != x.dtype
         if casts or torch.is_autocast_enabled(x.device.type):
             raise RuntimeError(
-                f"layer {names[module]!r} runs under torch.autocast within the network, so that it differs in dtype "
+                f"layer {name_of(module)!r} runs under torch.autocast within the network, so that it differs in dtype "
                 f"from its weights, got {x.dtype} in and {output.dtype} out. Take the autocast off (a decorated "
                 "forward: network.forward = network.forward.__wrapped__; accelerate: unwrap_model(network, "
                 "keep_fp32_wrapper=False)), and convert the model instead, as with model.to(torch.bfloat16)"
@@ -69,7 +71,7 @@ def captured(
         if x.dim() == 0 or x.shape[0] != num_rows:
             raise UnservedLayer(
                 module,
-                f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
+                f"layer {name_of(module)!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
                 "first dimension must be the batch for per-sample gradients. Leave its parameters out with "
                 'select=..., or measure them with uncovered="autograd" (one forward and backward pass per sample)',
             )
@@ -86,7 +88,7 @@ def captured(
             x = kept.pop()
             if x._version != version:
                 raise InPlaceError(
-                    f"the input of layer {names[module]!r} was modified in place between forward and backward; its "
+                    f"the input of layer {name_of(module)!r} was modified in place between forward and backward; its "
                     "gradient would be wrong. Use the out-of-place form of the operation that follows the layer"
                 )
             waiting[module] -= 1
