@@ -34,6 +34,7 @@ class Collected:
 
     def __init__(self, features: Tensor, projector: Projector) -> None:
         self._features = features
+        self._num_groups = features.shape[0]
         self._projector = projector
         self._layers: list[LayerGradient] = []
         self._versions: list[int] = []  # of their tensors
@@ -53,7 +54,7 @@ class Collected:
             if self._bytes > self._most:
                 self._add_layers()
             return
-        grads, num_groups = contribution.grads, self._features.shape[0]
+        grads, num_groups = contribution.grads, self._num_groups
         if grads.numel() // max(1, grads.shape[0]) * num_groups > _SMALL_ENTRIES:
             self._add_layers()
             self._projector.add_(self._features, slot, sum_groups(grads, num_groups), contribution.row_begin)
@@ -72,7 +73,7 @@ class Collected:
 
     def _side_by_side(self) -> Tensor:
         """The small gradients of all groups, in their order, float32. [num_groups, entries]"""
-        num_groups = self._features.shape[0]
+        num_groups = self._num_groups
         of_rows = [grads for grads in self._small if grads.shape[0] != num_groups]
         if not of_rows:
             return torch.cat(self._small, dim=1).float()

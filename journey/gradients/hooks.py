@@ -53,7 +53,8 @@ def captured(
     waiting: Counter[nn.Module] = Counter()
 
     def name_of(layer: nn.Module) -> str:
-        return {module: name for name, module in model.named_modules()}[layer]
+        names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+        return names[layer]
 
     def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         waiting[module] += 1

@@ -118,7 +118,8 @@ class Kernels(ABC):
         """Weight gradients multiplied out in registers and sketched, never stored."""
         a, g = self.as_read(a), self.as_read(g)
         walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
-        args = self.outer_args(features, a, g, key, nnz, (len(kernel_size), *walk, groups))
+        numbers = (len(kernel_size), *walk, groups)
+        args = self.shared_args(features, nnz) | layer_args(a, g, key, numbers, 1.0, features.shape[0])
         self.run("sketch_outer", features, args)
 
     def sketch_outer_many_(
@@ -133,49 +134,25 @@ class Kernels(ABC):
     ) -> None:
         """Sketches of the weight gradients of several layers; ``geometries`` are their numbers, one after the other."""
         a, g = [self.as_read(x) for x in a], [self.as_read(x) for x in g]
-        layers = [
-            self.outer_args(features, x, y, key, nnz, geometries[i * _NUMBERS : (i + 1) * _NUMBERS], scale)
-            for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True))
-        ]
+        shared, layers = self.shared_args(features, nnz), []
+        for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
+            numbers = geometries[i * _NUMBERS : (i + 1) * _NUMBERS]
+            layers.append(shared | layer_args(x, y, key, numbers, scale, features.shape[0]))
         self.run("sketch_outer_many", features, {"layers": layers})
 
     def as_read(self, x: Tensor) -> Tensor:
         """A layer's tensor, or a copy if the kernels could not read it. [*x.shape]"""
         return x if self.layers_of_any_strides else x.contiguous()
 
-    def outer_args(
-        self, features: Tensor, a: Tensor, g: Tensor, key: int, nnz: int, numbers: Sequence[int], scale: float = 1.0
-    ) -> dict[str, Any]:
-        """Fields of SketchOuterArgs for a layer of a geometry (``ConvGeometry.numbers``)."""
-        dims, *walk, groups = numbers
-        c_in, in_size, a_strides = _layout(a, dims)
-        c_out, out_size, g_strides = _layout(g, dims)
-        num_groups, proj_dim = features.shape
+    def shared_args(self, features: Tensor, nnz: int) -> dict[str, Any]:
+        """Fields of SketchOuterArgs that all layers have in common."""
         return {
-            "a": a.data_ptr(),
-            "g": g.data_ptr(),
             "features": features.data_ptr(),
-            "dtype": _DTYPES[a.dtype],
             "precision": self.precision(),
-            "channels_last": dims == 0,
-            "a_strides": a_strides,
-            "g_strides": g_strides,
-            "num_groups": num_groups,
-            "rows_per_group": a.shape[0] // max(1, num_groups),
-            "c_in": c_in,
-            "c_out": c_out,
-            "conv_groups": groups,
-            "in_size": in_size,
-            "out_size": out_size,
-            "kernel": walk[:3],
-            "stride": walk[3:6],
-            "padding": walk[6:9],
-            "dilation": walk[9:],
+            "num_groups": features.shape[0],
             "features_stride": features.stride(0),
-            "proj_dim": proj_dim,
-            "key": to_unsigned(key),
+            "proj_dim": features.shape[1],
             "nnz": nnz,
-            "scale": scale,
         }
 
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
@@ -248,6 +225,33 @@ def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: 
         "proj_dim": features.shape[1],
         "key": to_unsigned(key),
         "nnz": nnz,
+    }
+
+
+def layer_args(a: Tensor, g: Tensor, key: int, numbers: Sequence[int], scale: float, num_groups: int) -> dict[str, Any]:
+    """Fields of SketchOuterArgs of a layer of a geometry (``ConvGeometry.numbers``)."""
+    dims = numbers[0]
+    c_in, in_size, a_strides = _layout(a, dims)
+    c_out, out_size, g_strides = _layout(g, dims)
+    return {
+        "a": a.data_ptr(),
+        "g": g.data_ptr(),
+        "dtype": _DTYPES[a.dtype],
+        "channels_last": dims == 0,
+        "a_strides": a_strides,
+        "g_strides": g_strides,
+        "rows_per_group": a.shape[0] // max(1, num_groups),
+        "c_in": c_in,
+        "c_out": c_out,
+        "conv_groups": numbers[13],
+        "in_size": in_size,
+        "out_size": out_size,
+        "kernel": numbers[1:4],
+        "stride": numbers[4:7],
+        "padding": numbers[7:10],
+        "dilation": numbers[10:13],
+        "key": to_unsigned(key),
+        "scale": scale,
     }
 
 
