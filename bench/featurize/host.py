@@ -32,7 +32,7 @@ from journey.ops import cpu
 from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 
-IMAGES, DRAWS, ROUNDS = 2, 2, 40
+IMAGES, DRAWS, ROUNDS = 2, 2, 20
 GOALS = {"CIFAR-10 UNet": 6.0, "Stable Diffusion 1.x UNet": 15.0}  # milliseconds
 
 
