@@ -109,8 +109,8 @@ def captured(
             vars(module)["forward"] = lambda *args, _m=module, _f=forward, **kwargs: capture(_m, _f, args, kwargs)
         yield waiting
     finally:
-        for module, forward in zip(layers, before, strict=True):
-            if forward is None:
+        for module, own in zip(layers, before, strict=True):
+            if own is None:
                 vars(module).pop("forward", None)
             else:
-                vars(module)["forward"] = forward
+                vars(module)["forward"] = own
