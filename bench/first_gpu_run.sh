@@ -83,12 +83,9 @@ def calls(torch, device, scale=1):
         return lambda: ops.sketch_(features, grads, key=1), 1
 
     def many():
-        features, grads = zeros(32, 4096), [randn(32, 1, 240) for _ in range(250 // scale)]
-        numbers = list(range(len(grads)))
-        kernels = CudaKernels()
-        if device == "cpu":  # one by one there
-            return lambda: [ops.sketch_(features, x, key=key) for x, key in zip(grads, numbers, strict=True)], 1
-        return lambda: kernels.sketch_many_(features, grads, numbers, [0] * len(grads), nnz=1), 1
+        count = 250 // scale
+        features, grads = zeros(32, 4096), randn(32, 240 * count)
+        return lambda: ops.sketch_many_(features, grads, keys=range(count), shapes=[(1, 240)] * count), 1
 
     def outer(dtype):
         samples = 64 // scale

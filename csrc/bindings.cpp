@@ -56,7 +56,9 @@ PYBIND11_MODULE(_native, m) {
     bind(cpu, "philox_words", &journey::cpu::philox_words);
     bind(cpu, "philox_normal", &journey::cpu::philox_normal);
     bind(cpu, "sketch", &journey::cpu::sketch);
+    bind(cpu, "sketch_many", &journey::cpu::sketch_many);
     bind(cpu, "sketch_outer", &journey::cpu::sketch_outer);
+    bind(cpu, "sketch_outer_many", &journey::cpu::sketch_outer_many);
     bind(cpu, "project", &journey::cpu::project);
     bind(cpu, "accumulate_gram", &journey::cpu::accumulate_gram);
     bind(cpu, "pack_rows", &journey::cpu::pack_rows);

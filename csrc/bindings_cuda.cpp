@@ -1,10 +1,10 @@
-// The CUDA launchers for Python, as the submodule `cuda`: an operation's arguments by their names, a workspace and a
-// stream in, nothing decided here. Arguments are validated in journey/ops; whoever calls makes the tensors' device
-// current. Compiled by the host compiler: it needs the CUDA headers, no nvcc.
+// The CUDA launchers for Python, as the submodule `cuda`: an operation's arguments by their names, an allocator of its
+// workspace, the tensors' device and a stream in, nothing decided here. Arguments are validated in journey/ops. Compiled by the host compiler: it needs the CUDA headers, no nvcc.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "cuda/kernels.h"
 #include "read_args.h"
@@ -28,26 +28,48 @@ int64_t no_workspace(const args_t&) {
     return 0;
 }
 
-// The launcher as `op`, and beside it `op_workspace_floats`.
+// Makes a device current for this thread, and the one before again at its end.
+class OnDevice {
+public:
+    explicit OnDevice(int device) {
+        status = cudaGetDevice(&before_);
+        if (status == cudaSuccess && before_ != device) status = cudaSetDevice(device), changed_ = true;
+    }
+    ~OnDevice() {
+        if (changed_) (void)cudaSetDevice(before_);
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+    cudaError_t status;
+
+private:
+    int before_ = 0;
+    bool changed_ = false;
+};
+
+// The launcher as `op`. `allocate` takes the floats that it asks for, if any, and returns address and number of those
+// that it gets, which live until the call returns.
 template <typename args_t>
 void bind(
     py::module_& module,
     const char* op,
     cudaError_t (*run)(const args_t&, cuda::Workspace, cudaStream_t),
     int64_t (*workspace_floats)(const args_t&)) {
-    const auto call = [=](const py::dict& given, uintptr_t workspace, int64_t floats, uintptr_t stream) {
+    const auto call = [=](const py::dict& given, const py::function& allocate, int device, uintptr_t stream) {
         const auto args = journey::read_args<args_t>(given);
+        cuda::Workspace space{nullptr, 0};
+        if (const int64_t floats = workspace_floats(args)) {
+            const auto [address, count] = allocate(floats).template cast<std::pair<uintptr_t, int64_t>>();
+            space = {reinterpret_cast<float*>(address), count};
+        }
         const py::gil_scoped_release release;
-        const cuda::Workspace space{reinterpret_cast<float*>(workspace), floats};
+        const OnDevice on_device(device);
+        check(on_device.status, op);
         check(run(args, space, reinterpret_cast<cudaStream_t>(stream)), op);
     };
     module.def(
-        op, call, py::arg("args"), py::arg("workspace"), py::arg("workspace_floats"), py::arg("stream"),
-        args_t::field_names());
-    module.def(
-        (std::string(op) + "_workspace_floats").c_str(),
-        [=](const py::dict& given) { return workspace_floats(journey::read_args<args_t>(given)); }, py::arg("args"),
-        "Floats of workspace for these arguments; 0 means that it may be null.");
+        op, call, py::arg("args"), py::arg("allocate"), py::arg("device"), py::arg("stream"), args_t::field_names());
 }
 
 // No driver, a driver that is too old and no device all mean that there is none to use.
@@ -72,13 +94,14 @@ int driver_version() {
 
 void bind_cuda(py::module_& m) {
     py::module_ module = m.def_submodule(
-        "cuda", "Kernels for device memory, each of a dict of what its docstring lists, on the current device.");
+        "cuda", "Kernels for device memory, each of a dict of what its docstring lists.");
     bind(module, "philox_words", &cuda::philox_words, &no_workspace<journey::PhiloxWordsArgs>);
     bind(module, "philox_normal", &cuda::philox_normal, &no_workspace<journey::PhiloxNormalArgs>);
     bind(module, "sketch", &cuda::sketch, &cuda::sketch_workspace_floats);
     bind(module, "sketch_many", &cuda::sketch_many, &cuda::sketch_many_workspace_floats);
     bind(module, "project", &cuda::project, &cuda::project_workspace_floats);
     bind(module, "sketch_outer", &cuda::sketch_outer, &cuda::sketch_outer_workspace_floats);
+    bind(module, "sketch_outer_many", &cuda::sketch_outer_many, &cuda::sketch_outer_many_workspace_floats);
     bind(module, "accumulate_gram", &cuda::accumulate_gram, &cuda::accumulate_gram_workspace_floats);
     bind(module, "pack_rows", &cuda::pack_rows, &no_workspace<journey::PackRowsArgs>);
     bind(module, "packed_products", &cuda::packed_products, &no_workspace<journey::PackedProductsArgs>);

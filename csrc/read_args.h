@@ -30,10 +30,21 @@ const std::vector<PyObject*>& field_names() {
     return names;
 }
 
+// Reads a list of structs.
+template <typename args_t>
+bool read_list(py::handle given, std::vector<args_t>& list);
+
+template <typename value_t>
+constexpr bool kIsListOfStructs = false;
+template <typename item_t>
+constexpr bool kIsListOfStructs<std::vector<item_t>> = !std::is_arithmetic_v<item_t>;
+
 // Whether `given` is a value of this type.
 template <typename value_t>
 bool read(py::handle given, value_t& value) {
-    if constexpr (std::is_pointer_v<value_t>) {
+    if constexpr (kIsListOfStructs<value_t>) {
+        return read_list(given, value);
+    } else if constexpr (std::is_pointer_v<value_t>) {
         uintptr_t address = 0;
         const bool fits = read(given, address);
         value = reinterpret_cast<value_t>(address);
@@ -63,7 +74,7 @@ template <typename args_t>
 args_t read_args(const py::dict& given);
 
 template <typename args_t>
-bool read(py::handle given, std::vector<args_t>& list) {
+bool read_list(py::handle given, std::vector<args_t>& list) {
     for (const py::handle item : given) list.push_back(read_args<args_t>(item.cast<py::dict>()));
     return true;
 }

@@ -67,11 +67,40 @@ struct SketchArgs {
         grads, features, dtype, batch, rows, cols, grads_batch_stride, features_stride, row_begin, proj_dim, key, nnz)
 };
 
-// The sketches of many small parameters, added to the same features.
+// The sketches of many small parameters, whose gradients lie side by side, each times its scale. The lists have a number
+// for each parameter.
 struct SketchManyArgs {
-    std::vector<SketchArgs> parameters;  // alike in features, batch, features_stride, proj_dim and nnz
+    const float* grads;  // [batch, sum of rows * cols]
+    float* features;     // [batch, proj_dim], added to
+    int64_t batch;
+    int64_t grads_stride;     // in elements
+    int64_t features_stride;  // in elements
+    int64_t proj_dim;         // a multiple of 32
+    int64_t nnz;              // independent sketches, summed and divided by sqrt(nnz)
+    std::vector<int64_t> rows;
+    std::vector<int64_t> cols;
+    std::vector<int64_t> row_begins;
+    std::vector<uint64_t> keys;
+    std::vector<double> scales;
 
-    JOURNEY_FIELDS(parameters)
+    JOURNEY_FIELDS(
+        grads,
+        features,
+        batch,
+        grads_stride,
+        features_stride,
+        proj_dim,
+        nnz,
+        rows,
+        cols,
+        row_begins,
+        keys,
+        scales)
+
+    bool lists_agree() const {
+        const size_t count = rows.size();
+        return cols.size() == count && row_begins.size() == count && keys.size() == count && scales.size() == count;
+    }
 };
 
 // features[b, k] += sum_d grads[b, d] * P[row_begin + d, k] / sqrt(proj_dim), P from dense_map.h.
@@ -95,7 +124,7 @@ struct ProjectArgs {
 using Size3 = int64_t[3];     // leading ones (zeros of a padding) where there are fewer dimensions
 using Strides4 = int64_t[4];  // of rows, channels, lines and columns, in elements
 
-// features[i, :] += sketch of the weight gradient of the rows of group i, which is never stored. A Linear is a
+// features[i, :] += scale * sketch of the weight gradient of the rows of group i, which is never stored. A Linear is a
 // convolution with a kernel of one and its positions as columns.
 struct SketchOuterArgs {
     const void* a;    // layer input [num_groups * rows_per_group, c_in, *in_size]
@@ -121,6 +150,7 @@ struct SketchOuterArgs {
     int64_t proj_dim;         // a multiple of 32
     uint64_t key;
     int64_t nnz;  // independent sketches, summed and divided by sqrt(nnz)
+    double scale;
 
     JOURNEY_FIELDS(
         a,
@@ -145,7 +175,15 @@ struct SketchOuterArgs {
         features_stride,
         proj_dim,
         key,
-        nnz)
+        nnz,
+        scale)
+};
+
+// The sketches of several layers, added one after the other to the same features.
+struct SketchOuterManyArgs {
+    std::vector<SketchOuterArgs> layers;  // alike in features, num_groups, features_stride, proj_dim and nnz
+
+    JOURNEY_FIELDS(layers)
 };
 
 // gram[i, j] += sum over s of features[s, i] * features[s, j] for i <= j; entries below the diagonal are not touched.

@@ -110,6 +110,7 @@ constexpr int64_t kPackedTaskRows = 96;
 struct Kernels {
     const char* name;
     void (*run_sketch)(const SketchTask&);
+    void (*add_scaled)(const float* sums, int64_t proj_dim, float scale, float* features);
     void (*run_sketch_outer)(const SketchOuterTask&);
     int64_t (*sketch_outer_scratch_floats)(const SketchOuterArgs&, int64_t rows, int64_t chunks);
     void (*fill_signs)(const SketchTable&, uint32_t* words);

@@ -4,6 +4,7 @@
 namespace journey::cpu::JOURNEY_ISA {
 
 void run_sketch(const SketchTask& run);
+void add_scaled(const float* sums, int64_t proj_dim, float scale, float* features);
 void run_sketch_outer(const SketchOuterTask& run);
 int64_t sketch_outer_scratch_floats(const SketchOuterArgs& args, int64_t rows, int64_t chunks);
 void run_project(const ProjectTask& run);
@@ -21,6 +22,7 @@ void packed_products(const PackedTask& task);
 const Kernels kernels = {
     JOURNEY_NAME(JOURNEY_ISA),
     run_sketch,
+    add_scaled,
     run_sketch_outer,
     sketch_outer_scratch_floats,
     fill_signs,

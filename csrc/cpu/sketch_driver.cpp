@@ -137,4 +137,34 @@ bool sketch(const SketchArgs& args, int num_threads) {
     return by_sample ? sketch_samples(args, plan, num_threads) : sketch_segments(args, plan, num_threads);
 }
 
+bool sketch_many(const SketchManyArgs& args, int num_threads) {
+    if (!args.lists_agree()) return false;
+    int64_t most = 0;
+    for (size_t i = 0; i < args.rows.size(); ++i)
+        if (args.scales[i] != 1.0) most = std::max(most, args.rows[i] * args.cols[i]);
+    const auto scaled = allocate<float>(args.batch * most);
+    if (!scaled) return false;
+    const float* grads = args.grads;
+    for (size_t i = 0; i < args.rows.size(); ++i) {
+        const int64_t entries = args.rows[i] * args.cols[i];
+        const float scale = static_cast<float>(args.scales[i]);
+        SketchArgs one{};
+        one.grads = grads, one.grads_batch_stride = args.grads_stride;
+        if (args.scales[i] != 1.0) {
+            for (int64_t b = 0; b < args.batch; ++b)
+                for (int64_t k = 0; k < entries; ++k)
+                    scaled[b * entries + k] = scale * grads[b * args.grads_stride + k];
+            one.grads = scaled.get(), one.grads_batch_stride = entries;
+        }
+        one.features = args.features, one.features_stride = args.features_stride;
+        one.dtype = DType::kFloat32;
+        one.batch = args.batch, one.rows = args.rows[i], one.cols = args.cols[i];
+        one.row_begin = args.row_begins[i], one.key = args.keys[i];
+        one.proj_dim = args.proj_dim, one.nnz = args.nnz;
+        if (!sketch(one, num_threads)) return false;
+        grads += entries;
+    }
+    return true;
+}
+
 }  // namespace journey::cpu

@@ -105,4 +105,13 @@ void run_sketch(const SketchTask& task) {
     }
 }
 
+// features += scale * sums, rounded once where there are FMAs, as torch adds a multiple.
+void add_scaled(const float* sums, int64_t proj_dim, float scale, float* features) {
+    constexpr int64_t kVector = 16;
+    static_assert(kLanes % kVector == 0, "features are whole vectors");
+    const Vec16 factor = fill16(scale);
+    for (int64_t k = 0; k < proj_dim; k += kVector)
+        store16(features + k, fma16(load16(sums + k), factor, load16(features + k)));
+}
+
 }  // namespace journey::cpu::JOURNEY_ISA

@@ -179,9 +179,7 @@ void add_parts(const SketchOuterPlan& plan, const SketchOuterTask& task, const W
         }
 }
 
-}  // namespace
-
-bool sketch_outer(const SketchOuterArgs& given, int num_threads) {
+bool add_sketch(const SketchOuterArgs& given, int num_threads) {
     const SketchOuterArgs args = with_long_lines(given);
     const SketchOuterPlan plan = make_plan(args);
     const int64_t positions = args.rows_per_group * args.out_size[0] * args.out_size[1] * args.out_size[2];
@@ -216,6 +214,30 @@ bool sketch_outer(const SketchOuterArgs& given, int num_threads) {
             else
                 add_parts(plan, task, space);
         }
+    return true;
+}
+
+}  // namespace
+
+bool sketch_outer(const SketchOuterArgs& args, int num_threads) {
+    if (args.scale == 1.0) return add_sketch(args, num_threads);
+    // Summed apart and scaled once: the features are shorter than the layer's inputs and output gradients.
+    const auto sums = allocate<float>(args.num_groups * args.proj_dim);
+    if (!sums) return false;
+    std::memset(sums.get(), 0, static_cast<size_t>(args.num_groups * args.proj_dim) * sizeof(float));
+    SketchOuterArgs unscaled = args;
+    unscaled.features = sums.get(), unscaled.features_stride = args.proj_dim;
+    if (!add_sketch(unscaled, num_threads)) return false;
+    for (int64_t i = 0; i < args.num_groups; ++i)
+        chosen_kernels().add_scaled(
+            sums.get() + i * args.proj_dim, args.proj_dim, static_cast<float>(args.scale),
+            args.features + i * args.features_stride);
+    return true;
+}
+
+bool sketch_outer_many(const SketchOuterManyArgs& args, int num_threads) {
+    for (const SketchOuterArgs& layer : args.layers)
+        if (!sketch_outer(layer, num_threads)) return false;
     return true;
 }
 

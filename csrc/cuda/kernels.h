@@ -36,6 +36,10 @@ int64_t project_workspace_floats(const ProjectArgs& args);
 [[nodiscard]] cudaError_t sketch_outer(const SketchOuterArgs& args, Workspace workspace, cudaStream_t stream);
 int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
 
+// One launch for each layer, and one for each 64 of them or 64 MiB of workspace.
+[[nodiscard]] cudaError_t sketch_outer_many(const SketchOuterManyArgs& args, Workspace workspace, cudaStream_t stream);
+int64_t sketch_outer_many_workspace_floats(const SketchOuterManyArgs& args);
+
 // Takes any number of floats and gives the same bits. The function says the most that helps, at most 2^24.
 [[nodiscard]] cudaError_t accumulate_gram(const GramArgs& args, Workspace workspace, cudaStream_t stream);
 int64_t accumulate_gram_workspace_floats(const GramArgs& args);

@@ -207,15 +207,43 @@ inline Slices make_slices(int64_t items, int64_t min_length, int64_t max_count) 
     return Slices{ceil_div(items, length), length};
 }
 
-// features[b, k] += scale * (partials[b, 0, k] + partials[b, 1, k] + ...), in this order.
-[[nodiscard]] cudaError_t sum_slices(
-    const float* partials,  // [batch, num_slices, proj_dim]
-    float* features,        // [batch, proj_dim], added to
+// Partial features of one operation, and what their sum is multiplied by.
+struct SliceSum {
+    const float* partials;  // [batch, num_slices, proj_dim]
+    int64_t num_slices;
+    float scale;
+};
+
+constexpr int kMaxSliceSums = 64;
+
+// Those of several operations, in the order in which they are added.
+struct SliceSums {
+    SliceSum sum[kMaxSliceSums];
+    int count;
+};
+
+// features[b, k] += scale * (partials[b, 0, k] + partials[b, 1, k] + ...), in this order, sum after sum.
+[[nodiscard]] cudaError_t add_slice_sums(
+    const SliceSums& sums,
+    float* features,  // [batch, proj_dim], added to
+    int64_t batch,
+    int64_t proj_dim,
+    int64_t features_stride,
+    cudaStream_t stream);
+
+// The same of one operation.
+[[nodiscard]] inline cudaError_t sum_slices(
+    const float* partials,
+    float* features,
     int64_t batch,
     int64_t num_slices,
     int64_t proj_dim,
     int64_t features_stride,
     float scale,
-    cudaStream_t stream);
+    cudaStream_t stream) {
+    SliceSums sums{};
+    sums.sum[sums.count++] = SliceSum{partials, num_slices, scale};
+    return add_slice_sums(sums, features, batch, proj_dim, features_stride, stream);
+}
 
 }  // namespace journey::cuda

@@ -1,6 +1,8 @@
 // Count sketch of the gradients of many small parameters in one launch: biases, norms, embeddings.
 //
-//     features[b, bucket_p(row, col)] += sign_p(row, col) * grads_p[b, row, col] / sqrt(nnz)    for every parameter p
+//     features[b, bucket_p(row, col)] += sign_p(row, col) * scale_p * grads_p[b, row, col] / sqrt(nnz)
+//
+// for every parameter p.
 //
 // A step is one row of 32 columns of one parameter. A warp owns proj_dim sums in shared memory and adds step after step
 // to them, 32 lanes to 32 different buckets: no atomics. 32 steps are routed at once, one per lane, and eight are read
@@ -25,47 +27,31 @@ constexpr int64_t kMinSteps = 128;  // of a warp: the sums of a warp cost as muc
 constexpr int64_t kMaxSlices = 64;  // of one launch
 
 struct Item {
-    const void* grads;
-    int64_t batch_stride;
+    const float* grads;
     int64_t first_step;
     int64_t row_begin;
     uint64_t key;
     int cols;
-    DType dtype;
+    float scale;
 };
 
 struct Items {
     Item item[kMaxItems];
     int count;
     int64_t num_steps;
+    int64_t grads_stride;
 };
 static_assert(sizeof(Items) <= 3800, "kernel arguments are at most 4 KiB");
 
 // Where the entries of one step are, and where they go.
 struct Route {
-    const void* from;  // entry of lane 0, of sample 0
-    int64_t batch_stride;
+    const float* from;  // entry of lane 0, of sample 0
+    float scale;
     int columns;  // 0 where there is no step
     int bucket;   // of lane 0 without the mask
     uint32_t lane_mask;
     uint32_t signs;
-    DType dtype;
 };
-
-__device__ __forceinline__ float read(const void* from, DType dtype, int64_t i) {
-    switch (dtype) {
-        case DType::kFloat32:
-            return static_cast<const float*>(from)[i];
-        case DType::kFloat16:
-            return to_float(static_cast<const __half*>(from)[i]);
-        default:
-            return to_float(static_cast<const __nv_bfloat16*>(from)[i]);
-    }
-}
-
-__device__ __forceinline__ const void* entry(const void* from, DType dtype, int64_t i) {
-    return static_cast<const char*>(from) + i * (dtype == DType::kFloat32 ? 4 : 2);
-}
 
 __device__ __forceinline__ Route make_route(const Items& items, int64_t step, int64_t proj_dim, uint32_t repetition) {
     // The last item that begins at or before the step.
@@ -85,13 +71,12 @@ __device__ __forceinline__ Route make_route(const Items& items, int64_t step, in
     int64_t bucket_row = row - block * bucket_rows + placement.rotation;
     if (bucket_row >= bucket_rows) bucket_row -= bucket_rows;
     return Route{
-        entry(item.grads, item.dtype, local_row * item.cols + chunk * kLanes),
-        item.batch_stride,
+        item.grads + local_row * item.cols + chunk * kLanes,
+        item.scale,
         static_cast<int>(columns < kLanes ? columns : kLanes),
         static_cast<int>(bucket_row) * kLanes,
         placement.lane_mask,
-        sketch_signs(item.key, repetition, row * chunks + chunk),
-        item.dtype};
+        sketch_signs(item.key, repetition, row * chunks + chunk)};
 }
 
 // Parallel over [batch, slices of steps]: a block is one warp, one sample and one slice, and owns proj_dim sums.
@@ -122,14 +107,14 @@ __global__ void __launch_bounds__(kLanes) sketch_many_kernel(
 #pragma unroll
                 for (int i = 0; i < kReads; ++i) {
                     const Route& route = routes[step + i];
-                    values[i] = lane < route.columns ? read(route.from, route.dtype, b * route.batch_stride + lane) : 0;
+                    values[i] = lane < route.columns ? route.from[b * items.grads_stride + lane] : 0.0f;
                 }
 #pragma unroll
                 for (int i = 0; i < kReads; ++i) {
                     const Route& route = routes[step + i];
                     if (lane < route.columns)
                         sums[route.bucket + (lane ^ static_cast<int>(route.lane_mask))] +=
-                            bits_float(float_bits(values[i]) ^ (route.signs >> lane << 31));
+                            bits_float(float_bits(mul_rn(route.scale, values[i])) ^ (route.signs >> lane << 31));
                     // The next step may meet the same buckets in other lanes.
                     __syncwarp();
                 }
@@ -140,72 +125,65 @@ __global__ void __launch_bounds__(kLanes) sketch_many_kernel(
     for (int k = lane; k < proj_dim; k += kLanes) partial[k] = sums[k];
 }
 
-using Parameters = std::vector<SketchArgs>;
-
-// Parameters [first, first + kMaxItems) as a launch sees them.
-Items take_items(const Parameters& parameters, size_t first) {
+// Parameters [first, first + kMaxItems) as a launch sees them, and where the next one's gradients begin.
+Items take_items(const SketchManyArgs& args, size_t first, const float*& grads) {
     Items items{};
-    for (size_t i = first; i < parameters.size() && i < first + kMaxItems; ++i) {
-        const SketchArgs& from = parameters[i];
-        if (from.rows == 0 || from.cols == 0) continue;
-        items.item[items.count++] = Item{from.grads, from.grads_batch_stride,     items.num_steps, from.row_begin,
-                                         from.key,   static_cast<int>(from.cols), from.dtype};
-        items.num_steps += from.rows * num_chunks(from.cols);
+    items.grads_stride = args.grads_stride;
+    for (size_t i = first; i < args.rows.size() && i < first + kMaxItems; ++i) {
+        if (args.rows[i] == 0 || args.cols[i] == 0) continue;
+        const int cols = static_cast<int>(args.cols[i]);
+        items.item[items.count++] = Item{grads, items.num_steps, args.row_begins[i], args.keys[i], cols,
+                                         static_cast<float>(args.scales[i])};
+        items.num_steps += args.rows[i] * num_chunks(args.cols[i]);
+        grads += args.rows[i] * args.cols[i];
     }
     return items;
 }
 
 Slices slices_of(const Items& items) { return make_slices(items.num_steps, kMinSteps, kMaxSlices); }
 
-int64_t count_slices(const Parameters& parameters) {
+int64_t count_slices(const SketchManyArgs& args) {
     int64_t count = 0;
-    for (size_t first = 0; first < parameters.size(); first += kMaxItems)
-        count += slices_of(take_items(parameters, first)).count;
+    const float* grads = args.grads;
+    for (size_t first = 0; first < args.rows.size(); first += kMaxItems)
+        count += slices_of(take_items(args, first, grads)).count;
     return count;
 }
 
-bool is_valid(const Parameters& parameters) {
-    const auto shared = [](const SketchArgs& from) {
-        return std::tie(from.features, from.batch, from.features_stride, from.proj_dim, from.nnz);
-    };
-    for (const SketchArgs& from : parameters) {
-        if (from.dtype != DType::kFloat32 && from.dtype != DType::kFloat16 && from.dtype != DType::kBFloat16)
-            return false;
-        if (from.cols >= (int64_t{1} << 31) || shared(from) != shared(parameters[0])) return false;
-    }
-    return parameters.empty() || (parameters[0].proj_dim % kLanes == 0 && parameters[0].nnz >= 1);
+bool is_valid(const SketchManyArgs& args) {
+    if (!args.lists_agree() || args.proj_dim % kLanes != 0 || args.nnz < 1) return false;
+    for (size_t i = 0; i < args.rows.size(); ++i)
+        if (args.rows[i] < 0 || args.cols[i] < 0 || args.cols[i] >= (int64_t{1} << 31)) return false;
+    return true;
 }
 
 }  // namespace
 
 int64_t sketch_many_workspace_floats(const SketchManyArgs& args) {
-    if (args.parameters.empty()) return 0;
-    const SketchArgs& any = args.parameters[0];
-    return any.batch * count_slices(args.parameters) * any.proj_dim;
+    return is_valid(args) ? args.batch * count_slices(args) * args.proj_dim : 0;
 }
 
 cudaError_t sketch_many(const SketchManyArgs& args, Workspace workspace, cudaStream_t stream) {
-    const Parameters& parameters = args.parameters;
-    if (!is_valid(parameters)) return cudaErrorInvalidValue;
-    const int64_t num_slices = count_slices(parameters);
-    if (num_slices == 0 || parameters[0].batch == 0 || parameters[0].proj_dim == 0) return cudaSuccess;
+    if (!is_valid(args)) return cudaErrorInvalidValue;
+    const int64_t num_slices = count_slices(args);
+    if (num_slices == 0 || args.batch == 0 || args.proj_dim == 0) return cudaSuccess;
     if (workspace.data == nullptr) return cudaErrorInvalidValue;
 
-    const SketchArgs& any = parameters[0];
     int64_t first_slice = 0;
-    for (size_t first = 0; first < parameters.size(); first += kMaxItems) {
-        const Items items = take_items(parameters, first);
+    const float* grads = args.grads;
+    for (size_t first = 0; first < args.rows.size(); first += kMaxItems) {
+        const Items items = take_items(args, first, grads);
         const Slices slices = slices_of(items);
         const cudaError_t status = launch(
-            sketch_many_kernel, Grid{any.batch, slices.count}, kLanes,
-            any.proj_dim * static_cast<int64_t>(sizeof(float)), stream, items, workspace.data, slices.length,
-            first_slice, num_slices, static_cast<int>(any.proj_dim), static_cast<uint32_t>(any.nnz));
+            sketch_many_kernel, Grid{args.batch, slices.count}, kLanes,
+            args.proj_dim * static_cast<int64_t>(sizeof(float)), stream, items, workspace.data, slices.length,
+            first_slice, num_slices, static_cast<int>(args.proj_dim), static_cast<uint32_t>(args.nnz));
         if (status != cudaSuccess) return status;
         first_slice += slices.count;
     }
-    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(any.nnz)));
+    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
     return sum_slices(
-        workspace.data, any.features, any.batch, num_slices, any.proj_dim, any.features_stride, scale, stream);
+        workspace.data, args.features, args.batch, num_slices, args.proj_dim, args.features_stride, scale, stream);
 }
 
 }  // namespace journey::cuda

@@ -21,9 +21,8 @@
 // Layers with few output channels (the last of a UNet, LoRA, depthwise) stage and, in half types, multiply rows that
 // they do not have, and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
 // Reference: journey/ops/reference.py::sketch_outer.
-#include <cmath>
-
 #include "layer_tiles.h"
+#include "outer_partials.h"
 
 namespace journey::cuda {
 namespace {
@@ -306,28 +305,22 @@ cudaError_t launch_outer(
 
 }  // namespace
 
-int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args) {
-    return args.num_groups * outer_slices(make_tiling(args)).count * args.proj_dim;
+bool is_valid_layer(const SketchOuterArgs& args) { return is_valid(args); }
+
+int64_t count_outer_slices(const SketchOuterArgs& args) {
+    const int64_t num_pairs = args.rows_per_group * args.out_size[1] * args.out_size[2];
+    const bool nothing = args.c_out == 0 || args.c_in == 0 || num_pairs == 0;
+    return nothing ? 0 : outer_slices(make_tiling(args)).count;
 }
 
-cudaError_t sketch_outer(const SketchOuterArgs& args, Workspace workspace, cudaStream_t stream) {
-    if (!is_valid(args)) return cudaErrorInvalidValue;
+cudaError_t write_outer_partials(const SketchOuterArgs& args, float* partials, cudaStream_t stream) {
     const Tiling tiling = make_tiling(args);
-    const int64_t num_pairs = args.rows_per_group * args.out_size[1] * args.out_size[2];
-    if (args.num_groups == 0 || args.c_out == 0 || args.c_in == 0 || num_pairs == 0 || args.proj_dim == 0)
-        return cudaSuccess;
-    if (tiling.num_tiles == 0 || workspace.data == nullptr) return cudaErrorInvalidValue;
-
+    if (tiling.num_tiles == 0) return cudaErrorInvalidValue;
     const Slices slices = outer_slices(tiling);
-    const cudaError_t status = dispatch(args.dtype, args.precision, [&](auto type, auto split) {
+    return dispatch(args.dtype, args.precision, [&](auto type, auto split) {
         return launch_outer<typename decltype(type)::type, decltype(split)::value>(
-            args, tiling, slices, workspace.data, stream);
+            args, tiling, slices, partials, stream);
     });
-    if (status != cudaSuccess) return status;
-    const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.nnz)));
-    return sum_slices(
-        workspace.data, args.features, args.num_groups, slices.count, args.proj_dim, args.features_stride, scale,
-        stream);
 }
 
 }  // namespace journey::cuda

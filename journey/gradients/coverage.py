@@ -109,7 +109,7 @@ class Coverage:
             slot = self._slot_of.get(id(getattr(module, contribution.parameter)))
             if slot is None:  # not trainable, not selected, or left to autograd
                 continue
-            if isinstance(contribution, Direct):
+            if slot.taps > 1 and isinstance(contribution, Direct):
                 contribution = contribution._replace(grads=tap_major(contribution.grads, slot.taps))
             yield slot, contribution
 

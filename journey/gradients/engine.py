@@ -11,27 +11,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from journey.errors import CoverageError
+from journey.gradients.collect import Collected
 from journey.gradients.compare import ParameterSums, group_weights, tolerance
 from journey.gradients.coverage import Coverage
 from journey.gradients.hooks import UnservedLayer, captured
 from journey.gradients.names import describe_uncovered, describe_unreached
 from journey.gradients.per_row import UnservedParameters, expanded
-from journey.gradients.rules import Contribution, Direct, Outer
-from journey.gradients.storage import weights_as_computed
+from journey.gradients.rules import Contribution, Direct, sum_groups
+from journey.gradients.storage import modules_of, weights_as_computed
 from journey.locks import exclusively
 from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot, Projector
-
-# Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
-# together: on a GPU a launch each would cost more than the work.
-_DEFERRED_ENTRIES = 1 << 16
 
 _Contributions = Iterable[tuple[ParameterSlot, Contribution]]
 
@@ -81,7 +77,6 @@ class GradientEngine:
         self._coverage = Coverage(model, self.parameters)
         self.slots = self._coverage.slots
         self.num_parameters = sum(p.numel() for p in self.parameters.values())
-        self._deferred: list[tuple[ParameterSlot, Tensor, int]] = []
         if self._coverage.uncovered and uncovered == "error":
             raise CoverageError(describe_uncovered(model, self._coverage.uncovered))
         self._reaches_all = uncovered == "autograd"
@@ -134,15 +129,20 @@ class GradientEngine:
 
     def _add_covered_(self, features: Tensor, values: RowValues, num_rows: int, projector: Projector) -> Tensor:
         """Add the gradients of what rules cover, see ``add_gradients_``."""
-        with self._watched(num_rows, features.shape[0], partial(self._add_, features, projector)) as called:
+        collected, num_groups = Collected(features, projector), features.shape[0]
+
+        def take(contributions: _Contributions) -> None:
+            for slot, contribution in contributions:
+                collected.add(slot, contribution)
+
+        with self._watched(num_rows, num_groups, take) as called:
             measured = values(slice(0, num_rows))
-            self._deferred = []
             if measured.requires_grad:
-                (measured.sum() / (num_rows // features.shape[0])).backward()
+                (measured.sum() / (num_rows // num_groups)).backward()
             elif not called and not self._coverage.uncovered:
                 raise CoverageError(describe_unreached(list(self.parameters)))
-            projector.add_many_(features, self._deferred)
-            self._deferred = []
+            with torch.no_grad():
+                collected.finish()
         self._find_strays(values, num_rows)
         return measured.detach()
 
@@ -172,6 +172,8 @@ class GradientEngine:
 
         def keep(contributions: _Contributions) -> None:
             for slot, contribution in contributions:
+                if isinstance(contribution, Direct):
+                    contribution = contribution._replace(grads=sum_groups(contribution.grads, num_groups))
                 found.setdefault(slot.name, []).append(contribution)
             for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
                 receive(self.slots[name], found.pop(name))
@@ -257,15 +259,18 @@ class GradientEngine:
                 "gradients cannot be measured inside torch.autocast, whose layers differ in dtype from their weights; "
                 "leave it, and convert the model instead, as with model.to(torch.bfloat16)"
             )
-        with exclusively(self.model), weights_as_computed(self.model, except_for or ()):
-            before = {p: p.requires_grad for p in self.model.parameters()}
+        modules = modules_of(self.model)
+        with exclusively(self.model), weights_as_computed(self.model, modules, except_for or ()):
+            parameters = [p for module in modules for p in module._parameters.values() if p is not None]
             kept = {id(self.parameters[name]) for name in except_for or ()}
+            changed = [p for p in parameters if p.requires_grad != (id(p) in kept)]
+            before = [p.requires_grad for p in changed]
             try:
-                for p in before:
+                for p in changed:
                     p.requires_grad_(id(p) in kept)
                 yield
             finally:
-                for p, required in before.items():
+                for p, required in zip(changed, before, strict=True):
                     p.requires_grad_(required)
 
     @contextmanager
@@ -289,12 +294,3 @@ class GradientEngine:
             torch.enable_grad(),
         ):
             yield waiting
-
-    def _add_(self, features: Tensor, projector: Projector, contributions: _Contributions) -> None:
-        for slot, contribution in contributions:
-            if isinstance(contribution, Outer):
-                projector.add_outer_(features, slot, contribution.a, contribution.g, contribution.conv)
-            elif contribution.grads.numel() > _DEFERRED_ENTRIES:
-                projector.add_(features, slot, contribution.grads, contribution.row_begin)
-            else:
-                self._deferred.append((slot, contribution.grads, contribution.row_begin))

@@ -1,4 +1,4 @@
-"""Hooks that hand on each layer, its input and the gradient of its output while a model is differentiated."""
+"""Hands on each layer, its input and the gradient of its output while a model is differentiated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from journey.gradients.per_row import PerRow
 
 
 class UnservedLayer(CoverageError):  # noqa: N818 caught, or raised as what it is
-    """A layer whose input does not have the batch as its first dimension, so that its hook cannot serve.
+    """A layer whose input does not have the batch as its first dimension, so that it cannot be served.
 
     Args:
         layer: The layer.
@@ -51,10 +51,16 @@ def captured(
         UnservedLayer: If a layer's input does not have ``num_rows`` as its first dimension.
         InPlaceError: If a layer's input was modified between forward and backward.
     """
-    names = {module: name for name, module in model.named_modules()}
     waiting: Counter[nn.Module] = Counter()
 
-    def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def name_of(layer: nn.Module) -> str:
+        names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+        return names[layer]
+
+    def capture(
+        module: nn.Module, forward: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        output = forward(*args, **kwargs)
         waiting[module] += 1
         if not torch.is_grad_enabled():
             return output
@@ -62,7 +68,7 @@ def captured(
         casts = x.is_floating_point() and output.dtype != x.dtype
         if casts or torch.is_autocast_enabled(x.device.type):
             raise RuntimeError(
-                f"layer {names[module]!r} runs under torch.autocast within the network, so that it differs in dtype "
+                f"layer {name_of(module)!r} runs under torch.autocast within the network, so that it differs in dtype "
                 f"from its weights, got {x.dtype} in and {output.dtype} out. Take the autocast off (a decorated "
                 "forward: network.forward = network.forward.__wrapped__; accelerate: unwrap_model(network, "
                 "keep_fp32_wrapper=False)), and convert the model instead, as with model.to(torch.bfloat16)"
@@ -70,7 +76,7 @@ def captured(
         if isinstance(x, PerRow) or x.dim() == 0 or x.shape[0] != num_rows:
             raise UnservedLayer(
                 module,
-                f"layer {names[module]!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
+                f"layer {name_of(module)!r} got an input of shape {list(x.shape)} in a batch of {num_rows} rows: its "
                 "first dimension must be the batch for per-sample gradients. Leave its parameters out with "
                 'select=..., or measure them with uncovered="autograd" (one forward and backward pass per sample)',
             )
@@ -87,7 +93,7 @@ def captured(
             x = kept.pop()
             if x._version != version:
                 raise InPlaceError(
-                    f"the input of layer {names[module]!r} was modified in place between forward and backward; its "
+                    f"the input of layer {name_of(module)!r} was modified in place between forward and backward; its "
                     "gradient would be wrong. Use the out-of-place form of the operation that follows the layer"
                 )
             waiting[module] -= 1
@@ -96,9 +102,16 @@ def captured(
         output.register_hook(hand_on)
         return output
 
-    handles = [module.register_forward_hook(capture, with_kwargs=True) for module in layers]
+    # In place of forward hooks, with which torch calls a module by a longer way, and which cost more to register.
+    before = [vars(module).get("forward") for module in layers]
     try:
+        for module in layers:
+            forward = module.forward
+            vars(module)["forward"] = lambda *args, _m=module, _f=forward, **kwargs: capture(_m, _f, args, kwargs)
         yield waiting
     finally:
-        for handle in handles:
-            handle.remove()
+        for module, own in zip(layers, before, strict=True):
+            if own is None:
+                vars(module).pop("forward", None)
+            else:
+                vars(module)["forward"] = own

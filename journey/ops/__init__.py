@@ -20,7 +20,7 @@ from journey.ops.keys import derive_key
 from journey.ops.noise import philox_normal, philox_words
 from journey.ops.packed import pack_rows, packed_products_, unpack_rows
 from journey.ops.project import ProjectionKind, project_
-from journey.ops.sketch import sketch_, sketch_many_, sketch_outer_
+from journey.ops.sketch import sketch_, sketch_many_, sketch_outer_, sketch_outer_many_
 
 __all__ = [
     "ConvGeometry",
@@ -36,5 +36,6 @@ __all__ = [
     "sketch_",
     "sketch_many_",
     "sketch_outer_",
+    "sketch_outer_many_",
     "unpack_rows",
 ]

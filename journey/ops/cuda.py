@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from journey.ops import _native
-from journey.ops.geometry import ConvGeometry
-from journey.ops.kernels import FLOAT32, TF32, Kernels, sketch_args, with_contiguous_rows
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
+from journey.ops.kernels import FLOAT32, TF32, Kernels, with_contiguous_rows
 from journey.ops.weight_grad import weight_grad_tiles
 
 # Features that one block's shared memory holds on every device.
@@ -26,11 +26,13 @@ class CudaKernels(Kernels):
 
     def run(self, op: str, memory: Tensor, args: dict[str, Any]) -> None:
         """Launch a kernel. It raises NotImplementedError in a build without CUDA kernels."""
-        kernels = _kernels()
-        floats = getattr(kernels, f"{op}_workspace_floats")(args)
-        workspace = torch.empty(floats, dtype=torch.float32, device=memory.device)
-        with torch.cuda.device(memory.device):
-            getattr(kernels, op)(args, workspace.data_ptr(), floats, _stream(memory))
+        workspaces: list[Tensor] = []  # live until the launch
+
+        def allocate(floats: int) -> tuple[int, int]:
+            workspaces.append(torch.empty(floats, dtype=torch.float32, device=memory.device))
+            return workspaces[-1].data_ptr(), floats
+
+        getattr(_kernels(), op)(args, allocate, memory.get_device(), _stream(memory))
 
     def with_vectors(self, rows: Tensor) -> Tensor:
         """The tensor, or a copy if a row does not begin at a multiple of 16 bytes. [*rows.shape]"""
@@ -43,15 +45,23 @@ class CudaKernels(Kernels):
         return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
 
     def sketch_many_(
-        self, features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int
+        self,
+        features: Tensor,
+        grads: Tensor,
+        keys: list[int],
+        rows: list[int],
+        cols: list[int],
+        row_begins: list[int],
+        scales: list[float],
+        nnz: int,
     ) -> None:
-        """Count sketch of the gradients of many small parameters, in one launch for each 64 of them."""
-        if features.shape[1] > _MANY_MOST_DIM:
-            return super().sketch_many_(features, grads, keys, row_begins, nnz)
-        grads = [with_contiguous_rows(x) for x in grads]
-        numbers = zip(grads, keys, row_begins, strict=True)
-        parameters = [sketch_args(features, x, key, row_begin, nnz) for x, key, row_begin in numbers]
-        return self.run("sketch_many", features, {"parameters": parameters})
+        """Count sketches of the gradients of many small parameters, in one launch for each 64 of them."""
+        if features.shape[1] <= _MANY_MOST_DIM:
+            return super().sketch_many_(features, grads, keys, rows, cols, row_begins, scales, nnz)
+        pieces = grads.split([r * c for r, c in zip(rows, cols, strict=True)], dim=1)
+        for piece, key, r, c, row_begin, scale in zip(pieces, keys, rows, cols, row_begins, scales, strict=True):
+            self.sketch_(features, (piece * scale).view(-1, r, c), key, row_begin, nnz)
+        return None
 
     def sketch_outer_(
         self,
@@ -72,6 +82,28 @@ class CudaKernels(Kernels):
         conv = ConvGeometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
         for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
             self.sketch_(features[group : group + grads.shape[0]], grads, key, row, nnz)
+        return None
+
+    def sketch_outer_many_(
+        self,
+        features: Tensor,
+        a: list[Tensor],
+        g: list[Tensor],
+        keys: list[int],
+        geometries: list[int],
+        scales: list[float],
+        nnz: int,
+    ) -> None:
+        """The fused kernel for all layers, or one after the other if there is a Conv3d among them."""
+        count = len(LINEAR_NUMBERS)
+        if 3 not in geometries[::count]:
+            return super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz)
+        for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
+            dims, *walk, groups = geometries[i * count : (i + 1) * count]
+            sizes = [walk[j : j + 3][3 - dims :] for j in range(0, 12, 3)]
+            sketch = torch.zeros_like(features)
+            self.sketch_outer_(sketch, x, y, key, nnz, sizes[0], sizes[1], sizes[2], sizes[3], groups)
+            features.add_(sketch, alpha=scale)
         return None
 
 

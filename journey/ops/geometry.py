@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from torch import Tensor
@@ -51,11 +53,26 @@ class ConvGeometry:
         """Number of kernel positions, the product of ``kernel_size``."""
         return prod(self.kernel_size)
 
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """All of it as the 14 numbers that the registered op takes for each of many layers."""
+        walk = ((self.kernel_size, 1), (self.stride, 1), (self.padding, 0), (self.dilation, 1))
+        return self.spatial_dims, *(size for sizes, fill in walk for size in three(sizes, fill)), self.groups
+
     @property
     def is_pointwise(self) -> bool:
         """Whether every output position sees exactly the same input position and all channels."""
         ones = (1,) * self.spatial_dims
         return self.kernel_size == ones == self.stride and not any(self.padding) and self.groups == 1
+
+
+LINEAR_NUMBERS = (0, *[1] * 6, *[0] * 3, *[1] * 4)
+"""Those of a Linear layer: a kernel of one, in no dimension."""
+
+
+def three(sizes: Sequence[int], fill: int) -> tuple[int, ...]:
+    """Return sizes of the last dimensions, with leading ``fill`` where there are fewer than three."""
+    return (fill,) * (3 - len(sizes)) + tuple(sizes)
 
 
 def tap_major(weights: Tensor, taps: int) -> Tensor:

@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from journey.ops.geometry import LINEAR_NUMBERS, three
 from journey.ops.keys import to_unsigned
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_NUMBERS = len(LINEAR_NUMBERS)  # of a layer's geometry
 # Products of float32 tensors to the rounding of float32, or of operands rounded to 11 bits (faster).
 FLOAT32, TF32 = 0, 1
 
@@ -54,11 +56,33 @@ class Kernels(ABC):
         self.run("sketch", features, sketch_args(features, grads, key, row_begin, nnz))
 
     def sketch_many_(
-        self, features: Tensor, grads: list[Tensor], keys: list[int], row_begins: list[int], nnz: int
+        self,
+        features: Tensor,
+        grads: Tensor,
+        keys: list[int],
+        rows: list[int],
+        cols: list[int],
+        row_begins: list[int],
+        scales: list[float],
+        nnz: int,
     ) -> None:
-        """Count sketch of the gradients of many small parameters, one after the other."""
-        for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
-            self.sketch_(features, grad, key, row_begin, nnz)
+        """Count sketches of the gradients of many small parameters, which lie side by side."""
+        grads = with_contiguous_rows(grads)
+        args = {
+            "grads": grads.data_ptr(),
+            "features": features.data_ptr(),
+            "batch": grads.shape[0],
+            "grads_stride": grads.stride(0),
+            "features_stride": features.stride(0),
+            "proj_dim": features.shape[1],
+            "nnz": nnz,
+            "rows": rows,
+            "cols": cols,
+            "row_begins": row_begins,
+            "keys": [to_unsigned(key) for key in keys],
+            "scales": scales,
+        }
+        self.run("sketch_many", features, args)
 
     def project_(self, features: Tensor, grads: Tensor, key: int, kind: int, row_begin: int) -> None:
         """Dense random projection."""
@@ -92,37 +116,44 @@ class Kernels(ABC):
         groups: int,
     ) -> None:
         """Weight gradients multiplied out in registers and sketched, never stored."""
-        if not self.layers_of_any_strides:
-            a, g = a.contiguous(), g.contiguous()
-        c_in, in_size, a_strides = _layout(a, channels_last=not kernel_size)
-        c_out, out_size, g_strides = _layout(g, channels_last=not kernel_size)
-        num_groups = features.shape[0]
-        args = {
-            "a": a.data_ptr(),
-            "g": g.data_ptr(),
+        a, g = self.as_read(a), self.as_read(g)
+        walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
+        numbers = (len(kernel_size), *walk, groups)
+        args = self.shared_args(features, nnz) | layer_args(a, g, key, numbers, 1.0, features.shape[0])
+        self.run("sketch_outer", features, args)
+
+    def sketch_outer_many_(
+        self,
+        features: Tensor,
+        a: list[Tensor],
+        g: list[Tensor],
+        keys: list[int],
+        geometries: list[int],
+        scales: list[float],
+        nnz: int,
+    ) -> None:
+        """Sketches of the weight gradients of several layers; ``geometries`` are their numbers, one after the other."""
+        a, g = [self.as_read(x) for x in a], [self.as_read(x) for x in g]
+        shared, layers = self.shared_args(features, nnz), []
+        for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
+            numbers = geometries[i * _NUMBERS : (i + 1) * _NUMBERS]
+            layers.append(shared | layer_args(x, y, key, numbers, scale, features.shape[0]))
+        self.run("sketch_outer_many", features, {"layers": layers})
+
+    def as_read(self, x: Tensor) -> Tensor:
+        """A layer's tensor, or a copy if the kernels could not read it. [*x.shape]"""
+        return x if self.layers_of_any_strides else x.contiguous()
+
+    def shared_args(self, features: Tensor, nnz: int) -> dict[str, Any]:
+        """Fields of SketchOuterArgs that all layers have in common."""
+        return {
             "features": features.data_ptr(),
-            "dtype": _DTYPES[a.dtype],
             "precision": self.precision(),
-            "channels_last": not kernel_size,
-            "a_strides": a_strides,
-            "g_strides": g_strides,
-            "num_groups": num_groups,
-            "rows_per_group": a.shape[0] // max(1, num_groups),
-            "c_in": c_in,
-            "c_out": c_out,
-            "conv_groups": groups,
-            "in_size": in_size,
-            "out_size": out_size,
-            "kernel": _three(kernel_size, 1),
-            "stride": _three(stride, 1),
-            "padding": _three(padding, 0),
-            "dilation": _three(dilation, 1),
+            "num_groups": features.shape[0],
             "features_stride": features.stride(0),
             "proj_dim": features.shape[1],
-            "key": to_unsigned(key),
             "nnz": nnz,
         }
-        self.run("sketch_outer", features, args)
 
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
         """Upper triangle only, all samples at once, whatever ``block_size`` is."""
@@ -197,15 +228,36 @@ def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: 
     }
 
 
-def _layout(x: Tensor, *, channels_last: bool) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def layer_args(a: Tensor, g: Tensor, key: int, numbers: Sequence[int], scale: float, num_groups: int) -> dict[str, Any]:
+    """Fields of SketchOuterArgs of a layer of a geometry (``ConvGeometry.numbers``)."""
+    dims = numbers[0]
+    c_in, in_size, a_strides = _layout(a, dims)
+    c_out, out_size, g_strides = _layout(g, dims)
+    return {
+        "a": a.data_ptr(),
+        "g": g.data_ptr(),
+        "dtype": _DTYPES[a.dtype],
+        "channels_last": dims == 0,
+        "a_strides": a_strides,
+        "g_strides": g_strides,
+        "rows_per_group": a.shape[0] // max(1, num_groups),
+        "c_in": c_in,
+        "c_out": c_out,
+        "conv_groups": numbers[13],
+        "in_size": in_size,
+        "out_size": out_size,
+        "kernel": numbers[1:4],
+        "stride": numbers[4:7],
+        "padding": numbers[7:10],
+        "dilation": numbers[10:13],
+        "key": to_unsigned(key),
+        "scale": scale,
+    }
+
+
+def _layout(x: Tensor, dims: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Channels of a layer's tensor, its size in three dimensions, and its strides of rows, channels, lines, columns."""
-    if channels_last:  # one line of positions
-        (_, positions, channels), (row, column, channel) = x.shape, x.stride()
-        return channels, (1, 1, positions), (row, channel, 0, column)
-    (_, channels, *size), (row, channel, *spatial) = x.shape, x.stride()
-    return channels, _three(size, 1), (row, channel, *(0, *spatial)[-2:])
-
-
-def _three(sizes: Sequence[int], fill: int) -> tuple[int, ...]:
-    """Sizes of the last dimensions, with leading ones where there are fewer than three."""
-    return (fill,) * (3 - len(sizes)) + tuple(sizes)
+    shape, strides = x.shape, x.stride()
+    if dims == 0:  # channels last, and one line of positions
+        return shape[2], (1, 1, shape[1]), (strides[0], strides[2], 0, strides[1])
+    return shape[1], three(shape[2:], 1), (*strides[:2], *(0, *strides[2:])[-2:])

@@ -16,10 +16,13 @@ for _schema in (
     "philox_words(Tensor keys, Tensor indices, Tensor minors, int stream) -> Tensor",
     "philox_normal(Tensor keys, Tensor minors, int numel) -> Tensor",
     "sketch_(Tensor(a!) features, Tensor grads, int key, int row_begin, int nnz) -> ()",
-    "sketch_many_(Tensor(a!) features, Tensor[] grads, int[] keys, int[] row_begins, int nnz) -> ()",
+    "sketch_many_(Tensor(a!) features, Tensor grads, int[] keys, int[] rows, int[] cols, int[] row_begins, "
+    "float[] scales, int nnz) -> ()",
     "project_(Tensor(a!) features, Tensor grads, int key, int kind, int row_begin) -> ()",
     "sketch_outer_(Tensor(a!) features, Tensor a, Tensor g, int key, int nnz, int[] kernel_size, int[] stride, "
     "int[] padding, int[] dilation, int groups) -> ()",
+    "sketch_outer_many_(Tensor(a!) features, Tensor[] a, Tensor[] g, int[] keys, int[] geometries, float[] scales, "
+    "int nnz) -> ()",
     "accumulate_gram_(Tensor(a!) gram, Tensor features, int block_size) -> ()",
     "pack_rows(Tensor rows, int bits) -> (Tensor, Tensor)",
     "packed_products_(Tensor(a!) out, Tensor queries, Tensor packed, Tensor scales, int bits) -> ()",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from journey.ops.checks import (
     check_tensors,
     conv_arguments,
 )
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 from journey.ops.keys import to_signed
 
 
@@ -67,47 +68,52 @@ def sketch_(
 
 def sketch_many_(
     features: Tensor,  # [batch, proj_dim]
-    grads: Sequence[Tensor],  # each [batch, rows, cols]
+    grads: Tensor,  # [batch, sum of rows * cols]
     *,
     keys: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
     row_begins: Sequence[int] | None = None,
+    scales: Sequence[float] | None = None,
     nnz: int = 1,
 ) -> None:
     """Add the count sketches of the gradients of many small parameters: ``sketch_`` of each, in few launches.
 
     Args:
         features: Running sketch, float32; ``proj_dim`` a multiple of 32. [batch, proj_dim]
-        grads: Per-sample gradients of some parameters, as for ``sketch_``. Each [batch, rows, cols]
+        grads: Per-sample gradients of all parameters, one after the other in each row, float32.
+            [batch, sum of rows * cols]
         keys: Names each parameter's map, in [0, 2**64).
+        shapes: Rows and columns of each one's gradient.
         row_begins: Which row of its parameter each one's first row is; the first by default.
+        scales: What each one's gradient is multiplied by; 1 by default.
         nnz: Independent sketches that are summed, 1 to 64.
 
     Raises:
         ValueError: If the shapes disagree, the lists differ in length or a number is out of range.
-        TypeError: If a dtype is not one of those of ``sketch_``.
+        TypeError: If a tensor is not float32.
         NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
 
     Note:
         Bitwise equal for any batch and number of threads.
     """
-    row_begins = [0] * len(grads) if row_begins is None else row_begins
-    check_tensors(features=features, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
-    for name, numbers in (("keys", keys), ("row_begins", row_begins)):
-        if len(numbers) != len(grads):
-            raise ValueError(f"{name} must have one number for each of {len(grads)} grads, got {len(numbers)}")
-    check_features(features, features.shape[0] if features.dim() else 0, "batch")
-    for i, grad in enumerate(grads):
-        check_dims(f"grads[{i}]", grad, "[batch, rows, cols]", 3)
-        check_input(f"grads[{i}]", grad, features)
-        if grad.shape[0] != features.shape[0]:
-            raise ValueError(f"grads[{i}] must be of the {features.shape[0]} rows of features, got {grad.shape[0]}")
-        check_key(keys[i])
-        if row_begins[i] < 0:
-            raise ValueError(f"row_begins must not be negative, got {row_begins[i]}")
+    check_tensors(features=features, grads=grads)
+    check_dims("grads", grads, "[batch, entries]", 2)
+    check_features(features, grads.shape[0], "batch")
+    check_input("grads", grads, features)
+    if grads.dtype != torch.float32:
+        raise TypeError(f"grads must be float32, got {grads.dtype}")
     check_sketch_dim(features)
     check_nnz(nnz)
+    row_begins = [0] * len(keys) if row_begins is None else row_begins
+    scales = _check_many(len(keys), "keys", keys, scales, shapes=shapes, row_begins=row_begins)
+    rows, cols = [shape[0] for shape in shapes], [shape[1] for shape in shapes]
+    if min((*rows, *cols, *row_begins), default=0) < 0:
+        raise ValueError(f"shapes and row_begins must not be negative, got {list(shapes)} and {list(row_begins)}")
+    entries = sum(r * c for r, c in zip(rows, cols, strict=True))
+    if grads.shape[1] != entries:
+        raise ValueError(f"grads must have the {entries} entries of shapes, got {list(grads.shape)}")
     signed = [to_signed(key) for key in keys]
-    torch.ops.journey.sketch_many_(features, list(grads), signed, list(row_begins), nnz)
+    torch.ops.journey.sketch_many_(features, grads, signed, rows, cols, list(row_begins), scales, nnz)
 
 
 def sketch_outer_(
@@ -147,26 +153,101 @@ def sketch_outer_(
         not contiguous. On CUDA the blocks' sums, see ``sketch_``.
     """
     check_tensors(features=features, a=a, g=g)
-    if conv is None:
-        check_dims("a", a, "[num_rows, positions, d_in]", 3)
-        check_dims("g", g, "[num_rows, positions, d_out]", 3)
-        if a.shape[:2] != g.shape[:2]:
-            raise ValueError(f"a and g must agree in [num_rows, positions], got {list(a.shape)} and {list(g.shape)}")
-    else:
-        check_dims("a", a, "[num_rows, c_in, *spatial]", 2 + conv.spatial_dims)
-        check_conv(a, g, conv)
-    num_groups = features.shape[0] if features.dim() else 0
-    check_features(features, num_groups, "num_groups")
-    check_input("a", a, features)
-    check_input("g", g, features)
-    if a.dtype != g.dtype:
-        raise TypeError(f"a and g must have the same dtype, got {a.dtype} and {g.dtype}")
-    if (num_groups == 0 and a.shape[0]) or (num_groups and a.shape[0] % num_groups):
-        raise ValueError(f"a must hold a whole number of rows per group, got {a.shape[0]} rows for {num_groups} groups")
-    check_sketch_dim(features)
-    check_key(key)
+    check_sketch_dim(_check_groups(features))
     check_nnz(nnz)
+    check_key(key)
+    _check_layer(features, a, g, conv)
     if a.numel() == 0 or g.numel() == 0:
         return  # a sum of nothing
     sizes = ([], [], [], [], 1) if conv is None else conv_arguments(conv)
     torch.ops.journey.sketch_outer_(features, a, g, to_signed(key), nnz, *sizes)
+
+
+def sketch_outer_many_(
+    features: Tensor,  # [num_groups, proj_dim]
+    a: Sequence[Tensor],  # each [num_rows, positions, d_in] or [num_rows, c_in, *spatial]
+    g: Sequence[Tensor],  # each [num_rows, positions, d_out] or [num_rows, c_out, *output_spatial]
+    *,
+    keys: Sequence[int],
+    convs: Sequence[ConvGeometry | None],
+    scales: Sequence[float] | None = None,
+    nnz: int = 1,
+) -> None:
+    """Add the sketches of the weight gradients of several layers: ``sketch_outer_`` of each, by one call.
+
+    ``features += scale * (sketch of the layer)``, layer after layer in their order.
+
+    Args:
+        features: Running sketch, float32. [num_groups, proj_dim]
+        a: Input of each layer, as for ``sketch_outer_``.
+        g: Gradient of the summed loss with respect to each one's output, likewise.
+        keys: Names each one's map, in [0, 2**64).
+        convs: Geometry of each convolution; None for a Linear layer.
+        scales: What each one's gradient is multiplied by; 1 by default.
+        nnz: Independent sketches that are summed, 1 to 64.
+
+    Raises:
+        ValueError: If the shapes disagree, the lists differ in length or an argument is out of range.
+        TypeError: If a dtype is not one of those of ``sketch_outer_``.
+        NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
+
+    Note:
+        As for ``sketch_outer_``. Where a scale is not 1, on the CPU one more float for each of the features; on CUDA
+        workspaces of several layers, up to 64 MiB or those of one.
+    """
+    check_tensors(features=features, **{f"a[{i}]": x for i, x in enumerate(a)})
+    check_tensors(**{f"g[{i}]": x for i, x in enumerate(g)})
+    check_sketch_dim(_check_groups(features))
+    check_nnz(nnz)
+    scales = _check_many(len(a), "a", keys, scales, g=g, convs=convs)
+    kept = []
+    for i, (inputs, outputs, conv) in enumerate(zip(a, g, convs, strict=True)):
+        _check_layer(features, inputs, outputs, conv, f"[{i}]")
+        if inputs.numel() and outputs.numel():  # else a sum of nothing
+            kept.append(i)
+    geometries = [LINEAR_NUMBERS if conv is None else conv.numbers for conv in (convs[i] for i in kept)]
+    numbers = [number for geometry in geometries for number in geometry]
+    layers = [a[i] for i in kept], [g[i] for i in kept], [to_signed(keys[i]) for i in kept]
+    torch.ops.journey.sketch_outer_many_(features, *layers, numbers, [scales[i] for i in kept], nnz)
+
+
+def _check_groups(features: Tensor) -> Tensor:
+    check_features(features, features.shape[0] if features.dim() else 0, "num_groups")
+    return features
+
+
+def _check_layer(features: Tensor, a: Tensor, g: Tensor, conv: ConvGeometry | None, at: str = "") -> None:
+    """Refuse input and output gradient of a layer that do not belong together, or not to the features."""
+    if conv is None:
+        check_dims(f"a{at}", a, "[num_rows, positions, d_in]", 3)
+        check_dims(f"g{at}", g, "[num_rows, positions, d_out]", 3)
+        if a.shape[:2] != g.shape[:2]:
+            shapes = f"{list(a.shape)} and {list(g.shape)}"
+            raise ValueError(f"a{at} and g{at} must agree in [num_rows, positions], got {shapes}")
+    else:
+        check_dims(f"a{at}", a, "[num_rows, c_in, *spatial]", 2 + conv.spatial_dims)
+        check_conv(a, g, conv)
+    check_input(f"a{at}", a, features)
+    check_input(f"g{at}", g, features)
+    if a.dtype != g.dtype:
+        raise TypeError(f"a{at} and g{at} must have the same dtype, got {a.dtype} and {g.dtype}")
+    num_rows, num_groups = a.shape[0], features.shape[0]
+    if (num_groups == 0 and num_rows) or (num_groups and num_rows % num_groups):
+        raise ValueError(
+            f"a{at} must hold a whole number of rows per group, got {num_rows} rows for {num_groups} groups"
+        )
+
+
+def _check_many(
+    count: int, counted: str, keys: Sequence[int], scales: Sequence[float] | None, **lists: Sequence[object]
+) -> list[float]:
+    """Refuse lists that do not have a number for each of ``count`` things; return the scales."""
+    scales = [1.0] * count if scales is None else [float(scale) for scale in scales]
+    for name, given in (("keys", keys), ("scales", scales), *lists.items()):
+        if len(given) != count:
+            raise ValueError(f"{name} must have one item for each of {count} in {counted}, got {len(given)}")
+    if not all(map(isfinite, scales)):
+        raise ValueError(f"scales must be finite, got {scales}")
+    for key in keys:
+        check_key(key)
+    return scales

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -35,6 +36,23 @@ class ParameterSlot:
     taps: int = 1
 
 
+class Piece(NamedTuple):
+    """Rows ``row_begin ...`` of a parameter."""
+
+    slot: ParameterSlot
+    row_begin: int
+    num_rows: int
+
+
+class LayerGradient(NamedTuple):
+    """A weight's gradients as layer input and output gradient, see ``ops.sketch_outer_``."""
+
+    slot: ParameterSlot
+    a: Tensor
+    g: Tensor
+    conv: ConvGeometry | None
+
+
 class Projector(Named):
     """A linear map from the gradients of named parameters to ``proj_dim`` features.
 
@@ -57,10 +75,21 @@ class Projector(Named):
             row_begin: First row of the parameter that ``grads`` holds.
         """
 
-    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
-        """Add the images of the gradients of many small parameters: slot, gradients and ``row_begin`` of each."""
-        for slot, grads, row_begin in small:
-            self.add_(features, slot, grads, row_begin)
+    def add_many_(
+        self, features: Tensor, pieces: Sequence[Piece], grads: Tensor, scales: Sequence[float] | None = None
+    ) -> None:
+        """Add the images of the gradients of many small parameters, each times its scale.
+
+        Args:
+            features: Added to, float32. [num_groups, proj_dim]
+            pieces: Rows of parameters.
+            grads: Their gradients, piece after piece, float32. [num_groups, entries]
+            scales: One for each piece; 1 by default.
+        """
+        parts = grads.split([piece.num_rows * piece.slot.cols for piece in pieces], dim=1)
+        for i, (piece, part) in enumerate(zip(pieces, parts, strict=True)):
+            scaled = part if scales is None else part * scales[i]
+            self.add_(features, piece.slot, scaled.unflatten(1, (piece.num_rows, -1)), piece.row_begin)
 
     def add_outer_(
         self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
@@ -68,6 +97,17 @@ class Projector(Named):
         """Add the image of weight gradients given as layer input and output gradient (``ops.sketch_outer_``)."""
         for grads, group, row in weight_grad_tiles(a, g, features.shape[0], conv):
             self.add_(features[group : group + grads.shape[0]], slot, grads, row)
+
+    def add_layers_(
+        self, features: Tensor, layers: Sequence[LayerGradient], scales: Sequence[float] | None = None
+    ) -> None:
+        """Add the images of the weight gradients of several layers, each times its scale, which is 1 by default."""
+        for i, layer in enumerate(layers):
+            # The features are shorter than the layer's inputs and output gradients: they are scaled, not these.
+            added = features if scales is None else torch.zeros_like(features)
+            self.add_outer_(added, *layer)
+            if scales is not None:
+                features.add_(added, alpha=scales[i])
 
 
 class ByColumn(Projector):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from journey import ops
 from journey.ops.checks import LANES, MAX_NNZ
 from journey.ops.geometry import ConvGeometry
 from journey.ops.keys import derive_key
-from journey.projectors.base import ByColumn, ParameterSlot
+from journey.projectors.base import ByColumn, LayerGradient, ParameterSlot, Piece
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,17 @@ class CountSketch(ByColumn, name="count_sketch"):
         """Add the sketch of gradients of one parameter, see ``Projector.add_``."""
         ops.sketch_(features, grads, key=self._key(slot), row_begin=row_begin, nnz=self.nnz)
 
-    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
+    def add_many_(
+        self, features: Tensor, pieces: Sequence[Piece], grads: Tensor, scales: Sequence[float] | None = None
+    ) -> None:
         """Add the sketches of many small gradients in few launches, see ``Projector.add_many_``."""
         ops.sketch_many_(
             features,
-            [grads for _, grads, _ in small],
-            keys=[self._key(slot) for slot, _, _ in small],
-            row_begins=[row_begin for _, _, row_begin in small],
+            grads,
+            keys=[self._key(piece.slot) for piece in pieces],
+            shapes=[(piece.num_rows, piece.slot.cols) for piece in pieces],
+            row_begins=[piece.row_begin for piece in pieces],
+            scales=scales,
             nnz=self.nnz,
         )
 
@@ -68,8 +73,28 @@ class CountSketch(ByColumn, name="count_sketch"):
         """Add the sketch of weight gradients that are never formed, see ``Projector.add_outer_``."""
         ops.sketch_outer_(features, a, g, key=self._key(slot), nnz=self.nnz, conv=conv)
 
+    def add_layers_(
+        self, features: Tensor, layers: Sequence[LayerGradient], scales: Sequence[float] | None = None
+    ) -> None:
+        """Add the sketches of the weight gradients of several layers by one call, see ``Projector.add_layers_``."""
+        ops.sketch_outer_many_(
+            features,
+            [layer.a for layer in layers],
+            [layer.g for layer in layers],
+            keys=[self._key(layer.slot) for layer in layers],
+            convs=[layer.conv for layer in layers],
+            scales=scales,
+            nnz=self.nnz,
+        )
+
     def _key(self, slot: ParameterSlot) -> int:
-        return derive_key(self.seed, "sketch", slot.name)
+        return _sketch_key(self.seed, slot.name)
+
+
+@lru_cache(maxsize=1 << 14)
+def _sketch_key(seed: int, name: str) -> int:
+    """The key of a parameter's map: every pass asks for those of all."""
+    return derive_key(seed, "sketch", name)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_json
 from journey.ops.geometry import ConvGeometry
-from journey.projectors.base import ParameterSlot, Projector
+from journey.projectors.base import LayerGradient, ParameterSlot, Piece, Projector
 from journey.projectors.random import CountSketch
 
 # Stands for the scales in a fingerprint where they are those of a fit, which is named beside it.
@@ -44,18 +43,27 @@ class Scaled(Projector, name="scaled"):
         """Add the image of scaled gradients, see ``Projector.add_``."""
         self.inner.add_(features, slot, grads.float() * self.scale(slot), row_begin)
 
-    def add_many_(self, features: Tensor, small: Sequence[tuple[ParameterSlot, Tensor, int]]) -> None:
+    def add_many_(
+        self, features: Tensor, pieces: Sequence[Piece], grads: Tensor, scales: Sequence[float] | None = None
+    ) -> None:
         """Add the images of many small scaled gradients, see ``Projector.add_many_``."""
-        self.inner.add_many_(features, [(slot, grads.float() * self.scale(slot), at) for slot, grads, at in small])
+        if scales is not None:
+            return super().add_many_(features, pieces, grads, scales)
+        return self.inner.add_many_(features, pieces, grads, [self.scale(piece.slot) for piece in pieces])
 
     def add_outer_(
         self, features: Tensor, slot: ParameterSlot, a: Tensor, g: Tensor, conv: ConvGeometry | None
     ) -> None:
         """Add the image of scaled weight gradients that are never formed, see ``Projector.add_outer_``."""
-        # The features are shorter than the layer's inputs and output gradients: they are scaled, not these.
-        added = torch.zeros_like(features)
-        self.inner.add_outer_(added, slot, a, g, conv)
-        features.add_(added, alpha=self.scale(slot))
+        self.add_layers_(features, [LayerGradient(slot, a, g, conv)])
+
+    def add_layers_(
+        self, features: Tensor, layers: Sequence[LayerGradient], scales: Sequence[float] | None = None
+    ) -> None:
+        """Add the images of the scaled weight gradients of several layers, see ``Projector.add_layers_``."""
+        if scales is not None:
+            return super().add_layers_(features, layers, scales)
+        return self.inner.add_layers_(features, layers, [self.scale(layer.slot) for layer in layers])
 
     def scale(self, slot: ParameterSlot) -> float:
         """Return the scale of a parameter.

@@ -89,7 +89,7 @@ ODD: dict[str, Callable[[], Tokens]] = {
     ),
     "tokens first": lambda: Tokens(lambda m, h: m.odd(h.transpose(0, 1)).transpose(0, 1), odd=nn.Linear(WIDTH, WIDTH)),
     "weight used again by a functional": lambda: Tokens(tied, odd=nn.Linear(WIDTH, WIDTH)),
-    "forward called past the hooks": lambda: Tokens(lambda m, h: m.odd.forward(h), odd=nn.Linear(WIDTH, WIDTH)),
+    "forward of the class": lambda: Tokens(lambda m, h: nn.Linear.forward(m.odd, h), odd=nn.Linear(WIDTH, WIDTH)),
     "rows sent different ways": lambda: Tokens(experts, a=nn.Linear(WIDTH, WIDTH), b=nn.Linear(WIDTH, WIDTH)),
     "inside vmap": lambda: Tokens(lambda m, h: torch.vmap(m.odd)(h), odd=nn.Linear(WIDTH, WIDTH)),
     "positions under checkpointing": lambda: Tokens(

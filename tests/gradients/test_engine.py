@@ -118,6 +118,25 @@ def test_a_module_that_is_used_several_times_gets_the_sum() -> None:
     assert_matches_autograd(model, values_of(model, randn(6, 4)))
 
 
+def test_a_layer_whose_forward_is_called_by_itself_is_measured() -> None:
+    model = Stack(lambda m, x: m.last(m.first.forward(x)), first=nn.Linear(4, 5), last=nn.Linear(5, 3))
+    assert_matches_autograd(model, values_of(model, randn(6, 4)))
+
+
+def test_what_a_users_hook_makes_of_an_output_is_seen() -> None:
+    model = Stack(lambda m, x: m.last(m.first(x)), first=nn.Linear(4, 5), last=nn.Linear(5, 3))
+    model.first.register_forward_hook(lambda module, args, output: torch.tanh(output))
+    assert_matches_autograd(model, values_of(model, randn(6, 4)))
+
+
+def test_a_forward_that_a_layer_has_of_its_own_is_kept() -> None:
+    model = Stack(lambda m, x: m.last(m.first(x)), first=nn.Linear(4, 5), last=nn.Linear(5, 3))
+    own = model.first.forward = lambda x: nn.Linear.forward(model.first, x)  # as accelerate's hooks leave it
+    assert_matches_autograd(model, values_of(model, randn(6, 4)))
+    assert model.first.forward is own
+    assert "forward" not in vars(model.last)
+
+
 def test_a_module_that_is_registered_twice_counts_once() -> None:
     linear = nn.Linear(4, 4)
     model = Stack(lambda m, x: m.b(torch.tanh(m.a(x))), a=linear, b=linear)
@@ -309,8 +328,8 @@ WRONG_USES: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: Stack(lambda m, x: F.linear(torch.tanh(m.first(x)), m.first.weight), first=nn.Linear(4, 4)),
         "first.weight",
     ),
-    "forward called past the hooks": (
-        lambda: Stack(lambda m, x: m.last(m.first.forward(x)), first=nn.Linear(4, 5), last=nn.Linear(5, 3)),
+    "forward of the class": (
+        lambda: Stack(lambda m, x: m.last(nn.Linear.forward(m.first, x)), first=nn.Linear(4, 5), last=nn.Linear(5, 3)),
         "first.weight, first.bias",
     ),
     "batch statistics": (

@@ -269,3 +269,12 @@ class NamedLinear(nn.Linear):
 )
 def test_a_rule_belongs_to_a_forward_function_and_not_to_a_class(module: nn.Module, has_rule: bool) -> None:
     assert (find_rule(module) is not None) is has_rule
+
+
+def test_a_norm_of_images_of_one_pixel_takes_them_channels_last():
+    module, g = randomize_(nn.GroupNorm(4, 32)), randn(4, 32, 1, 1, seed=4)
+    x = randn(4, 32, 1, 1, seed=3)
+    channels_last = x.as_strided(x.shape, (32, 1, 32, 32))  # as a convolution may leave them
+    rule = find_rule(module)
+    for found, expected in zip(rule(module, channels_last, g, 2), rule(module, x, g, 2), strict=True):
+        assert torch.equal(found.grads, expected.grads)

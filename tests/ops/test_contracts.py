@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from journey import ops
 from journey.ops import _native, reference, reference_packed
 from journey.ops.cpu import CpuKernels
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 
 # ------------------------------------------------------------------------------------------------ errors
 
@@ -27,9 +28,11 @@ def good() -> dict[str, dict[str, object]]:
         "sketch_": {"features": torch.zeros(2, 96), "grads": randn(2, 5, 7), "key": 1},
         "sketch_many_": {
             "features": torch.zeros(2, 96),
-            "grads": [randn(2, 1, 7), randn(2, 3, 40).half()],
+            "grads": randn(2, 127),
             "keys": [1, 2],
+            "shapes": [(1, 7), (3, 40)],
             "row_begins": [0, 5],
+            "scales": [1.0, 0.5],
         },
         "project_": {"features": torch.zeros(2, 50), "grads": randn(2, 7), "key": 1, "kind": "normal"},
         "sketch_outer_": {"features": torch.zeros(2, 96), "a": randn(4, 5, 6), "g": randn(4, 5, 7), "key": 1},
@@ -39,6 +42,14 @@ def good() -> dict[str, dict[str, object]]:
             "g": g,
             "key": 1,
             "conv": CONVS["groups"].geometry,
+        },
+        "sketch_outer_many_": {
+            "features": torch.zeros(2, 96),
+            "a": [a, randn(4, 5, 6)],
+            "g": [g, randn(4, 5, 7)],
+            "keys": [1, 2],
+            "convs": [CONVS["groups"].geometry, None],
+            "scales": [1.0, 0.5],
         },
         "accumulate_gram_": {"gram": torch.zeros(7, 7, dtype=torch.float64), "features": randn(5, 7)},
         "pack_rows": {"rows": randn(3, 64), "bits": 4},
@@ -53,7 +64,7 @@ def good() -> dict[str, dict[str, object]]:
     }
 
 
-SKETCHES = ("sketch_", "sketch_many_", "sketch_outer_", "sketch_outer_ conv")
+SKETCHES = ("sketch_", "sketch_many_", "sketch_outer_", "sketch_outer_ conv", "sketch_outer_many_")
 INT32 = torch.arange(3).int()
 SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("philox_words", {"keys": INT32}, TypeError, "keys must be int64, got torch.int32"),
@@ -82,16 +93,31 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("sketch_", {"nnz": 0}, ValueError, "nnz must be between 1 and 64, got 0"),
     ("sketch_", {"nnz": 65}, ValueError, "nnz must be between 1 and 64, got 65"),
     ("sketch_", {"row_begin": -1}, ValueError, "row_begin must not be negative, got -1"),
-    ("sketch_many_", {"keys": [1]}, ValueError, "keys must have one number for each of 2 grads, got 1"),
-    ("sketch_many_", {"row_begins": [0]}, ValueError, "row_begins must have one number for each of 2 grads, got 1"),
-    ("sketch_many_", {"grads": [randn(2, 1, 7)] * 3}, ValueError, "keys must have one number for each of 3 grads"),
-    ("sketch_many_", {"grads": [randn(2, 1, 7), randn(2, 7)]}, ValueError, r"grads\[1\] must be \[batch, rows, cols\]"),
-    ("sketch_many_", {"grads": [randn(2, 1, 7), randn(3, 1, 7)]}, ValueError, r"grads\[1\] must be of the 2 rows"),
-    ("sketch_many_", {"grads": [randn(2, 1, 7).double()] * 2}, TypeError, r"grads\[0\] must be .*, got torch.float64"),
+    ("sketch_many_", {"shapes": [(1, 7)]}, ValueError, "shapes must have one item for each of 2 in keys, got 1"),
+    ("sketch_many_", {"row_begins": [0]}, ValueError, "row_begins must have one item for each of 2 in keys, got 1"),
+    ("sketch_many_", {"scales": [1.0]}, ValueError, "scales must have one item for each of 2 in keys, got 1"),
+    ("sketch_many_", {"scales": [1.0, math.nan]}, ValueError, r"scales must be finite, got \[1.0, nan\]"),
+    ("sketch_many_", {"grads": randn(2, 1, 127)}, ValueError, r"grads must be \[batch, entries\], got \[2, 1, 127\]"),
+    ("sketch_many_", {"grads": randn(3, 127)}, ValueError, "features must have one row for each of the 3 in batch"),
+    (
+        "sketch_many_",
+        {"grads": randn(2, 126)},
+        ValueError,
+        r"grads must have the 127 entries of shapes, got \[2, 126\]",
+    ),
+    ("sketch_many_", {"grads": randn(2, 127).half()}, TypeError, "grads must be float32, got torch.float16"),
     ("sketch_many_", {"keys": [1, -1]}, ValueError, r"key must be in \[0, 2\*\*64\), got -1"),
-    ("sketch_many_", {"row_begins": [0, -1]}, ValueError, "row_begins must not be negative, got -1"),
+    ("sketch_many_", {"row_begins": [0, -1]}, ValueError, r"row_begins must not be negative, got .*\[0, -1\]"),
+    ("sketch_many_", {"shapes": [(-1, 7), (3, 40)]}, ValueError, r"shapes .* must not be negative, got \[\(-1, 7\)"),
     ("sketch_many_", {"features": torch.zeros(2, 100)}, ValueError, "proj_dim must be a positive multiple of 32"),
     ("sketch_many_", {"nnz": 65}, ValueError, "nnz must be between 1 and 64, got 65"),
+    ("sketch_outer_many_", {"keys": [1]}, ValueError, "keys must have one item for each of 2 in a, got 1"),
+    ("sketch_outer_many_", {"convs": [None]}, ValueError, "convs must have one item for each of 2 in a, got 1"),
+    ("sketch_outer_many_", {"scales": [1.0, math.inf]}, ValueError, r"scales must be finite, got \[1.0, inf\]"),
+    ("sketch_outer_many_", {"keys": [1, 2**64]}, ValueError, r"key must be in \[0, 2\*\*64\), got 1844"),
+    ("sketch_outer_many_", {"convs": [None, None]}, ValueError, r"a\[0\] must be \[num_rows, positions, d_in\], got"),
+    ("sketch_outer_many_", {"features": torch.zeros(3, 96)}, ValueError, r"a\[0\] must hold a whole number of rows"),
+    ("sketch_outer_many_", {"nnz": 0}, ValueError, "nnz must be between 1 and 64, got 0"),
     ("project_", {"grads": randn(2, 5, 7)}, ValueError, r"grads must be \[batch, grad_dim\], got \[2, 5, 7\]"),
     ("project_", {"grads": randn(7)}, ValueError, "features must have one row for each of the 7 in batch, got 2"),
     ("project_", {"grads": torch.ones(2, 7).int()}, TypeError, "grads must be .*, got torch.int32"),
@@ -204,8 +230,8 @@ def test_what_is_no_tensor_is_named(case, name):
 
 
 def test_what_is_no_tensor_among_several_is_named():
-    with pytest.raises(TypeError, match=r"grads\[1\] must be a tensor, got ndarray"):
-        ops.sketch_many_(**good()["sketch_many_"] | {"grads": [randn(2, 1, 7), randn(2, 1, 7).numpy()]})
+    with pytest.raises(TypeError, match=r"a\[1\] must be a tensor, got ndarray"):
+        ops.sketch_outer_many_(**good()["sketch_outer_many_"] | {"a": [randn(4, 6, 5, 5), randn(4, 5, 6).numpy()]})
 
 
 @pytest.mark.parametrize(
@@ -253,7 +279,20 @@ def test_tensors_on_two_devices_are_refused(case):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "name", ["philox_words", "philox_normal", "sketch_", "project_", "outer", "conv", "gram", "pack", "products"]
+    "name",
+    [
+        "philox_words",
+        "philox_normal",
+        "sketch_",
+        "many",
+        "project_",
+        "outer",
+        "layers",
+        "conv",
+        "gram",
+        "pack",
+        "products",
+    ],
 )
 def test_is_a_well_behaved_torch_op(name, device):
     ids = torch.arange(3)
@@ -264,6 +303,14 @@ def test_is_a_well_behaved_torch_op(name, device):
         "philox_words": (registered.philox_words, (ids, ids, ids, 1)),
         "philox_normal": (registered.philox_normal, (ids, ids, 70)),
         "sketch_": (registered.sketch_, (torch.zeros(2, 96), randn(2, 5, 7), -3, 4, 2)),
+        "many": (
+            registered.sketch_many_,
+            (torch.zeros(2, 96), randn(2, 127), [3, -4], [1, 3], [7, 40], [0, 5], [1.0, 0.5], 2),
+        ),
+        "layers": (
+            registered.sketch_outer_many_,
+            (torch.zeros(2, 96), [randn(4, 5, 6)], [randn(4, 5, 7)], [-3], [*LINEAR_NUMBERS], [0.5], 2),
+        ),
         "project_": (registered.project_, (torch.zeros(2, 50), randn(2, 7), -3, 1, 4)),
         "outer": (
             registered.sketch_outer_,
@@ -277,7 +324,7 @@ def test_is_a_well_behaved_torch_op(name, device):
             (torch.zeros(2, 3), randn(2, 64), torch.ones(3, 64).char(), torch.ones(3), 8),
         ),
     }[name]
-    arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
+    arguments = torch.utils._pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, arguments)
     torch.library.opcheck(op.default, arguments)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from journey import ops
 from journey.ops import reference, reference_packed
-from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import ConvGeometry
 
 pytestmark = pytest.mark.cuda
@@ -30,7 +29,8 @@ def sketch_many(*grads: Tensor, proj_dim: int = 1024) -> Tensor:
     features = torch.zeros(grads[0].shape[0], proj_dim, device=grads[0].device)
     keys = [KEY + i for i in range(len(grads))]
     if features.is_cuda:
-        CudaKernels().sketch_many_(features, list(grads), keys, [0] * len(grads), nnz=4)
+        flat, shapes = torch.cat([x.flatten(1).float() for x in grads], 1), [tuple(x.shape[1:]) for x in grads]
+        ops.sketch_many_(features, flat, keys=keys, shapes=shapes, nnz=4)
     else:
         for x, key in zip(grads, keys, strict=True):
             ops.sketch_(features, x, key=key, nnz=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import math
@@ -21,7 +20,7 @@ from journey.ops import cuda as _cuda_kernels
 from journey.ops import reference, reference_packed
 from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 from journey.ops.keys import to_signed
 
 
@@ -243,6 +242,12 @@ def test_one_launch_sketches_many_parameters(kernels):
             parameters.append((grads, HIGH_KEY - i, 0))
             expected += reference.sketch(grads, proj_dim, HIGH_KEY - i, nnz)
         assert torch.equal(kernels.sketch_many(parameters, 2, proj_dim, nnz).double(), expected)
+
+
+def test_small_gradients_are_scaled_before_they_are_summed(kernels):
+    parameters, scales = [(randn(2, 3, 45, seed=i), KEY + i, 0) for i in range(3)], [0.1, -3.7, 1.0]
+    scaled = [(x * scale, key, 0) for (x, key, _), scale in zip(parameters, scales, strict=True)]
+    assert torch.equal(kernels.sketch_many(parameters, 2, 96, scales=scales), kernels.sketch_many(scaled, 2, 96))
 
 
 def test_rows_of_a_small_parameter_may_come_in_pieces(kernels):
@@ -660,7 +665,6 @@ def device_ops(kernels, monkeypatch):
     kernels.library.set_order(emulated.SHUFFLED)
     monkeypatch.setattr(_cuda_kernels, "_kernels", lambda: kernels.ops.bindings)
     monkeypatch.setattr(_cuda_kernels, "_stream", lambda tensor: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return CudaKernels()
 
 
@@ -681,8 +685,10 @@ def test_python_hands_sketches_and_projections_what_they_ask_for(device_ops, dty
         device_ops.sketch_(features, grads, to_signed(HIGH_KEY), 5, 4)
         expected = reference.sketch(torch.nn.functional.pad(grads, (0, 0, 5, 0)), proj_dim, HIGH_KEY, 4)
         assert torch.equal(features.double(), expected)
-        device_ops.sketch_many_(features, [grads, grads[:, :9]], [KEY, to_signed(HIGH_KEY)], [0, 0], 4)
-        expected += reference.sketch(grads, proj_dim, KEY, 4) + reference.sketch(grads[:, :9], proj_dim, HIGH_KEY, 4)
+        keys, flat = [KEY, to_signed(HIGH_KEY)], torch.cat([grads.flatten(1), grads[:, :9].flatten(1)], 1).float()
+        device_ops.sketch_many_(features, flat, keys, [45, 9], [67, 67], [0, 0], [2.0, -0.5], 4)
+        expected += 2 * reference.sketch(grads, proj_dim, KEY, 4)
+        expected -= 0.5 * reference.sketch(grads[:, :9], proj_dim, HIGH_KEY, 4)
         assert torch.equal(features.double(), expected)
     flat, features = grads.flatten(1), torch.zeros(3, 16)
     device_ops.project_(features, flat, to_signed(HIGH_KEY), 0, 0)
@@ -708,6 +714,42 @@ def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
     assert torch.equal(gram, reference.gram(rows).triu())
 
 
+def test_python_hands_many_layers_what_they_ask_for(device_ops):
+    for names in (["3x3", "wide"], ["3x3", "3d"]):
+        a, g = (list(column) for column in zip(*(layer_tensors(CONVS[name], 4) for name in names), strict=True))
+        a, g = [*a, integers(4, 9, 33, seed=1)], [*g, integers(4, 9, 40, seed=2)]
+        convs = [*(CONVS[name].geometry for name in names), None]
+        numbers = [n for conv in convs for n in (LINEAR_NUMBERS if conv is None else conv.numbers)]
+        features, expected = torch.zeros(2, 96), torch.zeros(2, 96, dtype=torch.float64)
+        scales = [1.0, -2.0, 0.5]
+        device_ops.sketch_outer_many_(features, a, g, [to_signed(HIGH_KEY), KEY, 7], numbers, scales, 4)
+        for x, y, key, conv, scale in zip(a, g, [HIGH_KEY, KEY, 7], convs, scales, strict=True):
+            expected += scale * reference.sketch_outer(x, y, 96, key, rows_per_group=2, nnz=4, conv=conv)
+        assert torch.equal(features.double(), expected)
+
+
+def test_layers_summed_together_have_the_bits_of_each_alone(kernels):
+    layers = [(randn(4, 9, 33, seed=i), randn(4, 9, 40, seed=100 + i)) for i in range(70)]  # of one launch 64
+    a, g = (list(column) for column in zip(*layers, strict=True))
+    keys, scales = list(range(70)), [0.1 * i + 0.3 for i in range(70)]
+    kernels.library.set_order(emulated.SHUFFLED)
+    together, alone = torch.zeros(2, 96), torch.zeros(2, 96)
+    kernels.ops.sketch_outer_many_(together, a, g, keys, [*LINEAR_NUMBERS] * 70, scales, 2)
+    for x, y, key, scale in zip(a, g, keys, scales, strict=True):
+        kernels.ops.sketch_outer_many_(alone, [x], [y], [key], [*LINEAR_NUMBERS], [scale], 2)
+    assert torch.equal(together, alone)
+
+
+def test_a_kernel_runs_on_its_tensors_device_and_gives_back_the_one_before(kernels):
+    told = Told()
+    told.sketch_(torch.zeros(1, 32), torch.zeros(1, 0, 5), KEY, 0, 1)
+    assert kernels.library.get_current_device() == 0
+    kernels.ops.bindings.sketch(told.args, no_workspace, 5, 0)
+    assert kernels.library.get_current_device() == 0
+    with pytest.raises(RuntimeError, match="cudaErrorInvalidValue"):  # there is none
+        kernels.ops.bindings.sketch(told.args, no_workspace, 8, 0)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_python_hands_packed_rows_what_they_ask_for(device_ops, bits):
     rows = integers(66, 200)[::2, 3:-5]  # rows begin at no multiple of 16 bytes
@@ -725,6 +767,11 @@ def test_python_hands_packed_rows_what_they_ask_for(device_ops, bits):
 # ----------------------------------------------------------------------------------------------- errors
 
 
+def no_workspace(floats: int) -> tuple[int, int]:
+    """Nothing, as an allocator."""
+    return 0, 0
+
+
 class Told(CudaKernels):
     """Keeps what a kernel would be told: null pointers, which would crash if anything were read."""
 
@@ -735,20 +782,19 @@ class Told(CudaKernels):
 def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
     def refuses(error: str, floats: int = 0, **changes: object) -> None:
         with pytest.raises(RuntimeError, match=f"{told.op} failed .* cudaError{error},"):
-            getattr(kernels.ops.bindings, told.op)(told.args | changes, 0, floats, 0)
+            getattr(kernels.ops.bindings, told.op)(told.args | changes, lambda _: (0, floats), 0, 0)
 
     told, features = Told(), torch.zeros(1, 32)
     told.sketch_(features, torch.zeros(1, 1000, 1000), KEY, 0, 1)
     refuses("InvalidValue")  # needs a workspace
     refuses("InvalidValue", rows=0, proj_dim=33)
     refuses("InvalidValue", rows=0, nnz=0)
-    matrix, told.op, told.args = told.args, "sketch_many", {}
-    refuses("InvalidValue", parameters=[matrix])  # needs a workspace
-    nothing = matrix | {"rows": 0}
-    for changes in ({"proj_dim": 33}, {"dtype": 3}, {"nnz": 0}, {"cols": 2**31}):
-        refuses("InvalidValue", parameters=[nothing | changes])
-    for name in ("features", "batch", "features_stride", "proj_dim", "nnz"):  # must be alike
-        refuses("InvalidValue", parameters=[nothing, nothing | {name: 64}])
+    told.sketch_many_(features, torch.zeros(1, 5), [KEY], [1], [5], [0], [1.0], 1)
+    refuses("InvalidValue")  # needs a workspace
+    for changes in ({"proj_dim": 33}, {"nnz": 0}, {"cols": [2**31]}, {"rows": [-1]}):
+        refuses("InvalidValue", **changes)
+    for name in ("rows", "cols", "row_begins", "keys", "scales"):  # a number for each parameter
+        refuses("InvalidValue", **{name: []})
     told.project_(features, torch.zeros(1, 10_000), KEY, 0, 0)
     refuses("InvalidValue")  # needs a workspace
     refuses("InvalidValue", grad_dim=10, kind=2)
@@ -757,6 +803,11 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
     refuses("InvalidValue", rows_per_group=0, conv_groups=0)
     for name in ("kernel", "in_size", "out_size"):  # in three dimensions
         refuses("InvalidValue", rows_per_group=0, **{name: [2, 1, 1]})
+    layer, told.op, told.args = told.args, "sketch_outer_many", {}
+    refuses("InvalidValue", layers=[layer])  # needs a workspace
+    nothing = layer | {"rows_per_group": 0}
+    for name in ("features", "num_groups", "features_stride", "proj_dim", "nnz"):  # must be alike
+        refuses("InvalidValue", layers=[nothing, nothing | {name: 64}])
     told.accumulate_gram_(torch.zeros(1, 1).double(), torch.zeros(600, 1), 1)
     refuses("InvalidValue", dtype=3)
     refuses("InvalidValue", precision=2)

@@ -279,12 +279,16 @@ def test_a_parameter_of_more_than_2_to_the_31_elements_is_read_to_its_end(device
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("proj_dim", [96, 16384])
 def test_many_parameters_at_once_are_the_sketches_of_each(proj_dim, device):
-    grads = [randn(3, rows, cols, seed=i, dtype=DTYPES[i % 3]) for i, (rows, cols) in enumerate(MATRICES * 9)]
+    grads = [randn(3, rows, cols, seed=i) for i, (rows, cols) in enumerate(MATRICES * 9)]
     keys, row_begins = [KEY + i for i in range(len(grads))], [i % 4 for i in range(len(grads))]
+    scales = [0.3 * i - 1 for i in range(len(grads))]
     expected = torch.zeros(3, proj_dim, device=device)
-    for grad, key, row_begin in zip(grads, keys, row_begins, strict=True):
-        ops.sketch_(expected, grad.to(device), key=key, row_begin=row_begin, nnz=2)
+    for grad, key, row_begin, scale in zip(grads, keys, row_begins, scales, strict=True):
+        ops.sketch_(expected, scale * grad.to(device), key=key, row_begin=row_begin, nnz=2)
+    flat, shapes = torch.cat([grad.flatten(1) for grad in grads], 1).to(device), [tuple(x.shape[1:]) for x in grads]
     actual = torch.zeros(3, proj_dim, device=device)
-    ops.sketch_many_(actual, [grad.to(device) for grad in grads], keys=keys, row_begins=row_begins, nnz=2)
+    ops.sketch_many_(actual, flat, keys=keys, shapes=shapes, row_begins=row_begins, scales=scales, nnz=2)
+    if device == "cpu":
+        assert torch.equal(actual, expected)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-5 * expected.abs().max().item())
-    ops.sketch_many_(actual, [], keys=[])
+    ops.sketch_many_(actual, flat[:, :0], keys=[], shapes=[])

@@ -311,3 +311,28 @@ def test_nan_stays_in_its_sample_and_does_not_vanish_in_padding(device):
     assert torch.equal(actual[0], clean[0])
     assert expected[1].isnan().any()
     assert torch.equal(actual[1].isnan(), expected[1].isnan())
+
+
+# ------------------------------------------------------------------------------------------------ many
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_layers_are_the_scaled_sketches_of_each(dtype, device):
+    layers = [(conv.geometry, *layer_tensors(conv, 4, dtype=dtype)) for conv in CONVS.values()]
+    layers += [
+        (None, randn(4, 9, 33, dtype=dtype), randn(4, 9, 40, dtype=dtype)),
+        (None, randn(4, 0, 3), randn(4, 0, 2)),
+    ]
+    convs, a, g = (list(column) for column in zip(*layers, strict=True))
+    a, g = [x.to(device) for x in a], [x.to(device) for x in g]
+    keys, scales = list(range(len(layers))), [1.0 if i % 3 == 0 else 0.7 * i - 2 for i in range(len(layers))]
+    for nnz in (1, 3):
+        expected, actual = torch.zeros(2, 96, device=device), torch.zeros(2, 96, device=device)
+        for conv, x, y, key, scale in zip(convs, a, g, keys, scales, strict=True):
+            alone = torch.zeros(2, 96, device=device)
+            ops.sketch_outer_(alone, x, y, key=key, nnz=nnz, conv=conv)
+            expected.add_(alone, alpha=scale)
+        ops.sketch_outer_many_(actual, a, g, keys=keys, convs=convs, scales=scales, nnz=nnz)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+        ops.sketch_outer_many_(actual, [], [], keys=[], convs=[])

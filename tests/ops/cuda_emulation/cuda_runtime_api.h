@@ -50,6 +50,12 @@ inline const char* cudaGetErrorName(cudaError_t error) {
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "see stderr"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline int current_device = 0;
+inline cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+    if (device > 7) return cudaErrorInvalidValue;
+    return current_device = device, cudaSuccess;
+}
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 0, cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 0, cudaSuccess; }
 

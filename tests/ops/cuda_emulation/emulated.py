@@ -59,15 +59,24 @@ class CheckedKernels(CudaKernels):
 
     def run(self, op: str, memory: Tensor, args: dict[str, object]) -> None:
         """Run a kernel with a poisoned workspace of the size that it asks for, and check what is around it."""
-        args = args | self.changes
-        size = self.workspace_floats
-        if size is None:
-            size = getattr(self.bindings, f"{op}_workspace_floats")(args)
-        workspace = _poisoned(size + 2 * _GUARD, torch.float32)
-        self._watch(workspace, memory)
-        getattr(self.bindings, op)(args, workspace[_GUARD:].data_ptr() if size else 0, size, 0)
-        outside = torch.cat([workspace[:_GUARD], workspace[_GUARD + size :]])
-        assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
+        given: list[Tensor] = []
+
+        def allocate(floats: int) -> tuple[int, int]:
+            size = floats if self.workspace_floats is None else self.workspace_floats
+            given.append(_poisoned(size + 2 * _GUARD, torch.float32))
+            self._watch(given[0], memory)
+            return given[0][_GUARD:].data_ptr() if size else 0, size
+
+        self._watch(memory)
+        getattr(self.bindings, op)(self._changed(args), allocate, -1, 0)
+        for workspace in given:
+            outside = torch.cat([workspace[:_GUARD], workspace[-_GUARD:]])
+            assert _same_bits(outside, _poisoned(2 * _GUARD, torch.float32)), "it wrote outside its workspace"
+
+    def _changed(self, args: dict[str, object]) -> dict[str, object]:
+        if "layers" in args:
+            return {"layers": [layer | self.changes for layer in args["layers"]]}
+        return args | self.changes
 
     def _watch(self, *written: Tensor) -> None:
         """Tell the race detector, if there is one, what the kernel writes."""
@@ -159,12 +168,20 @@ class Emulated:
         """Sketch of gradients. [batch, proj_dim]."""
         return self._added(grads.shape[0], proj_dim, [grads], lambda x, y: self.ops.sketch_(x, y, key, row_begin, nnz))
 
-    def sketch_many(self, parameters: list[tuple[Tensor, int, int]], batch: int, proj_dim: int, nnz: int = 1) -> Tensor:
-        """Sketch of (gradients, key, row_begin), summed. [batch, proj_dim]."""
+    def sketch_many(
+        self,
+        parameters: list[tuple[Tensor, int, int]],
+        batch: int,
+        proj_dim: int,
+        nnz: int = 1,
+        scales: list[float] | None = None,
+    ) -> Tensor:
+        """Sketch of (gradients, key, row_begin), each times its scale, summed. [batch, proj_dim]."""
         grads, keys, row_begins = [list(column) for column in zip(*parameters, strict=True)] or [[], [], []]
-        return self._added(
-            batch, proj_dim, grads, lambda x, *y: self.ops.sketch_many_(x, list(y), keys, row_begins, nnz)
-        )
+        rows, cols = [x.shape[1] for x in grads], [x.shape[2] for x in grads]
+        lists = keys, rows, cols, row_begins, scales or [1.0] * len(keys)
+        flat = torch.cat([x.flatten(1).float() for x in grads], dim=1) if grads else torch.zeros(batch, 0)
+        return self._added(batch, proj_dim, [flat], lambda x, y: self.ops.sketch_many_(x, y, *lists, nnz))
 
     def project(self, grads: Tensor, proj_dim: int, key: int, kind: str, *, row_begin: int = 0) -> Tensor:
         """Dense projection of gradients. [batch, proj_dim]."""

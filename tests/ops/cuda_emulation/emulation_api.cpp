@@ -42,6 +42,9 @@ JOURNEY_CHECK(out_of_bounds, "an index beyond its array")
 // See emulation::Order.
 void set_order(int order) { emulation::machine.order = static_cast<emulation::Order>(order); }
 
+// The device that this thread's next launches would go to.
+int get_current_device() { return current_device; }
+
 int run_exchange(int before_reading, int before_writing, float* out) {
     return emulation::run(dim3(1), 64, 0, [&] { exchange(before_reading != 0, before_writing != 0, out); });
 }
