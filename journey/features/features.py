@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,15 @@ from journey.models.checkpoints import Checkpoint
 from journey.store.part import ShardName
 from journey.store.shard import Shard
 from journey.store.store import FeatureStore
+
+
+class _Piece(NamedTuple):
+    """A shard, the rows of it that count (None is all), and how many these are."""
+
+    store: FeatureStore
+    name: ShardName
+    rows: Tensor | None
+    num: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +56,16 @@ class Features:
     @property
     def num_samples(self) -> int:
         """Number of training images."""
-        return len(self.ids)
+        return sum(piece.num for piece in self._pieces)
 
-    @property
+    @cached_property
     def ids(self) -> list[int | str]:
         """Their ids, in the order of rows."""
-        return self._found[0]
+        found: list[int | str] = []
+        for piece in self._pieces:
+            ids = piece.store.read_shard(piece.store.manifest.checkpoints[0], piece.name, verify=False).ids
+            found += ids if piece.rows is None else [ids[at] for at in piece.rows.tolist()]
+        return found
 
     def select(self, ids: Iterable[int | str]) -> Features:
         """Return the features of some images alone.
@@ -88,9 +102,11 @@ class Features:
             IncompleteStoreError: If shards are missing.
             CorruptShardError: If a file is not what was written.
         """
-        for store, name, rows in self._found[1]:
+        for store, name, rows, _ in self._pieces:
             shard = store.read_shard(store.manifest.checkpoints[checkpoint], name, verify)
             yield shard if rows is None else shard.select(rows)
+        for store in (self.store, *self.joined):
+            store.keep_marks()
 
     def matrix(self, checkpoint: int = 0) -> Tensor:
         """Return the whole-range features of all training images under one checkpoint.
@@ -118,34 +134,41 @@ class Features:
             check_run(store, now)
 
     @cached_property
-    def _found(self) -> tuple[list[int | str], list[tuple[FeatureStore, ShardName, Tensor | None]]]:
-        """The ids, and the shards that hold them, with the rows that count; None is all of a shard.
+    def _pieces(self) -> list[_Piece]:
+        """The shards, with the rows that count.
 
         An image that two shards hold counts once: they were measured twice by processes that did not see each other.
 
         Raises:
             StoreMismatchError: If they hold two images of one id.
         """
-        seen: dict[int | str, int] = {}
-        pieces: list[tuple[FeatureStore, ShardName, Tensor | None]] = []
+        pieces, ids, contents = [], [], []
         for store in (self.store, *self.joined):
             store.require_complete()
             for name in store.shards():
                 shard = store.read_shard(store.manifest.checkpoints[0], name, verify=False)
-                ids = shard.ids
-                content = dict(zip(ids, shard.content.tolist(), strict=True))
-                other = next((i for i in ids if seen.get(i, content[i]) != content[i]), None)
-                if other is not None:
-                    raise StoreMismatchError(
-                        f"{store.path} holds an image of id {other!r} that differs from the one of this id before it; "
-                        "ids must name one image each"
-                    )
-                rows = [at for at, i in enumerate(ids) if i not in seen and (self.chosen is None or i in self.chosen)]
-                seen.update((ids[at], content[ids[at]]) for at in rows)
-                if rows:
-                    whole = None if len(rows) == len(ids) else torch.tensor(rows, dtype=torch.int64, device="cpu")
-                    pieces.append((store, name, whole))
-        return list(seen), pieces
+                if len(shard):
+                    pieces.append(_Piece(store, name, None, len(shard)))
+                    ids.append(shard.id_array)
+                    contents.append(shard.content)
+        if self.chosen is None and _all_differ(ids):
+            return pieces
+        seen: dict[int | str, int] = {}
+        kept = []
+        for piece, some, content in zip(pieces, ids, contents, strict=True):
+            named = dict(zip(some if isinstance(some, list) else some.tolist(), content.tolist(), strict=True))
+            other = next((i for i in named if seen.get(i, named[i]) != named[i]), None)
+            if other is not None:
+                raise StoreMismatchError(
+                    f"{piece.store.path} holds an image of id {other!r} that differs from the one of this id before "
+                    "it; ids must name one image each"
+                )
+            wanted = [i not in seen and (self.chosen is None or i in self.chosen) for i in named]
+            rows = torch.tensor(wanted, dtype=torch.bool, device="cpu").nonzero().flatten()
+            seen.update((i, named[i]) for i, counts in zip(list(named), wanted, strict=True) if counts)
+            if len(rows):
+                kept.append(piece._replace(rows=None if len(rows) == len(named) else rows, num=len(rows)))
+        return kept
 
     def _known(self, ids: Iterable[int | str]) -> set[int | str]:
         wanted, known = set(ids), set(self.ids)
@@ -153,6 +176,14 @@ class Features:
         if unknown:
             raise ValueError(f"ids must be of images that have features, got {unknown[:5]}")
         return wanted
+
+
+def _all_differ(ids: list[Any]) -> bool:
+    """Whether no id comes twice; integers come as arrays."""
+    if not ids or isinstance(ids[0], list):
+        return len({i for some in ids for i in some}) == sum(map(len, ids))
+    whole = np.concatenate(ids)
+    return bool((whole[1:] > whole[:-1]).all()) or len(np.unique(whole)) == len(whole)
 
 
 def check_run(store: FeatureStore, now: Mapping[str, Any]) -> None:

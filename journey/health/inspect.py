@@ -207,6 +207,7 @@ def _inspect_checkpoint(
     store: FeatureStore, name: str, weights: Tensor, gram: GramMatrix | None, damping: float
 ) -> CheckpointHealth:
     norms, faults = [], []
+    store.forget_marks()
     for shard in store.iter_shards(name):
         found = shard.features
         norms.append(found.double().norm(dim=-1))

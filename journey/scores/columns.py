@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,12 +51,13 @@ def strongest(
     Returns:
         The scores.
     """
-    ids: list[int | str] = []
+    ids: list[Any] = []
     pending: list[tuple[Tensor, Tensor | None]] = []
 
     def flush() -> None:
         values, errors = zip(*pending, strict=True)
-        collector.add(ids, torch.cat(values, 2), None if errors[0] is None else torch.cat(errors, 2))
+        named = np.concatenate(ids) if isinstance(ids[0], np.ndarray) else [i for some in ids for i in some]
+        collector.add(named, torch.cat(values, 2), None if errors[0] is None else torch.cat(errors, 2))
         ids.clear()
         pending.clear()
 
@@ -64,9 +66,9 @@ def strongest(
         if gains is not None:
             noise, norm = (torch.stack([getattr(each, name) for each in shards]) for name in ("noise", "norm"))
             errors = ScoreErrors(noise, norm, *gains).of_scores()
-        ids += shards[0].ids
+        ids.append(shards[0].id_array)
         pending.append((values, errors))
-        if len(ids) >= _COLUMNS:
+        if sum(map(len, ids)) >= _COLUMNS:
             flush()
     if pending:
         flush()

@@ -66,7 +66,7 @@ def unpack(row: RowFormat, tensors: Mapping[str, Tensor], proj_dim: int) -> Tens
     """Return the features of a length that tensors hold, float32. [num, bins, proj_dim]"""
     rows = tensors["rows"]
     if row not in _BITS:
-        return rows.float()
+        return rows.to(torch.float32, copy=True)
     whole = unpack_rows(rows.flatten(0, 1), tensors["scales"].flatten(), _BITS[row])
     features: Tensor = whole[:, :proj_dim].unflatten(0, rows.shape[:2])
     return features

@@ -31,11 +31,13 @@ from journey.errors import IncompleteStoreError, StoreMismatchError, naming_fold
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
 from journey.store.ids import pack_ids
 from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
+from journey.store.marks import Mark, Marks, mark_of
 from journey.store.part import Part, ShardName, part_name, read_skipped, skipped_path
 from journey.store.shard import Shard, ShardFormat, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
 _SUFFIX = ".safetensors"
+_MOST_MAPPED = 16_384  # the system allows a process some 65,000 maps
 
 
 class FeatureStore:
@@ -52,8 +54,8 @@ class FeatureStore:
         self.manifest = manifest
         self._manifest_checksum = manifest.checksum
         self._parts: dict[str, Part] = {}  # as read; a part never changes
-        # Files whose checksum was found right: inode, time and size of when it was.
-        self._verified: dict[Path, tuple[int, int, int]] = {}
+        self._marks = Marks(path)
+        self._mapped: dict[str, tuple[Mark, dict[str, Tensor]]] = {}  # shards that were read, as files they were
 
     @classmethod
     def create_or_resume(
@@ -218,8 +220,8 @@ class FeatureStore:
         Args:
             checkpoint: Name of the checkpoint.
             shard: Which shard.
-            verify: Check the tensors' bytes against the checksum, once as long as the file stays as it is. The size
-                and the header are always checked.
+            verify: Check the tensors' bytes against the checksum, once as long as the file stays as it is
+                (``journey.store.marks``). The size and the header are always checked.
 
         Returns:
             The shard.
@@ -230,14 +232,26 @@ class FeatureStore:
         """
         path, form = self.shard_path(checkpoint, shard), self._format(checkpoint, shard)
         try:
-            state = path.stat()
-            seen = (state.st_ino, state.st_mtime_ns, state.st_size)
-            tensors = read_shard_file(path, form, verify=verify and self._verified.get(path) != seen)
+            mark = mark_of(path)
+            unsure = verify and not self._marks.holds(path.name, mark)
+            before, tensors = self._mapped.get(path.name, (None, {}))
+            if unsure or before != mark:
+                tensors = read_shard_file(path, form, verify=unsure)
         except FileNotFoundError:
             raise IncompleteStoreError(f"{path} is missing; run featurize again to compute it") from None
-        if verify:
-            self._verified[path] = seen
+        if len(self._mapped) < _MOST_MAPPED:
+            self._mapped[path.name] = (mark, tensors)
+        if unsure:
+            self._marks.add(path.name, mark)
         return Shard(form.row, form.proj_dim, tensors)
+
+    def keep_marks(self) -> None:
+        """Keep which shards were verified, for other processes; call it when a question was answered."""
+        self._marks.keep()
+
+    def forget_marks(self) -> None:
+        """Verify every shard again, whatever was found before."""
+        self._marks.forget()
 
     def iter_shards(self, checkpoint: str, verify: bool = True) -> Iterator[Shard]:
         """Read the shards of a checkpoint one after the other, in order.
