@@ -1,6 +1,6 @@
 """Stores of 10^4 to 10^6 rows that are made: append, open, top 100, export; with the slope from size to size.
 
-``python -m bench.scale --into docs/results/scale.md`` takes some minutes and 5 GB of disk. Rows are random, since time
+``python -m bench.scale`` takes some minutes and 5 GB of disk. Rows are random, since time
 does not depend on them; the queries of three steps are solved already: measuring a query costs what it costs, whatever
 the number of rows. Every size is a process of its own, whose memory is counted without the files that it maps.
 """
@@ -49,7 +49,8 @@ def write(folder: Path, num_rows: int) -> None:
         some = rows[: len(ids)].roll(number, 0)
         norm = some[:, 0].norm(dim=1)
         content = torch.arange(len(ids), dtype=torch.int64)
-        store.write_shard("0", shard, ids, features=some, norm=norm, noise=norm / 8, values=norm[:, None], content=content)
+        rest = {"norm": norm, "noise": norm / 8, "values": norm[:, None], "content": content}
+        store.write_shard("0", shard, ids, features=some, **rest)
 
 
 def opened(folder: Path) -> Features:
@@ -117,8 +118,8 @@ def measure(num_rows: int) -> dict[str, float]:
 def table(rows: list[dict[str, float]]) -> str:
     """The results in Markdown, with how each time grows from one size to the next: 1.00 is in proportion."""
     lines = [
-        "| rows | bytes a row | append, s | open, s | warm read, s | open and top 100 for 3 steps, s | of a warm read | "
-        "anonymous memory, MiB | FAISS, 8 bits, s |",
+        "| rows | bytes a row | append, s | open, s | warm read, s | open and top 100 for 3 steps, s | of a warm read "
+        "| anonymous memory, MiB | FAISS, 8 bits, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     before: dict[str, float] | None = None
@@ -134,8 +135,8 @@ def table(rows: list[dict[str, float]]) -> str:
     for row in rows:
         times = [cell(row, name) for name in ("append", "open", "read", "search")]
         lines.append(
-            f"| {int(row['rows']):,} | {row['bytes']:,.0f} | {' | '.join(times)} | {row['search'] / row['read']:.2f}x | "
-            f"{row['memory']:.0f} | {cell(row, 'export')} |"
+            f"| {int(row['rows']):,} | {row['bytes']:,.0f} | {' | '.join(times)} | {row['search'] / row['read']:.2f}x "
+            f"| {row['memory']:.0f} | {cell(row, 'export')} |"
         )
         before = row
     return "\n".join(lines)
@@ -159,7 +160,7 @@ def main() -> None:
         rows.append(json.loads(ran.stdout.splitlines()[-1]))
         print(table(rows), flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": describe(2), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
