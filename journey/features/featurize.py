@@ -8,34 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from journey import ops
-from journey.data.ids import IdOf, ids_of
-from journey.data.items import Dataset
+from journey.data.ids import IdOf
 from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
 from journey.features.contents import check_images
 from journey.features.features import Features
 from journey.features.fill import Reading, fill_store
-from journey.features.fill_stream import fill_stream, first_items
-from journey.features.fit import IMAGES, as_dataset, as_featurizer, fit_featurizer
+from journey.features.fill_stream import fill_stream
+from journey.features.fit import fit_featurizer
 from journey.features.fitted import Fit, use_fit
-from journey.features.identity import check_choices, fingerprint_model
 from journey.features.measurer import Measurer
+from journey.features.prepare import default_shard_size, prepare
 from journey.features.row_plan import RowPlan
 from journey.gradients.selection import Selection
-from journey.measure.draws import DEFAULT_DRAWS, Draws
+from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement
-from journey.models.checkpoints import Checkpoint, as_checkpoints
-from journey.models.load import as_denoiser
+from journey.models.checkpoints import Checkpoint
 from journey.projectors.base import Projector
 from journey.store.manifest import Manifest, check_free, stored_manifest
-from journey.store.rows import RowFormat, check_row_format
+from journey.store.rows import RowFormat
 from journey.store.store import FeatureStore
 
 # Where a store keeps the fit that it makes itself.
 FIT_FOLDER = "fit"
-# Shards that new images are dealt out in, about, and how many images each has.
-_SHARDS, _SMALLEST, _LARGEST, _OF_STREAM = 128, 16, 1024, 256
 
 
 def featurize(
@@ -128,73 +123,52 @@ def featurize(
     Example:
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
-    denoiser = as_denoiser(model)
-    source = as_dataset(dataset, denoiser, id_of)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    if shard_size is not None and shard_size < 1:
-        raise ValueError(f"shard_size must be positive, got {shard_size}")
-    if on_error not in ("error", "skip"):
-        raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
-    check_row_format(row)
-    draws = DEFAULT_DRAWS if draws is None else draws
-    check_choices(draws=draws)
-    stream, ids = isinstance(source, Stream), [] if isinstance(source, Stream) else ids_of(source)
-    # Before there is a store: refuses a schedule with fewer timesteps than bins, and ids that are no positions.
-    draws.timesteps(ids[:1] or [0], denoiser.num_train_timesteps)
-    sample = _sample(source, fit is None or batch_size == "auto")
-    weights = as_checkpoints(checkpoints)
-    featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
-    plan = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=out)
-    told = fingerprint_model(featurizer, weights)
-    manifest = Manifest(
-        bins=draws.bins,
-        proj_dim=featurizer.features_dim,
+    given = prepare(
+        model,
+        dataset,
+        out=out,
+        fit=fit,
+        measurement=measurement,
+        draws=draws,
+        projector=projector,
+        checkpoints=checkpoints,
+        select=select,
+        uncovered=uncovered,
+        batch_size=batch_size,
+        memory=memory,
         row=row,
-        checkpoints=[str(i) for i in range(len(weights))],
-        library_version=ops.build_info()["version"],
-        fingerprints={**told, "draws": draws.fingerprint(), "batch_size": plan.batch_size},
+        shard_size=shard_size,
+        id_of=id_of,
+        on_error=on_error,
     )
+    source, ids, featurizer, plan = given.source, given.ids, given.featurizer, given.rows
     check_free(Path(out), [FIT_FOLDER])
     begun = None
     if (stored := stored_manifest(out)) is not None:
         # Another run is refused before anything is fitted.
-        begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
-    if not stream:
-        check_images(begun, sample, ids, denoiser)
+        begun, _ = _open(out, given.manifest_with(fit=stored.fingerprints.get("fit")), plan, batch_size)
+    if not isinstance(source, Stream):
+        check_images(begun, given.sample, ids, featurizer.denoiser)
     if fit is None:
-        fitted = fit_featurizer(featurizer, sample, Path(out) / FIT_FOLDER, weights, told, progress=progress)
+        folder = Path(out) / FIT_FOLDER
+        fitted = fit_featurizer(featurizer, given.sample, folder, given.checkpoints, given.told, progress=progress)
     else:
-        fitted = use_fit(fit, featurizer, told)
-    store, plan = _open(out, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
+        fitted = use_fit(fit, featurizer, given.told)
+    store, plan = _open(out, given.manifest_with(fit=fitted.fingerprint), plan, batch_size)
     if batch_size == "auto":
         featurizer.rows_per_pass = plan.rows
-    measurer = Measurer(featurizer, draws, weights, plan.images_per_batch, check)
-    if shard_size is None:
-        shard_size = _OF_STREAM if stream else max(_SMALLEST, min(_LARGEST, len(ids) // _SHARDS))
-        shard_size = -(-shard_size // measurer.images_per_batch) * measurer.images_per_batch
+    measurer = Measurer(featurizer, given.draws, given.checkpoints, plan.images_per_batch, check)
     if isinstance(source, Stream):
+        size = shard_size or default_shard_size(None, measurer.images_per_batch)
         part = source.split(rank, world_size)
-        fill_stream(store, measurer, part, shard_size=shard_size, workers=workers, on_error=on_error, progress=progress)
+        fill_stream(store, measurer, part, shard_size=size, workers=workers, on_error=on_error, progress=progress)
     else:
-        store.plan(ids, shard_size)
+        store.plan(ids, shard_size or default_shard_size(len(ids), measurer.images_per_batch))
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
-    return Features(store, featurizer, draws, weights, fitted)
-
-
-def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
-    """What is looked at before anything is measured: the dataset, or the first images of a stream."""
-    if not isinstance(source, Stream):
-        return source
-    if not needed:
-        return []
-    if source.once:
-        raise ValueError(
-            "dataset is an iterator, which can be read only once, and what is learned first needs its images, too: "
-            'give an object whose iter() begins anew, or fit= and no batch_size="auto"'
-        )
-    return first_items(source, IMAGES)
+    return Features(store, featurizer, given.draws, given.checkpoints, fitted)
 
 
 def _open(
@@ -208,8 +182,5 @@ def _open(
         if batch_size != "auto" or stored in (None, plan):
             raise
     # Another process of this run measured at the same time, and was first.
-    return FeatureStore.create_or_resume(out, _with(manifest, batch_size=stored.batch_size)), stored
-
-
-def _with(manifest: Manifest, **fingerprints: Any) -> Manifest:
-    return replace(manifest, fingerprints={**manifest.fingerprints, **fingerprints})
+    theirs = replace(manifest, fingerprints={**manifest.fingerprints, "batch_size": stored.batch_size})
+    return FeatureStore.create_or_resume(out, theirs), stored
