@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -11,10 +12,11 @@ import torch
 from journey.data.ids import IdOf
 from journey.data.stream import Stream
 from journey.features.contents import check_images
+from journey.features.filled import OnError
 from journey.features.fit import IMAGES
 from journey.features.fitted import Fit, use_fit
 from journey.features.plan_fit import FitCost, cost_of_fit
-from journey.features.plan_measure import cost_of_measuring, query_seconds
+from journey.features.plan_measure import MeasureCost, cost_of_measuring, query_seconds
 from journey.features.plan_sizes import exact_bytes, likely_bytes
 from journey.features.plan_times import Spread
 from journey.features.planned import Plan
@@ -26,6 +28,7 @@ from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
 from journey.projectors.base import Projector
+from journey.store.manifest import Manifest
 from journey.store.rows import RowFormat
 
 # For which a stream of unknown length is planned.
@@ -86,16 +89,18 @@ def plan(
         The plan.
 
     Raises:
-        ValueError: As ``journey.featurize``; if ``devices``, ``num_images`` or ``seconds`` is not positive, or the
-            dataset is an iterator.
+        ValueError: As ``journey.featurize``; if ``devices`` or ``num_images`` is no positive integer, ``seconds`` no
+            positive number, or the dataset is an iterator.
         TypeError: As ``journey.featurize``, as are further errors.
 
     Example:
-        >>> print(journey.features.plan.plan((unet, scheduler), dataset, devices=8))
+        >>> print(plan((unet, scheduler), dataset, devices=8))
     """
-    for name, number in (("devices", devices), ("num_images", num_images), ("seconds", seconds)):
-        if number is not None and not number > 0:
-            raise ValueError(f"{name} must be positive, got {number}")
+    for name, number in (("devices", devices), ("num_images", num_images)):
+        if number is not None and (type(number) is not int or number < 1):
+            raise ValueError(f"{name} must be a positive integer, got {number!r}")
+    if not 0 < seconds < inf:
+        raise ValueError(f"seconds must be positive and finite, got {seconds!r}")
     given = prepare(
         model,
         dataset,
@@ -128,18 +133,29 @@ def plan(
     fitting, fingerprint = _fitting(given, fit, count, seconds * _FITTING)
     measuring = cost_of_measuring(given, workers, on_error, seconds * _MEASURING)
     peak = peak_bytes(device) + fitting.held_bytes if counted else None
-    size = shard_size or default_shard_size(
-        None if isinstance(source, Stream) else count, measuring.measurer.images_per_batch
-    )
-    exact = not isinstance(source, Stream) and count == length
-    layers = layer_names(given.featurizer.engine)
     manifest = given.manifest_with(fit=fingerprint)
+    return _put_together(given, manifest, fitting, measuring, shard_size, on_error, (devices, count, length, peak))
+
+
+def _put_together(
+    given: Prepared,
+    manifest: Manifest,
+    fitting: FitCost,
+    measuring: MeasureCost,
+    shard_size: int | None,
+    on_error: OnError,
+    numbers: tuple[int, int, int | None, int | None],
+) -> Plan:
+    """The plan, of the costs of its parts."""
+    devices, count, length, peak = numbers
+    stream, measurer = isinstance(given.source, Stream), measuring.measurer
+    size = shard_size or default_shard_size(None if stream else count, measurer.images_per_batch)
+    exact, layers = not stream and count == length, layer_names(given.featurizer.engine)
     if exact:
         stored = exact_bytes(manifest, given.ids, size, layers)
     else:
-        planned = not isinstance(source, Stream)
-        stored = likely_bytes(manifest, measuring.ids, count, size, layers, planned=planned)
-    passes = _passes(count, size, measuring.measurer.images_per_pass)
+        stored = likely_bytes(manifest, measuring.ids, count, size, layers, planned=not stream)
+    passes = _passes(count, size, measurer.images_per_pass)
     whole = measuring.seconds * passes + Spread.of([measuring.load_seconds * stored.num_shards])
     # Shards are not divided: of 100 shards among 64 devices some measure two.
     busiest = -(-stored.num_shards // devices) / stored.num_shards
@@ -150,7 +166,7 @@ def plan(
         num_images=count,
         length_known=length is not None,
         devices=devices,
-        device=str(device),
+        device=str(given.featurizer.denoiser.device),
         seconds=fitting.seconds + Spread.of([measuring.first_seconds]) + whole * busiest,
         seconds_per_image=whole * (1 / count),
         passes=passes * measuring.passes,

@@ -112,7 +112,7 @@ class _Run:
         seconds: Of each pass.
         passes: Of the last batch.
         calls: Of the network in one of them.
-        last: The last batch.
+        last: The last batch, without images that were skipped.
         ids: Of the images of all.
         features: Of those of the last batch.
     """
@@ -144,8 +144,12 @@ class _Run:
 
     def batch(self) -> Filled:
         """Read the next batch and measure it."""
-        self.last, bar = next(self._batches), tqdm(disable=True)
-        return Filled.measure(self.measurer, [self.last], [0], self.on_error, lambda _: False, bar)
+        batch, bar = next(self._batches), tqdm(disable=True)
+        filled = Filled.measure(self.measurer, [batch], [0], self.on_error, lambda _: False, bar)
+        if filled.ids:
+            readable = [each for each in zip(*batch, strict=True) if each[0] in filled.contents]
+            self.last = Batch(*map(list, zip(*readable, strict=True)))
+        return filled
 
     def until(self, seconds: float) -> None:
         """Measure batches until a time is over, at least one in which an image can be read."""
@@ -201,7 +205,8 @@ def query_seconds(cost: MeasureCost, given: Prepared, gram: GramMatrix, read_byt
     rows_per_pass = given.rows.images_per_batch * draws.bins * draws.num_draws
     measuring = QUERY_STEPS * _QUERY_DRAWS * cost.gradient_seconds / rows_per_pass
     query = cost.features[:1].mean(1).expand(QUERY_STEPS, -1).contiguous().cpu()
-    solving, _ = timed(lambda: gram.solve(query, DEFAULT_DAMPING))
+    there = query.to(given.featurizer.denoiser.device)
+    solving, _ = timed(lambda: gram.solve(there, DEFAULT_DAMPING).cpu())
     speed = _read_speed(cost.features, query, given.manifest.row)
     return times * (measuring + solving) + read_bytes / speed, speed
 
