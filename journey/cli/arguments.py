@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from journey.curvature.gram import DEFAULT_DAMPING
+from journey.measure.draws import GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch, Gaussian, Rademacher
 from journey.projectors.scaled import Scaled
+from journey.store.rows import RowFormat
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -41,6 +43,12 @@ PROJECTORS: dict[str, Callable[..., Projector]] = {
     "count-sketch": CountSketch,
     "rademacher": Rademacher,
     "gaussian": Gaussian,
+}
+
+DRAWS: dict[str, type[StratifiedDraws] | type[UniformDraws] | type[GridDraws]] = {
+    "stratified": StratifiedDraws,
+    "uniform": UniformDraws,
+    "grid": GridDraws,
 }
 
 
@@ -189,6 +197,34 @@ def add_projection(parser: argparse.ArgumentParser) -> None:
         help="how gradients are projected (default: one scale per parameter, then count-sketch)",
     )
     parser.add_argument("--proj-dim", type=int, default=4096, help="features per image (default 4096)")
+
+
+def add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Declare how images are measured and kept."""
+    parser.add_argument(
+        "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, or what keeps 4 GiB), or auto"
+    )
+    parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
+    parser.add_argument("--shard-size", type=int, help="images per file (default: a 128th, 16 to 1,024)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead (default 0)")
+    parser.add_argument(
+        "--on-error", choices=("error", "skip"), default="error", help="what becomes of images that cannot be read"
+    )
+    add_projection(parser)
+    parser.add_argument("--draws", choices=DRAWS, default="stratified", help="how timesteps are chosen")
+    parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 20, with several bins 2)")
+    parser.add_argument(
+        "--bins", type=int, default=1, help="ranges of timesteps whose features are kept apart (default 1)"
+    )
+    parser.add_argument("--row", choices=get_args(RowFormat), default="int8", help="how features are kept")
+    parser.add_argument("--fit", type=Path, help="folder that fit wrote (default: made inside the store)")
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number of images or auto, got {text!r}") from None
 
 
 def parse_region(words: list[str] | None) -> Any:

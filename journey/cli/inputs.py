@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from journey.cli.arguments import MEASUREMENTS, PROJECTORS, RECORDING
+from journey.cli.arguments import DRAWS, MEASUREMENTS, PROJECTORS, RECORDING
 from journey.data.folder import ImageFolder
 from journey.features.features import Features
 from journey.features.open import open_features
@@ -62,6 +62,26 @@ def load_projection(options: argparse.Namespace) -> tuple[Measurement, Projector
     """Return what the arguments of ``add_projection`` name."""
     measurement: Measurement = MEASUREMENTS[options.measurement]()
     return measurement, PROJECTORS[options.projector](options.proj_dim, seed=options.seed)
+
+
+def load_measuring(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``journey.featurize`` that those of ``add_measuring`` and ``add_measured`` name."""
+    num_draws = options.num_draws if options.num_draws is not None else 20 if options.bins == 1 else 2
+    measurement, projector = load_projection(options)
+    return {
+        "fit": options.fit,
+        "measurement": measurement,
+        "draws": DRAWS[options.draws](num_draws=num_draws, bins=options.bins, seed=options.seed),
+        "projector": projector,
+        "checkpoints": options.checkpoints,
+        "select": options.select,
+        "batch_size": options.batch_size,
+        "memory": None if options.memory is None else int(options.memory * 2**30),
+        "row": options.row,
+        "shard_size": options.shard_size,
+        "workers": options.workers,
+        "on_error": options.on_error,
+    }
 
 
 def load_data(options: argparse.Namespace, denoiser: Denoiser) -> ImageFolder:

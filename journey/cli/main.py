@@ -1,4 +1,4 @@
-"""The command line: ``journey info | demo | fit | featurize | record | score | transitions | ...``."""
+"""The command line: ``journey info | demo | plan | fit | featurize | record | score | transitions | ...``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from journey import ops
-from journey.cli import demo, featurize, fit, groups, influence, inspect, record, report, score, transitions
+from journey.cli import demo, featurize, fit, groups, influence, inspect, plan, record, report, score, transitions
 from journey.cli.arguments import add_command, hidden_bars
 from journey.cli.info import describe_installation
 
-_COMMANDS = (demo, fit, featurize, record, score, groups, transitions, influence, report, inspect)
+_COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
 
 

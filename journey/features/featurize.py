@@ -6,26 +6,21 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from journey.data.ids import IdOf, ids_of
-from journey.data.items import Dataset
+from journey.data.ids import IdOf
 from journey.data.stream import Stream
 from journey.features.begin import begin_store, images_per_pass
 from journey.features.features import Features
 from journey.features.fill import Reading, fill_store
-from journey.features.fill_stream import fill_stream, first_items
-from journey.features.fit import IMAGES, as_dataset
+from journey.features.fill_stream import fill_stream
 from journey.features.fitted import Fit
 from journey.features.measurer import Measurer
+from journey.features.prepare import default_shard_size, prepare
 from journey.gradients.selection import Selection
 from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
-from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.store.rows import RowFormat
-
-# Shards that new images are dealt out in, about, and how many images each has.
-_SHARDS, _SMALLEST, _LARGEST, _OF_STREAM = 128, 16, 1024, 256
 
 
 def featurize(
@@ -118,21 +113,12 @@ def featurize(
     Example:
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
-    denoiser = as_denoiser(model)
-    source = as_dataset(dataset, denoiser, id_of)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    if shard_size is not None and shard_size < 1:
-        raise ValueError(f"shard_size must be positive, got {shard_size}")
-    if on_error not in ("error", "skip"):
-        raise ValueError(f'on_error must be "error" or "skip", got {on_error!r}')
-    stream, ids = isinstance(source, Stream), [] if isinstance(source, Stream) else ids_of(source)
-    sample = _sample(source, fit is None or batch_size == "auto")
-    features = begin_store(
-        denoiser,
-        sample,
-        out,
-        None if stream else ids,
+    given = prepare(
+        model,
+        dataset,
+        out=out,
         fit=fit,
         measurement=measurement,
         draws=draws,
@@ -143,33 +129,19 @@ def featurize(
         batch_size=batch_size,
         memory=memory,
         row=row,
+        shard_size=shard_size,
+        id_of=id_of,
         on_error=on_error,
-        progress=progress,
     )
-    store = features.store
+    features = begin_store(given, out, fit=fit, batch_size=batch_size, on_error=on_error, progress=progress)
+    source, ids, store = given.source, given.ids, features.store
     measurer = Measurer(features.featurizer, features.draws, features.checkpoints, images_per_pass(features), check)
-    if shard_size is None:
-        shard_size = _OF_STREAM if stream else max(_SMALLEST, min(_LARGEST, len(ids) // _SHARDS))
-        shard_size = -(-shard_size // measurer.images_per_batch) * measurer.images_per_batch
     if isinstance(source, Stream):
+        size = shard_size or default_shard_size(None, measurer.images_per_batch)
         part = source.split(rank, world_size)
-        fill_stream(store, measurer, part, shard_size=shard_size, workers=workers, on_error=on_error, progress=progress)
+        fill_stream(store, measurer, part, shard_size=size, workers=workers, on_error=on_error, progress=progress)
     else:
-        store.plan(ids, shard_size)
+        store.plan(ids, shard_size or default_shard_size(len(ids), measurer.images_per_batch))
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
     return features
-
-
-def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
-    """What is looked at before anything is measured: the dataset, or the first images of a stream."""
-    if not isinstance(source, Stream):
-        return source
-    if not needed:
-        return []
-    if source.once:
-        raise ValueError(
-            "dataset is an iterator, which can be read only once, and what is learned first needs its images, too: "
-            'give an object whose iter() begins anew, or fit= and no batch_size="auto"'
-        )
-    return first_items(source, IMAGES)

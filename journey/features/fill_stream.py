@@ -88,5 +88,10 @@ def _batches(first: list[Any], rest: Iterator[Any], size: int) -> Iterator[Batch
     """The pairs of one shard in batches."""
     while some := first + list(islice(rest, size - len(first))):
         first = []
-        ids: Ids = [i for i, _ in some]
-        yield Batch(ids, [item for _, item in some], [f"image {i!r}" for i in ids])
+        yield as_batch(some)
+
+
+def as_batch(pairs: list[Any]) -> Batch:
+    """Return pairs of a stream as a batch."""
+    ids: Ids = [i for i, _ in pairs]
+    return Batch(ids, [item for _, item in pairs], [f"image {i!r}" for i in ids])

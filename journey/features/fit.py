@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +36,7 @@ from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 
 IMAGES = 512  # that are looked at, evenly spread
-_SCALE_ROWS = 512  # pseudo-gradients that the scales are measured from
-_ROWS_PER_BATCH = 32
+SCALE_ROWS, SCALE_BATCH = 512, 32  # pseudo-gradients that the scales are measured from, and how many at once
 # Pseudo-gradients by default, at most: more do not predict retraining better (docs/results/choices.md).
 _MOST, _MOST_OF_IMAGE = 4096, 128
 _OWN_SHARE = 0.5
@@ -158,9 +158,8 @@ def fit_featurizer(
     with naming_folder(folder):
         folder.mkdir(parents=True, exist_ok=True)
     ids, samples = sampled_ids(len(dataset)), None
-    most = min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST, _MOST_OF_IMAGE * len(ids))
-    rows = min((asked[0] or most) + len(ids) * (1 + OWN_DRAWS.bins), featurizer.features_dim)
-    numbers = range(len(checkpoints) if rows * featurizer.features_dim <= LARGEST_GRAM else 0)
+    plan = plan_gram(featurizer, len(ids), asked)
+    numbers = range(len(checkpoints) if plan else 0)
     if (folder / DESCRIPTION).exists():
         found = Fit.load(folder)
         found.check(model)
@@ -180,17 +179,23 @@ def fit_featurizer(
             if _stands(found, number, len(ids), asked):
                 continue
             samples = encode_some(featurizer.denoiser, dataset, ids) if samples is None else samples
-            count, share = asked
-            plan = GramPlan(
-                len(ids),
-                count or most,
-                _OWN_SHARE if share is None else float(share),
-                seed=number,
-            )
+            assert plan is not None
             with loaded(featurizer.denoiser.network, checkpoints[number]):
-                gram = make_gram(featurizer, samples, ids, plan, folder, progress=progress)
+                gram = make_gram(featurizer, samples, ids, replace(plan, seed=number), folder, progress=progress)
             gram.save(gram_path(folder, number))
     return Fit.load(folder)
+
+
+def plan_gram(
+    featurizer: Featurizer, num_images: int, asked: tuple[int | None, float | None] = (None, None)
+) -> GramPlan | None:
+    """Return what a Gram matrix is made of; None where features are so long that there is none."""
+    most = min(featurizer.features_dim, featurizer.engine.num_parameters, _MOST, _MOST_OF_IMAGE * num_images)
+    count, share = asked[0] or most, _OWN_SHARE if asked[1] is None else float(asked[1])
+    rows = min(count + num_images * (1 + OWN_DRAWS.bins), featurizer.features_dim)
+    if rows * featurizer.features_dim > LARGEST_GRAM:
+        return None
+    return GramPlan(num_images, count, share, seed=0)
 
 
 def sampled_ids(num_samples: int) -> list[int]:
@@ -213,22 +218,36 @@ def _measure_stage(
     featurizer: Featurizer, samples: Encoded, ids: list[int], folder: Path, model: dict[str, Any], progress: bool
 ) -> Fit:
     """What rows depend on: the prior, and the scales under the network's current weights."""
-    measurement, projector = featurizer.measurement, featurizer.projector
-    prior = scales = None
-    if isinstance(measurement, LeftOutLoss) and measurement.prior is None:
-        prior = Prior.of(samples.x0)
-    if isinstance(projector, Scaled) and projector.scales is None:
-        plan = GramPlan(0, _SCALE_ROWS, 0.0, seed=0)
-        gradients = pseudo_gradients(featurizer, samples, ids, plan)
-        try:
-            scales = fit_scales(gradients, featurizer.engine, featurizer.budget, _ROWS_PER_BATCH, progress=progress)
-        except NonFiniteGradientError:
-            _name_fault(featurizer.change(measurement=TrainingLoss(), projector=projector.inner), samples, ids)
-            raise
+    prior = Prior.of(samples.x0) if needs_prior(featurizer) else None
+    scales = measure_scales(featurizer, samples, ids, SCALE_ROWS, progress) if needs_scales(featurizer) else None
     return Fit(folder, model, prior, scales)
 
 
-def _name_fault(plain: Featurizer, samples: Encoded, ids: list[int]) -> None:
-    """Raise with image, timestep and layer, where the images' own gradients are not finite either, as weights are."""
-    for at, i in enumerate(ids):
-        measure_batch(plain, OWN_DRAWS, samples.select(at, at + 1), [i])
+def needs_prior(featurizer: Featurizer) -> bool:
+    """Whether the measurement lacks the mean and variance of the images."""
+    return isinstance(featurizer.measurement, LeftOutLoss) and featurizer.measurement.prior is None
+
+
+def needs_scales(featurizer: Featurizer) -> bool:
+    """Whether the projector lacks the scales of the parameters."""
+    return isinstance(featurizer.projector, Scaled) and featurizer.projector.scales is None
+
+
+def measure_scales(
+    featurizer: Featurizer, samples: Encoded, ids: list[int], count: int, progress: bool
+) -> dict[str, float]:
+    """Return one scale per parameter from so many pseudo-gradients, rounded up to as many of each image.
+
+    Raises:
+        NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer, where the
+            images' own gradients are not finite either, as weights are.
+    """
+    gradients = pseudo_gradients(featurizer, samples, ids, GramPlan(0, count, 0.0, seed=0))
+    try:
+        return fit_scales(gradients, featurizer.engine, featurizer.budget, SCALE_BATCH, progress=progress)
+    except NonFiniteGradientError:
+        assert isinstance(featurizer.projector, Scaled)
+        plain = featurizer.change(measurement=TrainingLoss(), projector=featurizer.projector.inner)
+        for at, i in enumerate(ids):
+            measure_batch(plain, OWN_DRAWS, samples.select(at, at + 1), [i])
+        raise

@@ -78,8 +78,8 @@ def make_gram(
     pseudo = _Parts(parts, "pseudo", gradients.num_rows)
     total = own.count * OWN_DRAWS.num_draws + pseudo.count
     with tqdm(total=total, unit="draw", desc="fit", disable=not progress, dynamic_ncols=True) as bar:
-        own.fill(lambda first, end: _own(featurizer, samples, ids, first, end), bins, bar, OWN_DRAWS.num_draws)
-        pseudo.fill(lambda first, end: _pseudo(featurizer, gradients, first, end), 1, bar, 1)
+        own.fill(lambda first, end: own_rows(featurizer, samples, ids, first, end), bins, bar, OWN_DRAWS.num_draws)
+        pseudo.fill(lambda first, end: pseudo_rows(featurizer, gradients, first, end), 1, bar, 1)
     noise = torch.cat([_noise(part) for part in own.read()])
     matrix = mix(own.read, pseudo.read, plan.own_share, noise, featurizer.denoiser.device)
     shutil.rmtree(parts)
@@ -94,21 +94,40 @@ def pseudo_gradients(featurizer: Featurizer, samples: Encoded, ids: list[int], p
     return PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=plan.seed)
 
 
-def _own(featurizer: Featurizer, samples: Encoded, ids: list[int], first: int, end: int) -> Tensor:
-    """Rows of the images whose strata are ``first`` ... ``end - 1``."""
-    bins, rows = OWN_DRAWS.bins, []
-    size = max(1, _ROWS_PER_BATCH // (bins * OWN_DRAWS.num_draws))
-    for begin in range(first // bins, end // bins, size):
-        some = slice(begin, min(begin + size, end // bins))
+def own_batches(first: int, end: int) -> list[slice]:
+    """Return which images are measured at once whose strata are ``first`` ... ``end - 1``."""
+    bins = OWN_DRAWS.bins
+    return _batches(first // bins, end // bins, max(1, _ROWS_PER_BATCH // (bins * OWN_DRAWS.num_draws)))
+
+
+def pseudo_batches(first: int, end: int) -> list[slice]:
+    """Return which pseudo-gradients are taken at once."""
+    return _batches(first, end, _ROWS_PER_BATCH)
+
+
+def _batches(first: int, end: int, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, end)) for begin in range(first, end, size)]
+
+
+def parts_of(count: int, unit: int) -> list[tuple[int, int]]:
+    """Return where the parts of so many rows begin and end, of which ``unit`` stay together."""
+    return [(part.start, part.stop) for part in _batches(0, count, _ROWS_PER_PART // unit * unit)]
+
+
+def own_rows(featurizer: Featurizer, samples: Encoded, ids: list[int], first: int, end: int) -> Tensor:
+    """Return the rows of the images whose strata are ``first`` ... ``end - 1``. [end - first, proj_dim]"""
+    rows = []
+    for some in own_batches(first, end):
         found = measure_batch(featurizer, OWN_DRAWS, samples.select(some.start, some.stop), ids[some])
         rows.append(found.features.flatten(0, 1).cpu())
     return torch.cat(rows)
 
 
-def _pseudo(featurizer: Featurizer, gradients: PseudoGradients, first: int, end: int) -> Tensor:
-    """Sketched pseudo-gradients ``first`` ... ``end - 1``, image after image."""
+def pseudo_rows(featurizer: Featurizer, gradients: PseudoGradients, first: int, end: int) -> Tensor:
+    """Return sketched pseudo-gradients ``first`` ... ``end - 1``, image after image. [end - first, proj_dim]"""
     found = []
-    for rows in torch.arange(first, end, dtype=torch.int64, device="cpu").split(_ROWS_PER_BATCH):
+    for some in pseudo_batches(first, end):
+        rows = torch.arange(some.start, some.stop, dtype=torch.int64, device="cpu")
         values = next(gradients.pseudo_losses(rows))
         found.append(featurizer.sketch_rows(values, len(rows), gradients.shape).cpu())
     sketches = torch.cat(found)
@@ -132,9 +151,7 @@ class _Parts:
 
     def fill(self, measure: Callable[[int, int], Tensor], unit: int, bar: tqdm[Any], draws: int) -> None:
         """Measure the parts that are not there yet; ``unit`` rows stay together, of ``draws`` draws each."""
-        size = _ROWS_PER_PART // unit * unit
-        for first in range(0, self.count, size):
-            end = min(first + size, self.count)
+        for first, end in parts_of(self.count, unit):
             path = self._folder / f"{self._name}-{first:08d}.safetensors"
             if not path.exists():
                 write_tensors(path, self._name, {"rows": measure(first, end)})

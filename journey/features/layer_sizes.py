@@ -23,16 +23,17 @@ from journey.files.publish import publish
 from journey.gradients.sizes import LayerSizes
 from journey.ops.keys import derive_key
 from journey.store.ids import pack_ids, unpack_ids
+from journey.store.manifest import Manifest
 from journey.store.part import ShardName
 from journey.store.store import FeatureStore
 
 # One image in so many: gauging one takes twice the time of featurizing it, so this is less than one percent.
-_ONE_IN = 256
+ONE_IN = 256
 
 
 def sampled_ids(ids: Ids, first: bool = False) -> set[int | str]:
     """Return which images of a shard are gauged: one in 256, by their ids; of a store's first shard at least one."""
-    found = {i for i in ids if derive_key(0, "layer sizes", i) % _ONE_IN == 0}
+    found = {i for i in ids if derive_key(0, "layer sizes", i) % ONE_IN == 0}
     return found or set(ids[: int(first)])
 
 
@@ -48,8 +49,13 @@ def write_sizes(store: FeatureStore, checkpoint: str, shard: ShardName, sizes: d
     Raises:
         OSError: If the folder cannot be written to.
     """
-    if not sizes:
-        return
+    if sizes:
+        with naming_folder(store.path):
+            publish(_path(store, checkpoint, shard), [sizes_bytes(store.manifest, sizes)])
+
+
+def sizes_bytes(manifest: Manifest, sizes: dict[int | str, LayerSizes]) -> bytes:
+    """Return the file of the sizes of some images, at least one."""
     ids = list(sizes)
     tensors = {
         **pack_ids(ids),
@@ -58,12 +64,11 @@ def write_sizes(store: FeatureStore, checkpoint: str, shard: ShardName, sizes: d
     }
     owner = {
         "layers": sizes[ids[0]].layers,
-        "manifest": store.manifest.checksum,
+        "manifest": manifest.checksum,
         "sha256": fingerprint_tensors(tensors),
     }
     # One entry only: safetensors writes several in an order that changes from run to run.
-    with naming_folder(store.path):
-        publish(_path(store, checkpoint, shard), [save(tensors, metadata={"layers": json.dumps(owner)})])
+    return save(tensors, metadata={"layers": json.dumps(owner)})
 
 
 def read_sizes(store: FeatureStore, checkpoint: str) -> tuple[Ids, LayerSizes] | None:

@@ -101,7 +101,7 @@ class Measurer:
             NonFiniteGradientError: If a gradient is NaN or infinite.
             GradientCheckError: If the check fails.
         """
-        encoded = ((batch, self._encode(batch)) for batch in batches)
+        encoded = ((batch, self.encode(batch)) for batch in batches)
         if len(numbers) == 1 and len(self.checkpoints) == 1:
             for batch, samples in encoded:
                 yield batch, [self._found(samples, batch.ids, gauged)]
@@ -113,7 +113,8 @@ class Measurer:
         for i, (batch, _) in enumerate(kept):
             yield batch, [of_checkpoint[i] for of_checkpoint in found]
 
-    def _encode(self, batch: Batch) -> Encoded:
+    def encode(self, batch: Batch) -> Encoded:
+        """Return the images of a batch as the network takes them, the last one again and again to fill it up."""
         ids, items, names = (_filled(part, self.images_per_batch) for part in batch)
         samples = self.featurizer.denoiser.encode(items, ids, names)
         check_encoded(samples, f"{batch.names[0]} to {batch.names[-1]}")

@@ -55,7 +55,7 @@ class RowPlan:
         *,
         batch_size: int | Literal["auto"] | None,
         memory: int | None,
-        out: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None,
     ) -> RowPlan:
         """Settle the rows, and tell the featurizer where they are not left to the network's needs.
 
@@ -65,7 +65,8 @@ class RowPlan:
             draws: Timesteps and noise.
             batch_size: As for ``journey.featurize``.
             memory: As for ``journey.featurize``.
-            out: Folder of the store: the size that it was begun with goes, since rows of another differ by rounding.
+            out: Folder of the store: the size that it was begun with goes, since rows of another differ by rounding;
+                None if there is none.
 
         Returns:
             The plan.
@@ -96,9 +97,9 @@ class RowPlan:
         return RowPlan(max(1, min(_ROWS_PER_BATCH // each, most)) * each, each)
 
     @staticmethod
-    def stored(out: str | os.PathLike[str], draws_per_image: int) -> RowPlan | None:
+    def stored(out: str | os.PathLike[str] | None, draws_per_image: int) -> RowPlan | None:
         """Return the plan of what is stored already; None if nothing is."""
-        manifest = stored_manifest(out)
+        manifest = None if out is None else stored_manifest(out)
         stored = None if manifest is None else manifest.fingerprints.get("batch_size")
         if not isinstance(stored, int | float):
             return None

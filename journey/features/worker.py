@@ -138,7 +138,7 @@ class Worker:
         form = Form(denoiser.sample_size, denoiser.in_channels or 3)
         columns = {name: column for name, column in batch.items() if name != "id"}
         items = [
-            _item({name: column[at] for name, column in columns.items()}, form, f"image {i!r}")
+            as_item({name: column[at] for name, column in columns.items()}, form, f"image {i!r}")
             for at, i in enumerate(ids)
         ]
         return ids, *self.measure(ids, items)
@@ -229,8 +229,8 @@ class StoreWorker:
         return {"id": all_ids}
 
 
-def _item(columns: dict[str, Any], form: Form, name: str) -> dict[str, Any]:
-    """One image with what is told of it; pictures are brought to the size that the model takes."""
+def as_item(columns: dict[str, Any], form: Form, name: str) -> dict[str, Any]:
+    """Return a row of a table as an item of a dataset, its picture in the size that the model takes."""
     key = next((key for key in IMAGE_KEYS if key in columns), None)
     if key is not None:
         image = columns[key]

@@ -34,10 +34,15 @@ def write_tensors(
         FileExistsError: If ``exclusive`` and the file exists.
         OSError: If the file cannot be written.
     """
+    publish(Path(path), [tensor_bytes(kind, tensors)], exclusive=exclusive)
+
+
+def tensor_bytes(kind: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the file that ``write_tensors`` writes."""
     content = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     # One entry of metadata only: safetensors writes several in an order that changes from run to run.
     text = json.dumps({"kind": kind, "sha256": fingerprint_tensors(content)})
-    publish(Path(path), [save(content, metadata={"saved": text})], exclusive=exclusive)
+    return save(content, metadata={"saved": text})
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str] = ()) -> dict[str, Tensor]:

@@ -79,12 +79,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _peak(device: torch.device, run: Callable[[], object]) -> int:
     """Run something and return the peak of the memory in use meanwhile, in bytes."""
+    reset_peak(device)
+    run()
+    return peak_bytes(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let the peak of the memory in use begin anew: allocated on a CUDA device, else the resident set of the process.
+
+    Raises:
+        ValueError: If the system does not do so; says what to give instead.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        return
     try:
         # 5 resets the high-water mark of the resident set.
         Path("/proc/self/clear_refs").write_text("5")
@@ -92,7 +101,17 @@ def _peak(device: torch.device, run: Callable[[], object]) -> int:
         raise ValueError(
             f'batch_size="auto" needs /proc/self/clear_refs to measure memory ({error}); give a number instead'
         ) from None
-    run()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak of the memory in use since ``reset_peak``, in bytes.
+
+    Raises:
+        ValueError: If the system does not tell; says what to give instead.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
     return _proc_bytes(f"/proc/{os.getpid()}/status", "VmHWM")
 
 

@@ -48,7 +48,7 @@ class RowBudget:
         Returns:
             What the work returns.
         """
-        rows = min(self.most or self._by_need(values, shape), num_rows)
+        rows = min(self.at_once(values, shape), num_rows)
         while True:
             try:
                 return work(rows)
@@ -60,6 +60,10 @@ class RowBudget:
             self.most = rows // 2
             warnings.warn(f"memory ran out with {rows} draws at once; going on with {self.most}: {text}", stacklevel=3)
             rows = self.most
+
+    def at_once(self, values: RowValues, shape: tuple[int, ...]) -> int:
+        """Return how many rows may go through at once, of images of a shape."""
+        return self.most or self._by_need(values, shape)
 
     def _by_need(self, values: RowValues, shape: tuple[int, ...]) -> int:
         if shape not in self._by_shape:

@@ -45,6 +45,15 @@ class Fault(NamedTuple):
     part: str
 
 
+def layer_names(engine: GradientEngine) -> list[str]:
+    """Return the names of the measured layers, in the order of their parameters."""
+    return list(dict.fromkeys(map(_layer_of, engine.slots)))
+
+
+def _layer_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
+
+
 def gauge_layers(engine: GradientEngine, values: RowValues, *, num_rows: int, num_groups: int) -> LayerSizes:
     """Measure the gradient of each layer for every group of rows, exactly: nothing is projected.
 
@@ -60,9 +69,8 @@ def gauge_layers(engine: GradientEngine, values: RowValues, *, num_rows: int, nu
     Returns:
         The sizes, on the model's device.
     """
-    layer_of = {name: name.rpartition(".")[0] or name for name in engine.slots}
-    layers = list(dict.fromkeys(layer_of.values()))
-    column = {name: layers.index(layer) for name, layer in layer_of.items()}
+    layers = layer_names(engine)
+    column = {name: layers.index(_layer_of(name)) for name in engine.slots}
     device = next(engine.model.parameters()).device
     # In float64, because the squares of small float32 numbers vanish.
     squares = torch.zeros(num_groups, len(layers), dtype=torch.float64, device=device)

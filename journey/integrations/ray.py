@@ -17,14 +17,17 @@ from typing import Any, Literal
 from tqdm.auto import tqdm
 
 from journey.data.ids import IdOf, ids_of
+from journey.data.picture import Form
 from journey.data.stream import Stream
 from journey.features.begin import begin_store, images_per_pass
 from journey.features.features import Features
 from journey.features.fit import IMAGES, as_dataset
 from journey.features.fitted import Fit
-from journey.features.worker import StoreWorker, Worker
+from journey.features.prepare import prepare
+from journey.features.row_plan import RowPlan
+from journey.features.worker import StoreWorker, Worker, as_item
 from journey.gradients.selection import Selection
-from journey.measure.draws import Draws
+from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
 from journey.models.load import as_denoiser
@@ -95,12 +98,14 @@ def featurize(
     source = dataset if tabular else as_dataset(dataset, denoiser, id_of)
     if isinstance(source, Stream):
         raise TypeError("dataset must be map-style or a ray.data.Dataset, which reads streams, got a stream")
-    sample = source if not tabular else dataset.take(IMAGES) if fit is None else []
-    features = begin_store(
+    if tabular:
+        form = Form(denoiser.sample_size, denoiser.in_channels or 3)
+        some = dataset.take(IMAGES if fit is None else 1)
+        source = [as_item(row, form, f"image {row.get('id')!r}") for row in some]
+    given = prepare(
         denoiser,
-        sample,
-        out,
-        None if tabular else ids_of(source),
+        source,
+        out=out,
         fit=fit,
         measurement=measurement,
         draws=draws,
@@ -108,9 +113,14 @@ def featurize(
         checkpoints=checkpoints,
         select=select,
         uncovered=uncovered,
+        batch_size=_images_per_pass(out, draws) if tabular else None,
+        memory=None,
         row=row,
-        progress=progress,
+        shard_size=shard_size,
+        id_of=None,
+        on_error="error",
     )
+    features = begin_store(given, out, fit=fit, look=not tabular, progress=progress)
     worker = Worker(
         model,
         features.fit.path,
@@ -142,6 +152,13 @@ def featurize(
         for batch in done.iter_batches(batch_size=None):
             bar.update(len(batch["id"]))
     return features
+
+
+def _images_per_pass(out: str | os.PathLike[str], draws: Draws | None) -> int:
+    """Images that are measured at once of a table, whose length is not known: as the store has it, if there is one."""
+    draws = DEFAULT_DRAWS if draws is None else draws
+    stored = RowPlan.stored(out, draws.bins * draws.num_draws)
+    return (stored or RowPlan.of(draws)).images_per_batch
 
 
 class _Actor:

@@ -19,7 +19,7 @@ from journey.data.ids import Ids
 from journey.errors import StoreError
 from journey.files.fingerprint import fingerprint_tensors
 from journey.files.publish import publish
-from journey.files.tensors import read_json, read_tensors, write_tensors
+from journey.files.tensors import read_json, read_tensors, tensor_bytes
 from journey.store.ids import pack_ids, unpack_ids
 
 _PREFIX, _SUFFIX = "part-", ".safetensors"
@@ -70,9 +70,13 @@ class Part:
             FileExistsError: If there is one of this name.
             OSError: If the folder cannot be written to.
         """
+        publish(folder / f"{_PREFIX}{self.name}{_SUFFIX}", [self.to_bytes()], exclusive=True)
+
+    def to_bytes(self) -> bytes:
+        """Return the part's file."""
         tensors = pack_ids(self.ids)
         tensors["shard_size"] = torch.tensor([self.shard_size], dtype=torch.int64, device="cpu")
-        write_tensors(folder / f"{_PREFIX}{self.name}{_SUFFIX}", "part", tensors, exclusive=True)
+        return tensor_bytes("part", tensors)
 
     @staticmethod
     def read(folder: Path, name: str) -> Part:

@@ -208,11 +208,11 @@ class FeatureStore:
             TypeError: If a dtype is wrong.
             OSError: If the folder cannot be written to.
         """
-        packed = pack_ids(ids)
-        size = len(packed["id_bytes"]) if "id_bytes" in packed else None
-        write_shard_file(
-            self.shard_path(checkpoint, shard), self._format(checkpoint, shard, len(ids), size), ids, tensors
-        )
+        write_shard_file(self.shard_path(checkpoint, shard), self._format_of(checkpoint, shard, ids), ids, tensors)
+
+    def shard_bytes(self, checkpoint: str, shard: ShardName, ids: Ids) -> int:
+        """Return the size of the file that a shard of some images has, written or not."""
+        return self._format_of(checkpoint, shard, ids).num_bytes
 
     def read_shard(self, checkpoint: str, shard: ShardName, verify: bool = True) -> Shard:
         """Read one shard.
@@ -332,6 +332,10 @@ class FeatureStore:
         if checkpoint not in names:
             raise ValueError(f"checkpoint must be one of {names}, got {checkpoint!r}")
         return names.index(checkpoint)
+
+    def _format_of(self, checkpoint: str, shard: ShardName, ids: Ids) -> ShardFormat:
+        packed = pack_ids(ids)
+        return self._format(checkpoint, shard, len(ids), len(packed["id_bytes"]) if "id_bytes" in packed else None)
 
     def _format(self, checkpoint: str, shard: ShardName, num: int = 0, id_bytes: int | None = None) -> ShardFormat:
         held, name = self.manifest, self._stem(checkpoint, shard)

@@ -90,6 +90,24 @@ def test_featurize_leaves_its_command_beside_the_store_and_can_be_repeated(
     assert FeatureStore.open(features).planned_ids() == {f"{i}.png" for i in range(6)}
 
 
+def test_plan_tells_what_featurize_writes_and_leaves_no_command(
+    features: Path, model: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(images)
+    arguments = ["plan", "--model", str(model), "--data", str(images), "--proj-dim", "64", "--num-draws", "2"]
+    arguments += ["--shard-size", "4", "--seconds", "0.001"]
+    assert main([*arguments, "--json", "--devices", "2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    store = [path for path in features.iterdir() if path.is_file() and path.name != "command.txt"]
+    assert told["store_bytes"] == sum(path.stat().st_size for path in store)
+    assert told["devices"] == 2
+    assert main([*arguments, "--num-images", "1000000"]) == 0
+    assert capsys.readouterr().out.startswith("1,000,000 images\n")
+    assert main([*arguments, "--num-images", "0"]) == 1
+    assert "num_images must be a positive integer, got 0" in capsys.readouterr().err
+    assert contents(images) == before
+
+
 def test_score_reads_the_store_and_writes_scores_and_report(
     features: Path, model: Path, images: Path, tmp_path: Path
 ) -> None:

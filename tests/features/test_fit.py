@@ -98,7 +98,7 @@ def test_the_gram_matrix_is_the_mix_of_explicit_gradients(tmp_path: Path, share:
 def test_scales_give_every_parameter_the_mean_square_of_one(tmp_path: Path) -> None:
     found = fit(tmp_path, projector=Scaled(CountSketch(64))).scales
     network = SmallDenoiser()
-    rows, begin = explicit_pseudo(network, -(-module._SCALE_ROWS // NUM_IMAGES)), 0
+    rows, begin = explicit_pseudo(network, -(-module.SCALE_ROWS // NUM_IMAGES)), 0
     floor = 1e-4 * rows.square().mean().item()
     assert found.keys() == {name for name, _ in network.named_parameters()}
     for name, p in network.named_parameters():
