@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.data.loader import read_stream
 from journey.data.stream import Stream
+from journey.features.contents import OnError
 from journey.features.fill import Reading
 from journey.features.fill_stream import as_batch
-from journey.features.filled import Filled, OnError
+from journey.features.filled import Filled
 from journey.features.measurer import Batch, Measurer
 from journey.features.plan_times import Spread, timed, timed_often
 from journey.features.prepare import Prepared
