@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from journey.features.fitted import Fit, use_fit
 from journey.features.identity import check_choices, fingerprint_model
 from journey.features.measurer import Measurer
 from journey.features.row_plan import RowPlan
+from journey.files.paths import GivenPath, Location, as_path
 from journey.gradients.selection import Selection
 from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.measurements import Measurement
@@ -41,9 +41,9 @@ _SHARDS, _SMALLEST, _LARGEST, _OF_STREAM = 128, 16, 1024, 256
 def featurize(
     model: Any,
     dataset: Any,
-    out: str | os.PathLike[str],
+    out: GivenPath,
     *,
-    fit: Fit | str | os.PathLike[str] | None = None,
+    fit: Fit | GivenPath | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -78,9 +78,9 @@ def featurize(
             image is the one that it has (see ``journey.data.ids.ids_of``), of a folder its path there, else its
             index; draws are keyed by it. For models that read text or classes, items also have captions or a label (see
             ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
-        out: Folder of the store.
+        out: Folder of the store, or its address on an object store, such as ``s3://bucket/features``.
         fit: What ``journey.fit`` learned, or its folder. By default it is made of these images and kept in
-            ``out/fit``.
+            ``out/fit``; on an object store it must be given.
         measurement: What is differentiated. ``LeftOutLoss()`` by default: the training loss with the residual that an
             image leaves when it is left out, which needs the mean and variance of the images. ``TrainingLoss()`` is
             the published one.
@@ -107,7 +107,7 @@ def featurize(
         on_error: What becomes of an image that cannot be read or does not fit the model: ``"error"`` raises, naming
             it; ``"skip"`` leaves it out, with a warning at the end, and the next call tries it again.
         rank: Which of the processes this one is: it begins with its share of the shards. On a file system without
-            locks it measures that share alone. Of a stream it reads its part (``Stream.split``).
+            locks, or an object store, it measures that share alone. Of a stream it reads its part (``Stream.split``).
         world_size: How many processes share the work.
         check: Compare the first batch with autograd, which costs two training steps.
         progress: Show a progress bar with samples per second and the time left.
@@ -128,6 +128,7 @@ def featurize(
     Example:
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
+    folder = _folder(out, fit)
     denoiser = as_denoiser(model)
     source = as_dataset(dataset, denoiser, id_of)
     if not 0 <= rank < world_size:
@@ -145,7 +146,7 @@ def featurize(
     sample = _sample(source, fit is None or batch_size == "auto")
     weights = as_checkpoints(checkpoints)
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
-    plan = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=out)
+    plan = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=folder)
     told = fingerprint_model(featurizer, weights)
     manifest = Manifest(
         bins=draws.bins,
@@ -155,18 +156,18 @@ def featurize(
         library_version=ops.build_info()["version"],
         fingerprints={**told, "draws": draws.fingerprint(), "batch_size": plan.batch_size},
     )
-    check_free(Path(out), [FIT_FOLDER])
+    check_free(folder, [FIT_FOLDER])
     begun = None
-    if (stored := stored_manifest(out)) is not None:
+    if (stored := stored_manifest(folder)) is not None:
         # Another run is refused before anything is fitted.
-        begun, _ = _open(out, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
+        begun, _ = _open(folder, _with(manifest, fit=stored.fingerprints.get("fit")), plan, batch_size)
     if not stream:
         check_images(begun, sample, ids, denoiser)
     if fit is None:
-        fitted = fit_featurizer(featurizer, sample, Path(out) / FIT_FOLDER, weights, told, progress=progress)
+        fitted = fit_featurizer(featurizer, sample, folder / FIT_FOLDER, weights, told, progress=progress)
     else:
         fitted = use_fit(fit, featurizer, told)
-    store, plan = _open(out, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
+    store, plan = _open(folder, _with(manifest, fit=fitted.fingerprint), plan, batch_size)
     if batch_size == "auto":
         featurizer.rows_per_pass = plan.rows
     measurer = Measurer(featurizer, draws, weights, plan.images_per_batch, check)
@@ -181,6 +182,17 @@ def featurize(
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
     return Features(store, featurizer, draws, weights, fitted)
+
+
+def _folder(out: GivenPath, fit: Fit | GivenPath | None) -> Location:
+    """Where the store lies; on an object store nobody can wait for the one who makes the fit."""
+    folder = as_path(out)
+    if fit is None and not isinstance(folder, Path):
+        raise ValueError(
+            f"fit must be given where out is on an object store, got fit=None with out {folder}; run journey.fit first "
+            "and give what it returns, or its folder, to every process"
+        )
+    return folder
 
 
 def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
@@ -198,7 +210,7 @@ def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
 
 
 def _open(
-    out: str | os.PathLike[str], manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
+    out: Location, manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
 ) -> tuple[FeatureStore, RowPlan]:
     """Create or resume the store; with ``"auto"`` the rows of whoever was first count."""
     try:
