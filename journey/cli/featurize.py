@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 from os import environ
-from pathlib import Path
 from typing import Literal, get_args
 
-from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_model, add_projection, add_running
+from journey.cli.arguments import (
+    Commands,
+    add_command,
+    add_data,
+    add_measured,
+    add_model,
+    add_projection,
+    add_running,
+    place,
+)
 from journey.cli.inputs import load_data, load_denoiser, load_projection
 from journey.features.featurize import featurize
 from journey.measure.draws import Draws, GridDraws, StratifiedDraws, UniformDraws
@@ -34,7 +42,9 @@ def add(commands: Commands) -> None:
     add_model(parser)
     add_data(parser)
     add_measured(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
+    parser.add_argument(
+        "--out", type=place, required=True, help="folder of the store, or s3://...; continues what is there"
+    )
     parser.add_argument(
         "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, or what keeps 4 GiB), or auto"
     )
@@ -51,7 +61,7 @@ def add(commands: Commands) -> None:
         "--bins", type=int, default=1, help="ranges of timesteps whose features are kept apart (default 1)"
     )
     parser.add_argument("--row", choices=get_args(RowFormat), default="int8", help="how features are kept")
-    parser.add_argument("--fit", type=Path, help="folder that fit wrote (default: made inside the store)")
+    parser.add_argument("--fit", type=place, help="folder that fit wrote (default: made inside the store)")
     add_running(parser)
 
 

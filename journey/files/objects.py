@@ -81,7 +81,7 @@ def object_exists(path: UPath) -> bool:
         Whether there is.
 
     Raises:
-        OSError: If the store does not tell.
+        OSError: If there is no such bucket, or the store does not tell.
     """
     system = _system(path)
     with _explained(path, "read"):
@@ -89,6 +89,7 @@ def object_exists(path: UPath) -> bool:
         try:
             return bool(system.info(path.path)["type"] == "file")
         except FileNotFoundError:
+            _require_bucket(path)
             return False
 
 

@@ -33,7 +33,7 @@ def as_path(given: GivenPath) -> Location:
 
     Raises:
         TypeError: If it is no path.
-        ValueError: If it is on no object store, or holds a password.
+        ValueError: If it is on no known object store, names no bucket, or holds a password.
         ImportError: If a package is missing that reads such addresses; names it.
     """
     if not is_path(given):
@@ -50,6 +50,8 @@ def as_path(given: GivenPath) -> Location:
         return Path(rest)
     if protocol not in _STORES:
         raise ValueError(f"{text} is on no known object store; give a folder, or one of {'://, '.join(_STORES)}://")
+    if not rest.strip("/"):
+        raise ValueError(f"{text} must name a bucket, such as {protocol}://bucket/features")
     try:
         import fsspec
         from upath import UPath

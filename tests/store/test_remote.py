@@ -218,6 +218,7 @@ def test_a_bucket_that_is_not_there_is_named(server: Server) -> None:
         lambda: FeatureStore.open("s3://nowhere/features"),
         lambda: write_tensors("s3://nowhere/features/x", "scores", {}),
         lambda: read_tensors("s3://nowhere/features/x", "scores"),
+        lambda: exists(as_path("s3://nowhere/features/x")),
     ):
         with pytest.raises(OSError, match=text) as caught:
             action()
@@ -295,6 +296,7 @@ def test_a_file_address_is_a_folder_and_storage_options_reach_the_store(tmp_path
         ("s3://key:hidden@bucket/x", ValueError, "s3:// path must not hold a password"),
         ("file://host/x", ValueError, "must be absolute, such as file:///data/features, got file://host/x"),
         ("ftp://host/x", ValueError, "ftp://host/x is on no known object store; give a folder, or one of s3://"),
+        ("s3:///", ValueError, "s3:/// must name a bucket, such as s3://bucket/features"),
         (3, TypeError, r"a path must be a string, a Path or a UPath, got 3 \(int\)"),
     ],
 )
