@@ -28,13 +28,15 @@ class CorruptShardError(StoreError):
 
 
 @contextlib.contextmanager
-def naming_folder(folder: Path) -> Iterator[None]:
+def naming_folder(folder: object) -> Iterator[None]:
     """Make an OSError raised inside say which folder could not be written to; keep its number, and so its type."""
     try:
         yield
     except FileExistsError:
         raise
     except OSError as error:
+        if not isinstance(folder, Path):  # errors of an object store name the path themselves
+            raise
         message = f"cannot write to this folder ({error.strerror or error}); free its space or give another folder"
         raise OSError(error.errno, message, str(folder)) from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from journey.curvature.gram import DEFAULT_DAMPING
+from journey.files.paths import Location, as_path
 from journey.measure.draws import GridDraws, StratifiedDraws, UniformDraws
 from journey.measure.left_out import LeftOutLoss
 from journey.measure.measurements import MeanOutput, Measurement, SquaredNorm, TrainingLoss
@@ -146,10 +147,42 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def place(text: str) -> Location:
+    """A folder, or an address on an object store.
+
+    Returns:
+        The place.
+
+    Raises:
+        ArgumentTypeError: If it is neither.
+    """
+    try:
+        return as_path(text)
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def folder(text: str) -> Path:
+    """A folder of this machine.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentTypeError: If it is an address on an object store.
+    """
+    found = place(text)
+    if not isinstance(found, Path):
+        raise argparse.ArgumentTypeError(f"must be a folder of this machine, got {text}")
+    return found
+
+
 def add_features(parser: argparse.ArgumentParser) -> None:
     """Add the stored features, with what must be as it was when they were made."""
-    parser.add_argument("--features", type=Path, required=True, help="folder that featurize wrote")
-    parser.add_argument("--fit", type=Path, help="folder that fit wrote, as given to featurize (default: in the store)")
+    parser.add_argument("--features", type=place, required=True, help="folder that featurize wrote, or s3://...")
+    parser.add_argument(
+        "--fit", type=place, help="folder that fit wrote, as given to featurize (default: in the store)"
+    )
     add_measured(parser)
 
 
@@ -217,7 +250,7 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         "--bins", type=int, default=1, help="ranges of timesteps whose features are kept apart (default 1)"
     )
     parser.add_argument("--row", choices=get_args(RowFormat), default="int8", help="how features are kept")
-    parser.add_argument("--fit", type=Path, help="folder that fit wrote (default: made inside the store)")
+    parser.add_argument("--fit", type=place, help="folder that fit wrote (default: made inside the store)")
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:

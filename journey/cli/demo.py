@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.cli.arguments import Commands, add_command, add_running
+from journey.cli.arguments import Commands, add_command, add_running, folder
 from journey.demo.digits_demo import format_result, run_demo
 from journey.demo.emoji_demo import format_text_result, run_text_demo
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     text = "train a small model on handwritten digits, or with --text on named emoji, and attribute its samples"
     parser = add_command(commands, "demo", text, EXAMPLES, _run)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the report and everything else")
+    parser.add_argument("--out", type=folder, required=True, help="folder for the report and everything else")
     parser.add_argument(
         "--text", help='prompt for a text-to-image model (needs pip install "journey-attribution[demo-text]")'
     )

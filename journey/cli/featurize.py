@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 from os import environ
-from pathlib import Path
 
-from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_measuring, add_model, add_running
+from journey.cli.arguments import (
+    Commands,
+    add_command,
+    add_data,
+    add_measured,
+    add_measuring,
+    add_model,
+    add_running,
+    place,
+)
 from journey.cli.inputs import load_data, load_denoiser, load_measuring
 from journey.features.featurize import featurize
 
@@ -25,7 +33,9 @@ def add(commands: Commands) -> None:
     add_model(parser)
     add_data(parser)
     add_measured(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the store; continues what is there")
+    parser.add_argument(
+        "--out", type=place, required=True, help="folder of the store, or s3://...; continues what is there"
+    )
     add_measuring(parser)
     add_running(parser)
 

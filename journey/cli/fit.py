@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_model, add_projection, add_running
+from journey.cli.arguments import (
+    Commands,
+    add_command,
+    add_data,
+    add_measured,
+    add_model,
+    add_projection,
+    add_running,
+    place,
+)
 from journey.cli.inputs import load_data, load_denoiser, load_projection
 from journey.features.fit import fit
 
@@ -21,7 +29,9 @@ def add(commands: Commands) -> None:
     add_model(parser)
     add_data(parser)
     add_measured(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the fit; continues what is there")
+    parser.add_argument(
+        "--out", type=place, required=True, help="folder of the fit, or s3://...; continues what is there"
+    )
     add_projection(parser)
     parser.add_argument(
         "--pseudo-gradients",

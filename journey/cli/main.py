@@ -6,8 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -15,6 +14,8 @@ from journey import ops
 from journey.cli import demo, featurize, fit, groups, influence, inspect, plan, record, report, score, transitions
 from journey.cli.arguments import add_command, hidden_bars
 from journey.cli.info import describe_installation
+from journey.files.paths import Location, exists
+from journey.files.publish import publish
 
 _COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    out: Path | None = getattr(options, "out", None)
+    out: Location | None = getattr(options, "out", None)
     try:
         if getattr(options, "threads", None) is not None:
             _set_threads(options.threads)
@@ -40,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if out is not None:
             _echo(out, arguments)
     except KeyboardInterrupt:
-        kept = out is not None and (out / "manifest.json").exists()
-        if out is not None and kept:
-            _echo(out, arguments)
+        kept = False
+        with suppress(OSError):  # of an object store that cannot be reached any more
+            kept = out is not None and exists(out / "manifest.json")
+            if out is not None and kept:
+                _echo(out, arguments)
         told = "; finished shards are kept, the same command continues" if kept else ""
         print(f"journey: interrupted{told}", file=sys.stderr)
         return 130
@@ -85,6 +88,6 @@ def _set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _echo(out: Path, arguments: list[str]) -> None:
+def _echo(out: Location, arguments: list[str]) -> None:
     """Leave the command in the output folder, so that the run can be repeated."""
-    (out / "command.txt").write_text("journey " + shlex.join(arguments) + "\n")
+    publish(out / "command.txt", [f"journey {shlex.join(arguments)}\n".encode()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from journey.cli.arguments import Commands, add_command, add_model, add_recording, add_running
+from journey.cli.arguments import Commands, add_command, add_model, add_recording, add_running, folder
 from journey.cli.inputs import TRAJECTORY, load_denoiser, record_images
 from journey.cli.outputs import prepare_folder
 from journey.report.view import to_picture
@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "record", text, EXAMPLES, _run)
     add_model(parser)
     add_recording(parser)
-    parser.add_argument("--out", type=Path, required=True, help=f"folder for {TRAJECTORY} and the images")
+    parser.add_argument("--out", type=folder, required=True, help=f"folder for {TRAJECTORY} and the images")
     add_running(parser)
 
 

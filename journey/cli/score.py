@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from journey.cli.arguments import (
     Commands,
@@ -16,6 +15,7 @@ from journey.cli.arguments import (
     add_recording,
     add_running,
     add_trajectory,
+    folder,
     parse_region,
 )
 from journey.cli.inputs import load_data, load_denoiser, load_features, load_trajectory, record_images
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     add_features(parser)
     add_trajectory(parser, required=False)
     add_recording(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the run, report.html and report.png")
+    parser.add_argument("--out", type=folder, required=True, help="folder for the run, report.html and report.png")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--num-scored", type=int, default=8, help="steps to score, evenly spread (default 8)")
     which.add_argument("--steps", type=int, nargs="+", metavar="T", help="timesteps to score, among the sampler's")

@@ -11,7 +11,6 @@ in sketch coordinates; its mean diagonal is one, the unit of the damping.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from journey import ops
+from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
 
 # Damping of scores in mean diagonals: agrees best with retraining (docs/results/choices.md).
@@ -113,12 +113,12 @@ class GramMatrix:
         noise = self.noise.to(solution)
         return ((solution @ noise.T).square().sum(1) / noise.square().sum()).sqrt()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: GivenPath) -> None:
         """Write the matrix as one safetensors file, whole or not at all; equal ones give equal bytes."""
         write_tensors(path, "gram", {name: getattr(self, name) for name in _TENSORS})
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> GramMatrix:
+    def load(path: GivenPath) -> GramMatrix:
         """Read what ``save`` wrote.
 
         Args:

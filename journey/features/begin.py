@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from journey.data.stream import Stream
@@ -15,6 +13,7 @@ from journey.features.fit import fit_featurizer, sampled_ids
 from journey.features.fitted import Fit, use_fit
 from journey.features.prepare import Prepared
 from journey.features.row_plan import RowPlan
+from journey.files.paths import GivenPath, Location, as_path
 from journey.store.manifest import Manifest, check_free, stored_manifest
 from journey.store.store import FeatureStore
 
@@ -24,9 +23,9 @@ FIT_FOLDER = "fit"
 
 def begin_store(
     given: Prepared,
-    out: str | os.PathLike[str],
+    out: GivenPath,
     *,
-    fit: Fit | str | os.PathLike[str] | None,
+    fit: Fit | GivenPath | None,
     batch_size: int | Literal["auto"] | None = None,
     on_error: OnError = "error",
     look: bool = True,
@@ -52,11 +51,12 @@ def begin_store(
         OSError: If ``out`` cannot be written to.
     """
     featurizer, denoiser, sample = given.featurizer, given.featurizer.denoiser, given.sample
-    check_free(Path(out), [FIT_FOLDER])
+    folder = as_path(out)
+    check_free(folder, [FIT_FOLDER])
     begun = None
-    if (stored := stored_manifest(out)) is not None:
+    if (stored := stored_manifest(folder)) is not None:
         # Another run is refused before anything is fitted.
-        begun, _ = _open(out, given.manifest_with(fit=stored.fingerprints.get("fit")), given.rows, batch_size)
+        begun, _ = _open(folder, given.manifest_with(fit=stored.fingerprints.get("fit")), given.rows, batch_size)
     if look and not isinstance(given.source, Stream):
         check_images(begun, sample, given.ids, denoiser, on_error)
     if fit is None:
@@ -64,11 +64,11 @@ def begin_store(
             positions = sampled_ids(len(sample))
             readable = Readable(sample, positions, denoiser)
             sample = sample if len(readable) == len(positions) else readable
-        folder = Path(out) / FIT_FOLDER
-        fitted = fit_featurizer(featurizer, sample, folder, given.checkpoints, given.told, progress=progress)
+        inside = folder / FIT_FOLDER
+        fitted = fit_featurizer(featurizer, sample, inside, given.checkpoints, given.told, progress=progress)
     else:
         fitted = use_fit(fit, featurizer, given.told)
-    store, plan = _open(out, given.manifest_with(fit=fitted.fingerprint), given.rows, batch_size)
+    store, plan = _open(folder, given.manifest_with(fit=fitted.fingerprint), given.rows, batch_size)
     if batch_size == "auto":
         featurizer.rows_per_pass = plan.rows
     return Features(store, featurizer, given.draws, given.checkpoints, fitted)
@@ -83,7 +83,7 @@ def images_per_pass(features: Features) -> int:
 
 
 def _open(
-    out: str | os.PathLike[str], manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
+    out: Location, manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
 ) -> tuple[FeatureStore, RowPlan]:
     """Create or resume the store; with ``"auto"`` the rows of whoever was first count."""
     try:

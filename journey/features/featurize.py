@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from journey.data.ids import IdOf
@@ -15,6 +15,7 @@ from journey.features.fill_stream import fill_stream
 from journey.features.fitted import Fit
 from journey.features.measurer import Measurer
 from journey.features.prepare import default_shard_size, prepare
+from journey.files.paths import GivenPath, Location, as_path
 from journey.gradients.selection import Selection
 from journey.measure.draws import Draws
 from journey.measure.measurements import Measurement
@@ -26,9 +27,9 @@ from journey.store.rows import RowFormat
 def featurize(
     model: Any,
     dataset: Any,
-    out: str | os.PathLike[str],
+    out: GivenPath,
     *,
-    fit: Fit | str | os.PathLike[str] | None = None,
+    fit: Fit | GivenPath | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -63,9 +64,9 @@ def featurize(
             image is the one that it has (see ``journey.data.ids.ids_of``), of a folder its path there, else its
             index; draws are keyed by it. For models that read text or classes, items also have captions or a label (see
             ``journey.data.items.captions_of``, ``label_of``); of several captions each draw takes one.
-        out: Folder of the store.
+        out: Folder of the store, or its address on an object store, such as ``s3://bucket/features``.
         fit: What ``journey.fit`` learned, or its folder. By default it is made of these images and kept in
-            ``out/fit``.
+            ``out/fit``; on an object store it must be given.
         measurement: What is differentiated. ``LeftOutLoss()`` by default: the training loss with the residual that an
             image leaves when it is left out, which needs the mean and variance of the images. ``TrainingLoss()`` is
             the published one.
@@ -92,7 +93,7 @@ def featurize(
         on_error: What becomes of an image that cannot be read or does not fit the model: ``"error"`` raises, naming
             it; ``"skip"`` leaves it out, with a warning at the end, and the next call tries it again.
         rank: Which of the processes this one is: it begins with its share of the shards. On a file system without
-            locks it measures that share alone. Of a stream it reads its part (``Stream.split``).
+            locks, or an object store, it measures that share alone. Of a stream it reads its part (``Stream.split``).
         world_size: How many processes share the work.
         check: Compare the first batch with autograd, which costs two training steps.
         progress: Show a progress bar with samples per second and the time left.
@@ -113,12 +114,13 @@ def featurize(
     Example:
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
+    folder = _folder(out, fit)
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
     given = prepare(
         model,
         dataset,
-        out=out,
+        out=folder,
         fit=fit,
         measurement=measurement,
         draws=draws,
@@ -133,7 +135,7 @@ def featurize(
         id_of=id_of,
         on_error=on_error,
     )
-    features = begin_store(given, out, fit=fit, batch_size=batch_size, on_error=on_error, progress=progress)
+    features = begin_store(given, folder, fit=fit, batch_size=batch_size, on_error=on_error, progress=progress)
     source, ids, store = given.source, given.ids, features.store
     measurer = Measurer(features.featurizer, features.draws, features.checkpoints, images_per_pass(features), check)
     if isinstance(source, Stream):
@@ -145,3 +147,14 @@ def featurize(
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
     return features
+
+
+def _folder(out: GivenPath, fit: Fit | GivenPath | None) -> Location:
+    """Where the store lies; on an object store nobody can wait for the one who makes the fit."""
+    folder = as_path(out)
+    if fit is None and not isinstance(folder, Path):
+        raise ValueError(
+            f"fit must be given where out is on an object store, got fit=None with out {folder}; run journey.fit first "
+            "and give what it returns, or its folder, to every process"
+        )
+    return folder

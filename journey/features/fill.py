@@ -112,8 +112,9 @@ def _work(
     shards = list(planned)
     own, others = shards[rank::world_size], [s for i, s in enumerate(shards) if i % world_size != rank]
     numbers = {shard: number for number, shard in enumerate(shards)}
+    missing = {shard for name in store.manifest.checkpoints for shard in store.missing(name)}
     for at, shard in enumerate(own + others):
         if not claims.work and at >= len(own):
             return
-        if absent(store, shard) and claims.take(numbers[shard]) and absent(store, shard):
+        if shard in missing and absent(store, shard) and claims.take(numbers[shard]) and absent(store, shard):
             yield shard, planned[shard]

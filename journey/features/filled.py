@@ -15,6 +15,7 @@ from journey.data.stream import Failed
 from journey.features.contents import OnError, content_of, raise_named
 from journey.features.layer_sizes import write_sizes
 from journey.features.measurer import Batch, Found, Measurer
+from journey.files.paths import exists
 from journey.measure.batch import Measured
 from journey.store.part import ShardName, write_skipped
 from journey.store.store import FeatureStore
@@ -132,7 +133,7 @@ class Told:
 def absent(store: FeatureStore, shard: ShardName) -> list[int]:
     """Return the checkpoints that a shard is missing of, by number."""
     names = store.manifest.checkpoints
-    return [number for number, name in enumerate(names) if not store.shard_path(name, shard).exists()]
+    return [number for number, name in enumerate(names) if not exists(store.shard_path(name, shard))]
 
 
 def _joined(store: FeatureStore, parts: list[Found]) -> Measured:

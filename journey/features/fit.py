@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from journey.curvature.gram import LARGEST_GRAM
@@ -20,6 +18,7 @@ from journey.features.fitted import DESCRIPTION, Fit, gram_path
 from journey.features.gram_rows import OWN_DRAWS, GramPlan, make_gram, pseudo_gradients
 from journey.features.identity import check_choices, fingerprint_model
 from journey.files.lock import locked
+from journey.files.paths import GivenPath, Location, as_path, exists, make_folder
 from journey.files.publish import remove_leftovers
 from journey.gradients.selection import Selection
 from journey.measure.batch import measure_batch
@@ -45,7 +44,7 @@ _OWN_SHARE = 0.5
 def fit(
     model: Any,
     dataset: Any,
-    out: str | os.PathLike[str],
+    out: GivenPath,
     *,
     measurement: Measurement | None = None,
     projector: Projector | None = None,
@@ -69,7 +68,8 @@ def fit(
     Args:
         model: As for ``journey.featurize``.
         dataset: Likewise; up to 512 images are looked at, evenly spread, of a stream the first.
-        out: Folder of the fit; gets little more than proj_dim^2 * 4 bytes for each checkpoint.
+        out: Folder of the fit, or its address on an object store; gets little more than proj_dim^2 * 4 bytes for each
+            checkpoint.
         measurement: What is differentiated; ``LeftOutLoss()`` by default.
         projector: Maps gradients to features; ``Scaled(CountSketch(4096))`` by default. Longer features get no Gram
             matrix where it would take more than 256 MiB, and cannot be scored with.
@@ -108,7 +108,7 @@ def fit(
     weights = as_checkpoints(checkpoints)
     told = fingerprint_model(featurizer, weights)
     asked = (pseudo_gradients, own_share)
-    return fit_featurizer(featurizer, sample, Path(out), weights, told, asked, progress=progress)
+    return fit_featurizer(featurizer, sample, as_path(out), weights, told, asked, progress=progress)
 
 
 def as_dataset(dataset: Any, denoiser: Denoiser, id_of: IdOf | None = None) -> Dataset | Stream:
@@ -134,7 +134,7 @@ def as_featurizer(
 def fit_featurizer(
     featurizer: Featurizer,
     dataset: Dataset,
-    folder: Path,
+    folder: Location,
     checkpoints: Sequence[Checkpoint | None],
     model: dict[str, Any],
     asked: tuple[int | None, float | None] = (None, None),
@@ -156,11 +156,11 @@ def fit_featurizer(
         The fit.
     """
     with naming_folder(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     ids, samples = sampled_ids(len(dataset)), None
     plan = plan_gram(featurizer, len(ids), asked)
     numbers = range(len(checkpoints) if plan else 0)
-    if (folder / DESCRIPTION).exists():
+    if exists(folder / DESCRIPTION):
         found = Fit.load(folder)
         found.check(model)
         if all(_stands(found, number, len(ids), asked) for number in numbers):
@@ -168,7 +168,7 @@ def fit_featurizer(
             return found
     with locked(folder):
         remove_leftovers(folder)
-        if not (folder / DESCRIPTION).exists():
+        if not exists(folder / DESCRIPTION):
             samples = encode_some(featurizer.denoiser, dataset, ids)
             with loaded(featurizer.denoiser.network, checkpoints[-1]):
                 _measure_stage(featurizer, samples, ids, folder, model, progress).save()
@@ -206,7 +206,7 @@ def sampled_ids(num_samples: int) -> list[int]:
 
 def _stands(found: Fit, number: int, num_images: int, asked: tuple[int | None, float | None]) -> bool:
     """Whether there is a Gram matrix of a checkpoint, made as it is asked for."""
-    if not gram_path(found.path, number).exists():
+    if not exists(gram_path(found.path, number)):
         return False
     count, share = asked
     (_, own_share, _), (pseudo, _, _) = found.gram(number).parts.tolist()
@@ -215,7 +215,7 @@ def _stands(found: Fit, number: int, num_images: int, asked: tuple[int | None, f
 
 
 def _measure_stage(
-    featurizer: Featurizer, samples: Encoded, ids: list[int], folder: Path, model: dict[str, Any], progress: bool
+    featurizer: Featurizer, samples: Encoded, ids: list[int], folder: Location, model: dict[str, Any], progress: bool
 ) -> Fit:
     """What rows depend on: the prior, and the scales under the network's current weights."""
     prior = Prior.of(samples.x0) if needs_prior(featurizer) else None

@@ -11,10 +11,8 @@ A folder in two stages, each with a fingerprint of its own::
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 from journey.curvature.gram import GramMatrix
 from journey.errors import CorruptShardError, StoreMismatchError
 from journey.files.fingerprint import fingerprint_json, fingerprint_tensors, json_differences
+from journey.files.paths import GivenPath, Location, as_path, exists, is_path
 from journey.files.publish import publish
 from journey.files.tensors import check_fields, read_json, read_tensors, write_tensors
 from journey.measure.featurizer import Featurizer
@@ -45,7 +44,7 @@ class Fit:
         scales: One number per parameter; None if the projector needs none.
     """
 
-    path: Path
+    path: Location
     model: Mapping[str, Any]
     prior: Prior | None
     scales: Mapping[str, float] | None
@@ -73,7 +72,7 @@ class Fit:
         """
         if checkpoint not in self._grams:
             path = gram_path(self.path, checkpoint)
-            if not path.exists():
+            if not exists(path):
                 raise FileNotFoundError(
                     f"{path} is missing: this fit has no Gram matrix to score with; run journey.fit again with the "
                     "same arguments, it makes only what is missing; of features so long that it would take more than "
@@ -107,7 +106,7 @@ class Fit:
         publish(self.path / DESCRIPTION, [text.encode() + b"\n"])
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Fit:
+    def load(path: GivenPath) -> Fit:
         """Read the folder that ``journey.fit`` wrote.
 
         Args:
@@ -120,8 +119,8 @@ class Fit:
             FileNotFoundError: If there is no fit.
             CorruptShardError: If a file was damaged.
         """
-        folder = Path(path)
-        if not (folder / DESCRIPTION).exists():
+        folder = as_path(path)
+        if not exists(folder / DESCRIPTION):
             raise FileNotFoundError(f"{folder} is no fit: it has no {DESCRIPTION}; give the folder that fit wrote")
         told = _sound(
             folder / DESCRIPTION,
@@ -146,12 +145,12 @@ class Fit:
         return {**prior, **scales}
 
 
-def gram_path(folder: Path, checkpoint: int) -> Path:
+def gram_path(folder: Location, checkpoint: int) -> Location:
     """Return the file of a checkpoint's Gram matrix."""
     return folder / f"gram-{checkpoint:03d}.safetensors"
 
 
-def _sound(path: Path, read: Any) -> Any:
+def _sound(path: Location, read: Any) -> Any:
     try:
         return read(path)
     except (ValueError, KeyError) as error:
@@ -160,7 +159,7 @@ def _sound(path: Path, read: Any) -> Any:
         ) from error
 
 
-def use_fit(fit: Fit | str | os.PathLike[str], featurizer: Featurizer, model: Mapping[str, Any]) -> Fit:
+def use_fit(fit: Fit | GivenPath, featurizer: Featurizer, model: Mapping[str, Any]) -> Fit:
     """Give a featurizer the prior and scales of a fit.
 
     Args:
@@ -178,7 +177,7 @@ def use_fit(fit: Fit | str | os.PathLike[str], featurizer: Featurizer, model: Ma
         CorruptShardError: If a file was damaged.
     """
     if not isinstance(fit, Fit):
-        if not isinstance(fit, str | os.PathLike):
+        if not is_path(fit):
             raise TypeError(f"fit must be what journey.fit returned, or its folder, got {type(fit).__name__}")
         fit = Fit.load(fit)
     fit.check(model)

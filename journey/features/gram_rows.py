@@ -6,10 +6,8 @@ Own gradients are those of the images at strata of timesteps, measured as rows o
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from journey.curvature.gram import GramMatrix, mix
 from journey.curvature.moments import check_finite
 from journey.curvature.pseudo_gradients import PseudoGradients
 from journey.files.fingerprint import fingerprint_json
+from journey.files.paths import Location, exists, make_folder, remove_folder
 from journey.files.tensors import read_tensors, write_tensors
 from journey.measure.batch import measure_batch
 from journey.measure.draws import StratifiedDraws
@@ -52,7 +51,7 @@ class GramPlan:
 
 
 def make_gram(
-    featurizer: Featurizer, samples: Encoded, ids: list[int], plan: GramPlan, folder: Path, *, progress: bool
+    featurizer: Featurizer, samples: Encoded, ids: list[int], plan: GramPlan, folder: Location, *, progress: bool
 ) -> GramMatrix:
     """Measure own and pseudo-gradients under the network's current weights and mix their second moments.
 
@@ -71,7 +70,7 @@ def make_gram(
         NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer.
     """
     parts = folder / f"parts-{fingerprint_json(asdict(plan))[:16]}"
-    parts.mkdir(exist_ok=True)
+    make_folder(parts)
     bins = OWN_DRAWS.bins
     gradients = pseudo_gradients(featurizer, samples, ids, plan)
     own = _Parts(parts, "own", min(plan.own_images, len(samples)) * bins)
@@ -82,7 +81,7 @@ def make_gram(
         pseudo.fill(lambda first, end: pseudo_rows(featurizer, gradients, first, end), 1, bar, 1)
     noise = torch.cat([_noise(part) for part in own.read()])
     matrix = mix(own.read, pseudo.read, plan.own_share, noise, featurizer.denoiser.device)
-    shutil.rmtree(parts)
+    remove_folder(parts)
     return matrix
 
 
@@ -144,16 +143,16 @@ def _noise(part: Tensor) -> Tensor:
 class _Parts:
     """Rows in files of a fixed number of rows."""
 
-    def __init__(self, folder: Path, name: str, count: int) -> None:
+    def __init__(self, folder: Location, name: str, count: int) -> None:
         self.count = count
         self._folder, self._name = folder, name
-        self._paths: list[Path] = []
+        self._paths: list[Location] = []
 
     def fill(self, measure: Callable[[int, int], Tensor], unit: int, bar: tqdm[Any], draws: int) -> None:
         """Measure the parts that are not there yet; ``unit`` rows stay together, of ``draws`` draws each."""
         for first, end in parts_of(self.count, unit):
             path = self._folder / f"{self._name}-{first:08d}.safetensors"
-            if not path.exists():
+            if not exists(path):
                 write_tensors(path, self._name, {"rows": measure(first, end)})
             self._paths.append(path)
             bar.update((end - first) * draws)

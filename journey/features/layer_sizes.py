@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +17,9 @@ from torch import Tensor
 
 from journey.data.ids import Ids
 from journey.errors import CorruptShardError, naming_folder
+from journey.files.copies import local_copy
 from journey.files.fingerprint import fingerprint_tensors
+from journey.files.paths import Location
 from journey.files.publish import publish
 from journey.gradients.sizes import LayerSizes
 from journey.ops.keys import derive_key
@@ -95,12 +96,13 @@ def read_sizes(store: FeatureStore, checkpoint: str) -> tuple[Ids, LayerSizes] |
 
 
 def _parts(store: FeatureStore, checkpoint: str) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
+    files = store.names()
     for shard in store.shards():
         path = _path(store, checkpoint, shard)
-        if not path.exists():
+        if path.name not in files:
             continue
         try:
-            with safe_open(path, "pt") as file:
+            with local_copy(path) as copy, safe_open(copy, "pt") as file:
                 owner = json.loads((file.metadata() or {})["layers"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             sound = owner["sha256"] == fingerprint_tensors(tensors) and owner["manifest"] == store.manifest.checksum
@@ -114,5 +116,5 @@ def _parts(store: FeatureStore, checkpoint: str) -> Iterator[tuple[list[str], di
 _CURE = "Delete this file and its shard and run featurize again with the same arguments; it recomputes only these"
 
 
-def _path(store: FeatureStore, checkpoint: str, shard: ShardName) -> Path:
+def _path(store: FeatureStore, checkpoint: str, shard: ShardName) -> Location:
     return store.path / store.shard_path(checkpoint, shard).name.replace("rows-", "layers-")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from journey.features.begin import FIT_FOLDER
 from journey.features.features import Features, check_run
-from journey.features.fitted import Fit, use_fit
+from journey.features.fitted import DESCRIPTION, Fit, use_fit
 from journey.features.identity import fingerprint_model
+from journey.files.paths import GivenPath, exists, is_path
 from journey.gradients.selection import Selection
 from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
@@ -21,10 +21,10 @@ from journey.store.store import FeatureStore
 
 
 def open_features(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: GivenPath | Sequence[GivenPath],
     model: Any,
     *,
-    fit: Fit | str | os.PathLike[str] | None = None,
+    fit: Fit | GivenPath | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -35,8 +35,8 @@ def open_features(
     """Open the features that an earlier ``featurize`` stored, to score with them.
 
     Args:
-        path: Folder of the store; or of several of one run, whose images are put together, as when parts of a dataset
-            were measured with one fit in different places.
+        path: Folder of the store, or its address on an object store; or several of one run, whose images are put
+            together, as when parts of a dataset were measured with one fit in different places.
         model: The model they were measured with, as for ``featurize``.
         fit: As given to ``featurize``; by default that of the store.
         measurement: Likewise; the library's own are read from the store.
@@ -55,7 +55,7 @@ def open_features(
             own that is not given.
         StoreMismatchError: If the model or an argument is not that of the features; names what differs.
     """
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    paths = [path] if is_path(path) else list(path)
     if not paths:
         raise ValueError("path must name at least one folder, got none")
     store, *joined = map(FeatureStore.open, paths)
@@ -69,7 +69,7 @@ def open_features(
         uncovered=uncovered,
     )
     inside = store.path / FIT_FOLDER
-    if fit is None and not inside.is_dir():
+    if fit is None and not exists(inside / DESCRIPTION):
         raise FileNotFoundError(f"fit must be given: {store.path} was made with one that lies elsewhere")
     told = fingerprint_model(featurizer, weights)
     draws = draws or Draws.from_fingerprint(stored["draws"])

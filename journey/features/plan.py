@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import inf
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from journey.features.plan_sizes import exact_bytes, likely_bytes
 from journey.features.plan_times import Spread
 from journey.features.planned import Plan
 from journey.features.prepare import Prepared, default_shard_size, prepare
+from journey.files.paths import GivenPath
 from journey.gradients.memory import peak_bytes, reset_peak
 from journey.gradients.selection import Selection
 from journey.gradients.sizes import layer_names
@@ -40,7 +40,7 @@ def plan(
     model: Any,
     dataset: Any,
     *,
-    fit: Fit | str | os.PathLike[str] | None = None,
+    fit: Fit | GivenPath | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -191,9 +191,7 @@ def _length(given: Prepared) -> int | None:
     return len(given.sample) if 0 < len(given.sample) < IMAGES else None
 
 
-def _fitting(
-    given: Prepared, fit: Fit | str | os.PathLike[str] | None, count: int, seconds: float
-) -> tuple[FitCost, str]:
+def _fitting(given: Prepared, fit: Fit | GivenPath | None, count: int, seconds: float) -> tuple[FitCost, str]:
     """The cost of the fit, and its fingerprint or one as long."""
     if fit is None:
         return cost_of_fit(given, count, seconds), "0" * 64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from journey.features.fit import IMAGES, as_dataset, as_featurizer
 from journey.features.fitted import Fit
 from journey.features.identity import check_choices, fingerprint_model
 from journey.features.row_plan import RowPlan
+from journey.files.paths import GivenPath
 from journey.gradients.selection import Selection
 from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.featurizer import Featurizer
@@ -65,8 +65,8 @@ def prepare(
     model: Any,
     dataset: Any,
     *,
-    out: str | os.PathLike[str] | None,
-    fit: Fit | str | os.PathLike[str] | None,
+    out: GivenPath | None,
+    fit: Fit | GivenPath | None,
     measurement: Measurement | None,
     draws: Draws | None,
     projector: Projector | None,

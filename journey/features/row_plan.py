@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
 from journey.data.items import Dataset
+from journey.files.paths import GivenPath
 from journey.gradients.memory import default_budget, largest_batch
 from journey.measure.batch import draw_batch
 from journey.measure.draws import Draws
@@ -55,7 +55,7 @@ class RowPlan:
         *,
         batch_size: int | Literal["auto"] | None,
         memory: int | None,
-        out: str | os.PathLike[str] | None,
+        out: GivenPath | None,
     ) -> RowPlan:
         """Settle the rows, and tell the featurizer where they are not left to the network's needs.
 
@@ -97,7 +97,7 @@ class RowPlan:
         return RowPlan(max(1, min(_ROWS_PER_BATCH // each, most)) * each, each)
 
     @staticmethod
-    def stored(out: str | os.PathLike[str] | None, draws_per_image: int) -> RowPlan | None:
+    def stored(out: GivenPath | None, draws_per_image: int) -> RowPlan | None:
         """Return the plan of what is stored already; None if nothing is."""
         manifest = None if out is None else stored_manifest(out)
         stored = None if manifest is None else manifest.fingerprints.get("batch_size")

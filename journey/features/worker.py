@@ -6,7 +6,6 @@ same object. It travels by its choices alone and loads the model where it runs.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from journey.features.fitted import Fit, use_fit
 from journey.features.identity import fingerprint_model
 from journey.features.measurer import Batch, Found, Measurer
 from journey.features.row_plan import RowPlan
+from journey.files.paths import GivenPath
 from journey.gradients.selection import Selection
 from journey.measure.batch import Measured
 from journey.measure.draws import DEFAULT_DRAWS, Draws
@@ -63,7 +63,7 @@ class Worker:
     """
 
     model: Any
-    fit: Fit | str | os.PathLike[str]
+    fit: Fit | GivenPath
     measurement: Measurement | None = None
     draws: Draws | None = None
     projector: Projector | None = None
@@ -178,7 +178,7 @@ class StoreWorker:
     """
 
     worker: Worker
-    store: str | os.PathLike[str]
+    store: GivenPath
     dataset: Dataset | None = None
     _known: set[int | str] | None = field(default=None, init=False, repr=False)
 

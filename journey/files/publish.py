@@ -6,6 +6,8 @@ or a power cut at any moment, and with any number of processes writing at once.
 
 A dead process leaves its temporary file behind. The writer holds a lock (flock) on it, which the system drops when the
 process ends, however it ends: a temporary file that can be locked has no living writer and may be deleted.
+
+On an object store a single request does all this (``journey.files.objects``), and there are no temporary files.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from journey.errors import naming_folder
+from journey.files.copies import forget_copy
+from journey.files.objects import delete_object, write_object
+from journey.files.paths import Location
 
 _PREFIX = ".journey-"
 _SUFFIX = ".tmp"
 _ATTEMPTS = 8
 
 
-def publish(path: Path, chunks: Sequence[bytes | memoryview], *, exclusive: bool = False) -> None:
+def publish(path: Location, chunks: Sequence[bytes | memoryview], *, exclusive: bool = False) -> None:
     """Write a file atomically and durably.
 
     Args:
-        path: Final name. The folder must exist.
+        path: Final name. The folder must exist, on an object store the bucket.
         chunks: The content, in order.
         exclusive: Refuse to replace an existing file, also one that another process creates at the same moment.
 
@@ -38,6 +43,10 @@ def publish(path: Path, chunks: Sequence[bytes | memoryview], *, exclusive: bool
         OSError: If the disk or the permissions do not allow it; names the folder. Nothing is left under the final
             name, except when only the last step (syncing the folder) failed: then the file is there and complete.
     """
+    if not isinstance(path, Path):
+        write_object(path, b"".join(chunks), exclusive=exclusive)
+        forget_copy(path)
+        return
     with naming_folder(path.parent):
         _publish(path, chunks, exclusive)
 
@@ -71,8 +80,10 @@ def is_temporary(name: str) -> bool:
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Location) -> None:
     """Delete the temporary files of dead processes; those of living writers, and all where locks fail, stay."""
+    if not isinstance(folder, Path):
+        return
     for entry in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         # "r+b": network filesystems grant an exclusive lock only on a file open for writing.
         with contextlib.suppress(OSError), entry.open("r+b") as file:
@@ -80,8 +91,14 @@ def remove_leftovers(folder: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Location) -> None:
     """Create and delete a temporary file: the one test of write access that also holds for full or read-only disks."""
+    if not isinstance(folder, Path):
+        probe = folder / f"{_PREFIX}probe{_SUFFIX}"  # one name: where nothing may be deleted, one object stays
+        write_object(probe, b"", exclusive=False)
+        with contextlib.suppress(OSError):
+            delete_object(probe)
+        return
     temporary = folder / f"{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
     try:
         temporary.touch(exist_ok=False)

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from journey.files.copies import local_copy
 from journey.files.fingerprint import fingerprint_tensors
+from journey.files.paths import GivenPath, Location, as_path, read_bytes
 from journey.files.publish import publish
 
 # The type, or types, of each field of a JSON object.
 Fields: TypeAlias = Mapping[str, type | tuple[type, ...]]
 
 
-def write_tensors(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], *, exclusive: bool = False
-) -> None:
+def write_tensors(path: GivenPath, kind: str, tensors: Mapping[str, Tensor], *, exclusive: bool = False) -> None:
     """Write tensors with their SHA-256 as one safetensors file, whole or not at all; equal ones give equal bytes.
 
     Args:
@@ -34,7 +32,7 @@ def write_tensors(
         FileExistsError: If ``exclusive`` and the file exists.
         OSError: If the file cannot be written.
     """
-    publish(Path(path), [tensor_bytes(kind, tensors)], exclusive=exclusive)
+    publish(as_path(path), [tensor_bytes(kind, tensors)], exclusive=exclusive)
 
 
 def tensor_bytes(kind: str, tensors: Mapping[str, Tensor]) -> bytes:
@@ -45,7 +43,7 @@ def tensor_bytes(kind: str, tensors: Mapping[str, Tensor]) -> bytes:
     return save(content, metadata={"saved": text})
 
 
-def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str] = ()) -> dict[str, Tensor]:
+def read_tensors(path: GivenPath, kind: str, names: Collection[str] = ()) -> dict[str, Tensor]:
     """Read what ``write_tensors`` wrote.
 
     Args:
@@ -60,9 +58,9 @@ def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str]
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or holds something else.
     """
-    where = os.fspath(path)
+    where = as_path(path)
     try:
-        with safe_open(path, "pt") as file:
+        with local_copy(where) as copy, safe_open(copy, "pt") as file:
             told = json.loads((file.metadata() or {}).get("saved", "{}"))
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 safe_open is no mapping
     except (SafetensorError, json.JSONDecodeError) as error:
@@ -77,10 +75,10 @@ def read_tensors(path: str | os.PathLike[str], kind: str, names: Collection[str]
     return found
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Read a JSON file; an error names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path).decode())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from journey.files.paths import GivenPath
 from journey.files.tensors import Fields, check_fields, read_tensors, write_tensors
 from journey.generation.sampler import Sampler
 from journey.models.condition import Condition, Encoded
@@ -194,7 +194,7 @@ class Trajectory:
             stochastic=stochastic,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: GivenPath) -> None:
         """Write the trajectory as one safetensors file; equal trajectories give equal bytes."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         for name, told in (("condition", self.condition), ("negative", self.negative)):
@@ -213,7 +213,7 @@ class Trajectory:
         write_tensors(path, "trajectory", tensors)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Trajectory:
+    def load(path: GivenPath) -> Trajectory:
         """Read what ``save`` wrote.
 
         Args:
@@ -230,7 +230,7 @@ class Trajectory:
         try:
             settings = check_fields(json.loads(bytes(saved["settings"].tolist())), _SETTINGS, "settings")
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is damaged: {error}; record it again") from error
+            raise ValueError(f"{path} is damaged: {error}; record it again") from error
 
         def told(name: str) -> Condition | None:
             rows = {key.partition(".")[2]: t for key, t in saved.items() if key.startswith(f"{name}.")}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.features.begin import FIT_FOLDER
 from journey.features.features import Features
 from journey.features.fitted import DESCRIPTION, Fit, gram_path
+from journey.files.paths import GivenPath, exists
 from journey.generation.trajectory import Trajectory
 from journey.health.layers import LayersHealth, inspect_layers
 from journey.health.score_noise import ScoreNoise, score_noise
@@ -137,7 +136,7 @@ def _table(health: CheckpointHealth) -> list[str]:
 
 
 def inspect(
-    features: Features | str | os.PathLike[str],
+    features: Features | GivenPath,
     trajectory: Trajectory | None = None,
     *,
     steps: Sequence[int] | None = None,
@@ -182,9 +181,9 @@ def inspect(
         # The folder does not tell the number of timesteps; bins of equal width differ by at most one of them.
         weights = torch.full((store.manifest.bins,), 1 / store.manifest.bins, dtype=torch.float64, device="cpu")
         inside = store.path / FIT_FOLDER
-        fit = Fit.load(inside) if (inside / DESCRIPTION).exists() else None
+        fit = Fit.load(inside) if exists(inside / DESCRIPTION) else None
     grams = [
-        fit.gram(number) if fit is not None and gram_path(Path(fit.path), number).exists() else None
+        fit.gram(number) if fit is not None and exists(gram_path(fit.path, number)) else None
         for number in range(len(store.manifest.checkpoints))
     ]
     checkpoints = [

@@ -26,6 +26,7 @@ from journey.features.fitted import Fit
 from journey.features.prepare import prepare
 from journey.features.row_plan import RowPlan
 from journey.features.worker import StoreWorker, Worker, as_item
+from journey.files.paths import GivenPath
 from journey.gradients.selection import Selection
 from journey.measure.draws import DEFAULT_DRAWS, Draws
 from journey.measure.measurements import Measurement
@@ -38,9 +39,9 @@ from journey.store.rows import RowFormat
 def featurize(
     model: str | os.PathLike[str] | Callable[[], Any],
     dataset: Any,
-    out: str | os.PathLike[str],
+    out: GivenPath,
     *,
-    fit: Fit | str | os.PathLike[str] | None = None,
+    fit: Fit | GivenPath | None = None,
     measurement: Measurement | None = None,
     draws: Draws | None = None,
     projector: Projector | None = None,
@@ -154,7 +155,7 @@ def featurize(
     return features
 
 
-def _images_per_pass(out: str | os.PathLike[str], draws: Draws | None) -> int:
+def _images_per_pass(out: GivenPath, draws: Draws | None) -> int:
     """Images that are measured at once of a table, whose length is not known: as the store has it, if there is one."""
     draws = DEFAULT_DRAWS if draws is None else draws
     stored = RowPlan.stored(out, draws.bins * draws.num_draws)

@@ -6,7 +6,6 @@ gave it; what it would leave without the image is what its removal is about.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
+from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
 from journey.measure.measurements import PixelMeasurement, Prediction
 
@@ -58,7 +58,7 @@ class Prior:
         variance = (exact - mean).square().mean().clamp(min=_LEAST_VARIANCE)
         return Prior(mean.float(), variance.float().view(1))
 
-    def save(self, path: str | os.PathLike[str], *, exclusive: bool = False) -> None:
+    def save(self, path: GivenPath, *, exclusive: bool = False) -> None:
         """Write the prior as one safetensors file, whole or not at all.
 
         Args:
@@ -71,7 +71,7 @@ class Prior:
         write_tensors(path, "prior", self._tensors(), exclusive=exclusive)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], origin: str | None = None) -> Prior:
+    def load(path: GivenPath, origin: str | None = None) -> Prior:
         """Read what ``save`` wrote.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from journey.curvature.gram import DEFAULT_DAMPING
 from journey.data.ids import check_id
 from journey.features.features import Features
+from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
 from journey.generation.trajectory import Trajectory
 from journey.scores.queries import check_features, plan_queries
@@ -46,13 +46,13 @@ class InfluenceMatrix:
         if list(self.values.shape) != expected:
             raise ValueError(f"values must be [train_bins, query_steps] = {expected}, got {list(self.values.shape)}")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: GivenPath) -> None:
         """Write the matrix as one safetensors file; equal ones give equal bytes."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         write_tensors(path, "influence", {**tensors, **pack_ids(self.train_ids)})
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> InfluenceMatrix:
+    def load(path: GivenPath) -> InfluenceMatrix:
         """Read what ``save`` wrote.
 
         Args:

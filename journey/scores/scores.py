@@ -14,6 +14,7 @@ from torch import Tensor
 
 from journey.data.ids import Ids, check_ids, positions_of
 from journey.exports import tables
+from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
 from journey.models.schedules import Interval
 from journey.scores.errors import ScoreErrors
@@ -190,7 +191,7 @@ class Scores:
                     "standard_error": errors[step].numpy(),
                 }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: GivenPath) -> None:
         """Write the scores as one safetensors file; equal scores give equal bytes."""
         tensors = {"values": self.values} | setting_tensors(self) | id_tensors("train_ids", self.train_ids)
         if self.errors is not None:
@@ -198,7 +199,7 @@ class Scores:
         write_tensors(path, "scores", tensors)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Scores:
+    def load(path: GivenPath) -> Scores:
         """Read what ``save`` wrote.
 
         Args:
@@ -212,7 +213,7 @@ class Scores:
             ValueError: If the file is damaged or holds something else.
         """
         saved = read_tensors(path, "scores", ("values", "timesteps", "damping"))
-        ids = ids_of_tensors("train_ids", saved, os.fspath(path))
+        ids = ids_of_tensors("train_ids", saved, str(path))
         settings = settings_of_tensors(saved)
         return Scores(saved["values"], train_ids=ids, errors=ScoreErrors.of_tensors(saved), **settings)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from journey.data.ids import Ids
 from journey.exports import tables
+from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
 from journey.models.schedules import Interval
 from journey.scores.ranked import Array, Ranked, Side, Top
@@ -130,7 +131,7 @@ class TopScores:
         """Return the table of ``to_pandas`` for the library ``datasets``."""
         return tables.to_datasets(self._blocks())
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: GivenPath) -> None:
         """Write the scores as one safetensors file; equal scores give equal bytes."""
         tensors = setting_tensors(self) | {
             "k": torch.tensor(self.k, dtype=torch.int64, device="cpu"),
@@ -142,7 +143,7 @@ class TopScores:
         write_tensors(path, "strongest scores", tensors)
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> TopScores:
+    def load(path: GivenPath) -> TopScores:
         """Read what ``save`` wrote.
 
         Args:
@@ -160,7 +161,7 @@ class TopScores:
         sides = []
         for name in _SIDES:
             values = saved[f"{name}.values"]
-            ids = ids_of_tensors(f"{name}.ids", saved, os.fspath(path))
+            ids = ids_of_tensors(f"{name}.ids", saved, str(path))
             sides.append(Ranked(np.array(ids).reshape(values.shape), values, saved[f"{name}.errors"]))
         proponents, opponents = sides
         counts = (int(saved["k"]), int(saved["num_train"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from journey.errors import StoreError, StoreFormatError
 from journey.files.fingerprint import JSONValue, canonical_json, fingerprint_json, json_differences
+from journey.files.paths import GivenPath, Location, as_path, exists, names_in, read_bytes
 from journey.files.publish import is_temporary, publish
 from journey.store.rows import RowFormat, check_row_format
 
@@ -135,7 +135,7 @@ class Manifest:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
 
-def publish_manifest(folder: Path, manifest: Manifest, beside: Sequence[str] = ()) -> None:
+def publish_manifest(folder: Location, manifest: Manifest, beside: Sequence[str] = ()) -> None:
     """Write the manifest of a folder unless there is one already, perhaps another one.
 
     Args:
@@ -149,13 +149,13 @@ def publish_manifest(folder: Path, manifest: Manifest, beside: Sequence[str] = (
     """
     path = folder / _FILE_NAME
     check_free(folder, beside)
-    if path.exists():
+    if exists(path):
         return
     with contextlib.suppress(FileExistsError):  # exists: another process was first
         publish(path, [manifest.to_json().encode()], exclusive=True)
 
 
-def check_free(folder: Path, beside: Sequence[str] = ()) -> None:
+def check_free(folder: Location, beside: Sequence[str] = ()) -> None:
     """Refuse a folder that holds other files than those of a store.
 
     Args:
@@ -165,21 +165,20 @@ def check_free(folder: Path, beside: Sequence[str] = ()) -> None:
     Raises:
         FileExistsError: If it holds other files but no manifest, or is itself a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; the feature store needs a folder")
-    if not folder.is_dir():
+    if isinstance(folder, Path) and not folder.is_dir():
+        if folder.exists():
+            raise FileExistsError(f"{folder} is a file; the feature store needs a folder")
         return
-    names = [entry.name for entry in folder.iterdir() if not is_temporary(entry.name)]
-    foreign = sorted(name for name in names if name not in beside)
+    foreign = sorted(name for name in names_in(folder) if name not in beside and not is_temporary(name))
     # After the listing: what another process adds meanwhile comes after its manifest.
-    if foreign and not (folder / _FILE_NAME).exists():
+    if foreign and not exists(folder / _FILE_NAME):
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise FileExistsError(
             f"{folder} has no {_FILE_NAME} but holds other files ({shown}); give an empty or a new folder"
         )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Location) -> Manifest:
     """Read the manifest of a folder.
 
     Args:
@@ -195,7 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / _FILE_NAME
     try:
-        text = path.read_bytes()
+        text = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{folder} is not a feature store: it has no {_FILE_NAME}; give the folder that featurize wrote"
@@ -203,7 +202,7 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(text, str(path))
 
 
-def stored_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+def stored_manifest(path: GivenPath) -> Manifest | None:
     """Return the manifest of a folder, or None if it holds no store.
 
     Raises:
@@ -211,7 +210,7 @@ def stored_manifest(path: str | os.PathLike[str]) -> Manifest | None:
         StoreError: If it is damaged.
     """
     try:
-        return read_manifest(Path(path))
+        return read_manifest(as_path(path))
     except FileNotFoundError:
         return None
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from journey.files.paths import Location
 from journey.files.publish import publish
 
 _NAME = ".verified.json"
@@ -35,12 +36,12 @@ class Marks:
     """The files of a folder that were verified.
 
     Args:
-        folder: The folder.
+        folder: The folder; of an object store marks are those of local copies, and are not kept.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / _NAME
-        self._known: dict[str, Mark] | None = None
+    def __init__(self, folder: Location) -> None:
+        self._path = folder / _NAME if isinstance(folder, Path) else None
+        self._known: dict[str, Mark] | None = None if self._path else {}
         self._changed = False
 
     def holds(self, name: str, mark: Mark) -> bool:
@@ -54,7 +55,7 @@ class Marks:
 
     def keep(self) -> None:
         """Write the marks, if there are new ones and the folder lets us; nothing is lost if it does not."""
-        if self._changed:
+        if self._changed and self._path is not None:
             with contextlib.suppress(OSError):
                 publish(self._path, [json.dumps(self._loaded(), separators=(",", ":")).encode()])
             self._changed = False
@@ -66,6 +67,7 @@ class Marks:
     def _loaded(self) -> dict[str, Mark]:
         if self._known is None:
             self._known = {}
+            assert self._path is not None
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # then all is hashed again
                 self._known = {name: Mark(*mark) for name, mark in json.loads(self._path.read_bytes()).items()}
         return self._known

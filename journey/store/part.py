@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from journey.data.ids import Ids
 from journey.errors import StoreError
 from journey.files.fingerprint import fingerprint_tensors
+from journey.files.paths import Location
 from journey.files.publish import publish
 from journey.files.tensors import read_json, read_tensors, tensor_bytes
 from journey.store.ids import pack_ids, unpack_ids
@@ -63,7 +63,7 @@ class Part:
         """Return the ids of one shard's images."""
         return self.ids[index * self.shard_size : (index + 1) * self.shard_size]
 
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: Location) -> None:
         """Write the part, for all processes to see.
 
         Raises:
@@ -79,7 +79,7 @@ class Part:
         return tensor_bytes("part", tensors)
 
     @staticmethod
-    def read(folder: Path, name: str) -> Part:
+    def read(folder: Location, name: str) -> Part:
         """Return the part of a name; StoreError if its file is damaged."""
         path = folder / f"{_PREFIX}{name}{_SUFFIX}"
         try:
@@ -103,12 +103,12 @@ def part_name(file_name: str) -> str | None:
     return None
 
 
-def skipped_path(folder: Path, shard: ShardName) -> Path:
+def skipped_path(folder: Location, shard: ShardName) -> Location:
     """Return the file that names the images that a shard is without."""
     return folder / f"skipped-{shard}.json"
 
 
-def write_skipped(folder: Path, shard: ShardName, reasons: dict[int | str, str]) -> None:
+def write_skipped(folder: Location, shard: ShardName, reasons: dict[int | str, str]) -> None:
     """Write which images of a shard could not be read, and why.
 
     Raises:
@@ -118,7 +118,7 @@ def write_skipped(folder: Path, shard: ShardName, reasons: dict[int | str, str])
     publish(skipped_path(folder, shard), [text.encode(errors="replace") + b"\n"])
 
 
-def read_skipped(path: Path) -> dict[int | str, str]:
+def read_skipped(path: Location) -> dict[int | str, str]:
     """Return what ``write_skipped`` wrote; StoreError if the file is damaged."""
     try:
         return {entry["id"]: entry["reason"] for entry in read_json(path)}

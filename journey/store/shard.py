@@ -21,7 +21,6 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,8 @@ from torch import Tensor
 
 from journey.data.ids import Ids
 from journey.errors import CorruptShardError
+from journey.files.copies import kept_copy
+from journey.files.paths import Location
 from journey.files.publish import publish
 from journey.store.ids import pack_ids, unpack_ids
 from journey.store.rows import RowFormat, pack, products, row_tensors, unpack
@@ -173,7 +174,7 @@ class ShardFormat:
         return len(self.header("0" * 64)) + data
 
 
-def write_shard_file(path: Path, form: ShardFormat, ids: Ids, given: dict[str, Tensor]) -> None:
+def write_shard_file(path: Location, form: ShardFormat, ids: Ids, given: dict[str, Tensor]) -> None:
     """Check, pack and publish a shard.
 
     Args:
@@ -199,7 +200,7 @@ def write_shard_file(path: Path, form: ShardFormat, ids: Ids, given: dict[str, T
     publish(path, [form.header(_sha256(chunks)), *chunks])
 
 
-def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str, Tensor]:
+def read_shard_file(path: Location, form: ShardFormat, *, verify: bool) -> dict[str, Tensor]:
     """Map a shard into memory; what is not touched is not read.
 
     Args:
@@ -214,7 +215,7 @@ def read_shard_file(path: Path, form: ShardFormat, *, verify: bool) -> dict[str,
         FileNotFoundError: If there is no such file.
         CorruptShardError: If the size, the header or with ``verify`` the checksum differs.
     """
-    with path.open("rb") as file:
+    with kept_copy(path).open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if num_bytes else bytearray()
     whole = memoryview(mapped)

@@ -19,7 +19,6 @@ missing and leaves the same bytes as one that was not. A store grows by parts; n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +26,9 @@ import torch
 from torch import Tensor
 
 from journey.data.ids import Ids
-from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError, naming_folder
+from journey.files.copies import forget_copy, kept_copy
+from journey.files.paths import GivenPath, Location, as_path, names_in
 from journey.files.publish import check_writable, remove_leftovers, sync_folder
 from journey.store.ids import pack_ids
 from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
@@ -48,7 +49,7 @@ class FeatureStore:
         manifest: What it holds.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Location, manifest: Manifest) -> None:
         """Use ``create_or_resume`` or ``open`` instead; they check the folder."""
         self.path = path
         self.manifest = manifest
@@ -58,9 +59,7 @@ class FeatureStore:
         self._mapped: dict[str, tuple[Mark, dict[str, Tensor]]] = {}  # shards that were read, as files they were
 
     @classmethod
-    def create_or_resume(
-        cls, path: str | os.PathLike[str], manifest: Manifest, beside: Sequence[str] = ()
-    ) -> FeatureStore:
+    def create_or_resume(cls, path: GivenPath, manifest: Manifest, beside: Sequence[str] = ()) -> FeatureStore:
         """Create a store, or open the one that the same run left behind.
 
         Several processes may do this at once. Temporary files of dead processes are deleted.
@@ -79,10 +78,10 @@ class FeatureStore:
             FileExistsError: If the folder holds other files, or is itself a file.
             OSError: If the folder cannot be written to. One that has a store may be read-only.
         """
-        folder = Path(path)
+        folder = as_path(path)
         check_free(folder, beside)
-        with naming_folder(folder):
-            if not folder.is_dir():
+        if isinstance(folder, Path) and not folder.is_dir():
+            with naming_folder(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
         remove_leftovers(folder)
@@ -99,7 +98,7 @@ class FeatureStore:
         return store
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> FeatureStore:
+    def open(cls, path: GivenPath) -> FeatureStore:
         """Open a store to read it, complete or not.
 
         Args:
@@ -113,7 +112,8 @@ class FeatureStore:
             StoreFormatError: If it was written in a format that this version does not read.
             StoreError: If its manifest is damaged.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        folder = as_path(path)
+        return cls(folder, read_manifest(folder))
 
     def parts(self) -> list[Part]:
         """Return the parts that are planned by now, in order.
@@ -121,7 +121,7 @@ class FeatureStore:
         Raises:
             StoreError: If a part is damaged.
         """
-        names = sorted(name for file in self._names() if (name := part_name(file)) is not None)
+        names = sorted(name for file in self.names() if (name := part_name(file)) is not None)
         for name in names:
             if name not in self._parts:
                 self._parts[name] = Part.read(self.path, name)
@@ -142,6 +142,9 @@ class FeatureStore:
             OSError: If the folder cannot be written to.
         """
         while True:
+            name = (
+                f"{len(self.parts()):06d}"  # before it is known what they hold: one that comes meanwhile is met below
+            )
             known = self.planned_ids()
             if known and ids and type(next(iter(known))) is not type(ids[0]):
                 raise StoreMismatchError(
@@ -154,14 +157,14 @@ class FeatureStore:
             if not new:
                 return
             try:
-                Part(f"{len(self.parts()):06d}", new, shard_size).publish(self.path)
+                Part(name, new, shard_size).publish(self.path)
             except FileExistsError:  # another process was first; perhaps with fewer images
                 continue
             return
 
     def planned_ids(self) -> set[int | str]:
         """Return the images that are planned, or there without a plan; those that were skipped are not."""
-        files, known = self._names(), set[int | str]()
+        files, known = self.names(), set[int | str]()
         for part in self.parts():
             skipped = set[int | str]()
             for shard in part.shards:
@@ -174,12 +177,12 @@ class FeatureStore:
 
     def shards(self) -> list[ShardName]:
         """Return all shards that the store has or is to have, in order: those of parts, then those without a plan."""
-        return [shard for part in self.parts() for shard in part.shards] + self._loose(self._names())
+        return [shard for part in self.parts() for shard in part.shards] + self._loose(self.names())
 
     def missing(self, checkpoint: str) -> list[ShardName]:
         """List the shards of a checkpoint that are not there yet, in order."""
         self._checkpoint_index(checkpoint)
-        files = self._names()
+        files = self.names()
         return [shard for shard in self.shards() if self.shard_path(checkpoint, shard).name not in files]
 
     @property
@@ -187,7 +190,11 @@ class FeatureStore:
         """Whether every shard of every checkpoint is there."""
         return not any(self.missing(checkpoint) for checkpoint in self.manifest.checkpoints)
 
-    def shard_path(self, checkpoint: str, shard: ShardName) -> Path:
+    def names(self) -> set[str]:
+        """Return the names of all files in the folder, listed once instead of looking for each."""
+        return names_in(self.path)
+
+    def shard_path(self, checkpoint: str, shard: ShardName) -> Location:
         """Return the file of a shard, whether or not it exists."""
         return self.path / f"{self._stem(checkpoint, shard)}{_SUFFIX}"
 
@@ -232,11 +239,15 @@ class FeatureStore:
         """
         path, form = self.shard_path(checkpoint, shard), self._format(checkpoint, shard)
         try:
-            mark = mark_of(path)
+            copy = kept_copy(path)
+            mark = mark_of(copy)
             unsure = verify and not self._marks.holds(path.name, mark)
             before, tensors = self._mapped.get(path.name, (None, {}))
             if unsure or before != mark:
                 tensors = read_shard_file(path, form, verify=unsure)
+        except CorruptShardError:
+            forget_copy(path)  # it may be computed again
+            raise
         except FileNotFoundError:
             raise IncompleteStoreError(f"{path} is missing; run featurize again to compute it") from None
         if len(self._mapped) < _MOST_MAPPED:
@@ -272,7 +283,7 @@ class FeatureStore:
 
     def shards_that_hold(self, ids: Collection[int | str]) -> Iterator[Shard]:
         """Read the shards, of the first checkpoint, that have some images, as far as they are there; unverified."""
-        checkpoint, files = self.manifest.checkpoints[0], self._names()
+        checkpoint, files = self.manifest.checkpoints[0], self.names()
         planned = {part.name: part for part in self.parts()}
         for shard in self.shards():
             part = planned.get(shard.part)
@@ -312,10 +323,6 @@ class FeatureStore:
                     f"{self.path} misses {len(missing)} of {total} shards of checkpoint {checkpoint!r} "
                     f"(the first is {missing[0]}); {cure} to compute them"
                 )
-
-    def _names(self) -> set[str]:
-        """The names of all files in the folder, listed once instead of looking for each."""
-        return set(os.listdir(self.path))  # noqa: PTH208
 
     def _loose(self, files: set[str]) -> list[ShardName]:
         """Shards without a plan that every checkpoint has, by name: others are of a run that was stopped."""

@@ -360,3 +360,22 @@ def test_inspect_prints_a_table_and_writes_json(
     assert "standard errors" in capsys.readouterr().out
     assert main(arguments) == 1
     assert "model and trajectory must be given together" in capsys.readouterr().err
+
+
+def test_features_and_fit_may_lie_on_an_object_store(model: Path, images: Path, features: Path, tmp_path: Path) -> None:
+    common = ["--model", str(model), "--data", str(images), "--quiet"]
+    there = ["--features", "memory://cli/features", "--fit", "memory://cli/fit"]
+    measured = ["--num-draws", "2", "--shard-size", "4", "--proj-dim", "64"]
+    assert main(["fit", *common, "--proj-dim", "64", "--out", "memory://cli/fit"]) == 0
+    assert main(["featurize", *common, *measured, "--out", "memory://cli/features", "--fit", "memory://cli/fit"]) == 0
+    store = FeatureStore.open("memory://cli/features")
+    assert torch.equal(store.features("0"), FeatureStore.open(features).features("0"))
+    assert (store.path / "command.txt").read_text().startswith("journey featurize ")
+    assert main(["score", *common, *there, "--num-inference-steps", "2", "--out", str(tmp_path / "scored")]) == 0
+    assert (tmp_path / "scored" / "scores.safetensors").exists()
+
+
+def test_what_is_written_to_a_folder_alone_refuses_an_address(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["record", "--model", str(model), "--out", "memory://cli/recorded"])
+    assert "argument --out: must be a folder of this machine, got memory://cli/recorded" in capsys.readouterr().err
