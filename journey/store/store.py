@@ -142,9 +142,8 @@ class FeatureStore:
             OSError: If the folder cannot be written to.
         """
         while True:
-            name = (
-                f"{len(self.parts()):06d}"  # before it is known what they hold: one that comes meanwhile is met below
-            )
+            # Taken before it is known what is planned: a part that comes in between has this name, and is read.
+            number = max((int(part.name) + 1 for part in self.parts()), default=0)
             known = self.planned_ids()
             if known and ids and type(next(iter(known))) is not type(ids[0]):
                 raise StoreMismatchError(
@@ -157,7 +156,7 @@ class FeatureStore:
             if not new:
                 return
             try:
-                Part(name, new, shard_size).publish(self.path)
+                Part(f"{number:06d}", new, shard_size).publish(self.path)
             except FileExistsError:  # another process was first; perhaps with fewer images
                 continue
             return

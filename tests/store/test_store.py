@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
-from store_runs import contents, ids_of, make_manifest, make_tensors, run
+from store_runs import SHARD_SIZE, contents, ids_of, make_manifest, make_tensors, run
 
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreError, StoreMismatchError
 from journey.store.part import Part, ShardName, loose_shard, write_skipped
@@ -424,3 +424,11 @@ def test_writing_to_what_was_read_leaves_the_file_alone(tmp_path: Path) -> None:
     before = store.shard_path("first", shard(0)).read_bytes()
     store.read_shard("first", shard(0)).features.fill_(7)
     assert store.shard_path("first", shard(0)).read_bytes() == before
+
+
+def test_images_of_a_part_that_was_lost_are_planned_again(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    store.plan([100, 107], SHARD_SIZE)
+    (tmp_path / "part-000000.safetensors").unlink()
+    store.plan([0, 7, 100, 107], SHARD_SIZE)
+    assert [(part.name, part.ids) for part in store.parts()] == [("000001", [100, 107]), ("000002", [0, 7])]

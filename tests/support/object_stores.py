@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import boto3
@@ -14,27 +15,27 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 SECRET = "the-secret-of-this-test"
+_NUMBERS = count()
 
 
 class Server:
-    """A server on a free port of this machine; what it holds outlives ``stop``."""
+    """A server on a free port of this machine, which all clients of this process use; what it holds outlives it."""
 
-    def __init__(self) -> None:
-        self._port, self._buckets = 0, 0
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
         self.start()
 
     def start(self) -> None:
-        """Start, again on the same port."""
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        """Start, or start again on another port."""
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
-        _, self._port = self._server.get_host_and_port()
+        _, port = self._server.get_host_and_port()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._patch.setenv("AWS_ENDPOINT_URL", self.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()  # of the server before
 
     def stop(self) -> None:
         self._server.stop()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
 
     @property
     def client(self) -> Any:
@@ -42,9 +43,8 @@ class Server:
         return boto3.client("s3", endpoint_url=self.endpoint)
 
     def make_bucket(self) -> str:
-        """Return the name of a new, empty bucket."""
-        self._buckets += 1
-        name = f"bucket-{self._buckets}"
+        """Return the name of a new, empty bucket; all servers of a process share them."""
+        name = f"bucket-{next(_NUMBERS)}"
         self.client.create_bucket(Bucket=name)
         return name
 
@@ -69,14 +69,12 @@ class Server:
 def s3_server() -> Iterator[Server]:
     """Run a server, which all clients of this process use by themselves."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = Server()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        s3fs.S3FileSystem.clear_instance_cache()  # of another server
+        server = Server(patch)
         yield server
-    server.stop()
+        server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
