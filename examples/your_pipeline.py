@@ -48,7 +48,7 @@ def main() -> None:
     for image, ranked in enumerate(scores.top(k=3).proponents.ids.tolist()):
         print(f"generated image {image}")
         for step, ids in zip(scores.timesteps.tolist(), ranked, strict=True):
-            print(f"  step {step:3d}: {', '.join(dataset.labels[i] for i in ids)}")
+            print(f"  step {step:3d}: {', '.join(ids)}")
     page = journey.write_report(options.out / "report.html", trajectory, scores, dataset, labels=dataset.labels)
     print(f"with a slider over the steps: {page}")
 

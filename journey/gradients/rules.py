@@ -125,7 +125,7 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
     # rows. Three dimensions: an image of one pixel may count as channels last, where the backward kernel would read
     # beyond it.
     num_rows, channels = x.shape[:2]
-    x, g = (t.float().reshape(1, num_rows * channels, -1) for t in (x, g))
+    x, g = (t.float().reshape(1, num_rows * channels, -1).contiguous() for t in (x, g))
     positions = x.shape[2]
     _, mean, inverse_deviation = torch.ops.aten.native_group_norm(
         x, None, None, num_rows, channels, positions, module.num_groups, module.eps

@@ -1,4 +1,5 @@
 """Other libraries.
 
-In reading order: ``trak`` (our projectors and gradients in a ``TRAKer``), ``trak_files`` (reading its files).
+In reading order: ``ray`` (featurizing on a Ray cluster), ``trak`` (our projectors and gradients in a ``TRAKer``),
+``trak_files`` (reading its files).
 """

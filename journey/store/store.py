@@ -28,20 +28,20 @@ from torch import Tensor
 from journey.data.ids import Ids
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.copies import forget_copy, kept_copy
-from journey.files.paths import GivenPath, Location, as_path, names_in
-from journey.files.publish import check_writable, remove_leftovers, sync_folder
+from journey.files.paths import GivenPath, Location, as_path
+from journey.files.publish import remove_leftovers, sync_folder
 from journey.store.ids import pack_ids
+from journey.store.layout import Layout
 from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
 from journey.store.marks import Mark, Marks, mark_of
-from journey.store.part import Part, ShardName, part_name, read_skipped, skipped_path
+from journey.store.part import ShardName
 from journey.store.shard import Shard, ShardFormat, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
-_SUFFIX = ".safetensors"
 _MOST_MAPPED = 16_384  # the system allows a process some 65,000 maps
 
 
-class FeatureStore:
+class FeatureStore(Layout):
     """Features on disk, written and read by shards. Made by ``create_or_resume`` or ``open``.
 
     Attributes:
@@ -51,10 +51,8 @@ class FeatureStore:
 
     def __init__(self, path: Location, manifest: Manifest) -> None:
         """Use ``create_or_resume`` or ``open`` instead; they check the folder."""
-        self.path = path
-        self.manifest = manifest
+        super().__init__(path, manifest)
         self._manifest_checksum = manifest.checksum
-        self._parts: dict[str, Part] = {}  # as read; a part never changes
         self._marks = Marks(path)
         self._mapped: dict[str, tuple[Mark, dict[str, Tensor]]] = {}  # shards that were read, as files they were
 
@@ -114,88 +112,6 @@ class FeatureStore:
         """
         folder = as_path(path)
         return cls(folder, read_manifest(folder))
-
-    def parts(self) -> list[Part]:
-        """Return the parts that are planned by now, in order.
-
-        Raises:
-            StoreError: If a part is damaged.
-        """
-        names = sorted(name for file in self.names() if (name := part_name(file)) is not None)
-        for name in names:
-            if name not in self._parts:
-                self._parts[name] = Part.read(self.path, name)
-        return [self._parts[name] for name in names]
-
-    def plan(self, ids: Ids, shard_size: int) -> None:
-        """Add a part of those images that are neither planned nor there, if there are any.
-
-        Several processes may do this at once: one of them adds the part, the others find it.
-
-        Args:
-            ids: Images that the store is to hold.
-            shard_size: Images per shard of the new part.
-
-        Raises:
-            StoreMismatchError: If the store's ids are of the other kind, integers or strings.
-            StoreError: If a part is damaged.
-            OSError: If the folder cannot be written to.
-        """
-        while True:
-            # Taken before it is known what is planned: a part that comes in between has this name, and is read.
-            number = max((int(part.name) + 1 for part in self.parts()), default=0)
-            known = self.planned_ids()
-            if known and ids and type(next(iter(known))) is not type(ids[0]):
-                raise StoreMismatchError(
-                    f"ids must be of the kind that {self.path} has, such as {next(iter(known))!r}, got {ids[0]!r}"
-                )
-            new = [i for i in ids if i not in known]
-            with naming_folder(self.path):
-                if new or not self.is_complete:
-                    check_writable(self.path)  # before hours of work, not after
-            if not new:
-                return
-            try:
-                Part(f"{number:06d}", new, shard_size).publish(self.path)
-            except FileExistsError:  # another process was first; perhaps with fewer images
-                continue
-            return
-
-    def planned_ids(self) -> set[int | str]:
-        """Return the images that are planned, or there without a plan; those that were skipped are not."""
-        files, known = self.names(), set[int | str]()
-        for part in self.parts():
-            skipped = set[int | str]()
-            for shard in part.shards:
-                if (path := skipped_path(self.path, shard)).name in files:
-                    skipped |= read_skipped(path).keys()
-            known.update(i for i in part.ids if i not in skipped)
-        for shard in self._loose(files):
-            known.update(self.read_shard(self.manifest.checkpoints[0], shard, verify=False).ids)
-        return known
-
-    def shards(self) -> list[ShardName]:
-        """Return all shards that the store has or is to have, in order: those of parts, then those without a plan."""
-        return [shard for part in self.parts() for shard in part.shards] + self._loose(self.names())
-
-    def missing(self, checkpoint: str) -> list[ShardName]:
-        """List the shards of a checkpoint that are not there yet, in order."""
-        self._checkpoint_index(checkpoint)
-        files = self.names()
-        return [shard for shard in self.shards() if self.shard_path(checkpoint, shard).name not in files]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every shard of every checkpoint is there."""
-        return not any(self.missing(checkpoint) for checkpoint in self.manifest.checkpoints)
-
-    def names(self) -> set[str]:
-        """Return the names of all files in the folder, listed once instead of looking for each."""
-        return names_in(self.path)
-
-    def shard_path(self, checkpoint: str, shard: ShardName) -> Location:
-        """Return the file of a shard, whether or not it exists."""
-        return self.path / f"{self._stem(checkpoint, shard)}{_SUFFIX}"
 
     def write_shard(self, checkpoint: str, shard: ShardName, ids: Ids, **tensors: Tensor) -> None:
         """Write one shard, durably; it is there as a whole when this returns, and not at all before.
@@ -305,39 +221,6 @@ class FeatureStore:
             CorruptShardError: If a file is not what was written.
         """
         return torch.cat([shard.features for shard in self.iter_shards(checkpoint)])
-
-    def require_complete(self) -> None:
-        """Refuse a store of which shards are missing, or that has none.
-
-        Raises:
-            IncompleteStoreError: If so.
-        """
-        cure = "run featurize again with the same arguments"
-        total = len(self.shards())
-        if not total:
-            raise IncompleteStoreError(f"{self.path} holds no image yet; {cure}")
-        for checkpoint in self.manifest.checkpoints:
-            if missing := self.missing(checkpoint):
-                raise IncompleteStoreError(
-                    f"{self.path} misses {len(missing)} of {total} shards of checkpoint {checkpoint!r} "
-                    f"(the first is {missing[0]}); {cure} to compute them"
-                )
-
-    def _loose(self, files: set[str]) -> list[ShardName]:
-        """Shards without a plan that every checkpoint has, by name: others are of a run that was stopped."""
-        words = [name.removesuffix(_SUFFIX).split("-") for name in files if name.startswith("rows-")]
-        found = sorted({ShardName(part, int(number)) for *_, part, number in words if len(part) == 16})
-        names = self.manifest.checkpoints
-        return [shard for shard in found if all(self.shard_path(name, shard).name in files for name in names)]
-
-    def _stem(self, checkpoint: str, shard: ShardName) -> str:
-        return f"rows-{self._checkpoint_index(checkpoint):03d}-{shard}"
-
-    def _checkpoint_index(self, checkpoint: str) -> int:
-        names = list(self.manifest.checkpoints)
-        if checkpoint not in names:
-            raise ValueError(f"checkpoint must be one of {names}, got {checkpoint!r}")
-        return names.index(checkpoint)
 
     def _format_of(self, checkpoint: str, shard: ShardName, ids: Ids) -> ShardFormat:
         packed = pack_ids(ids)

@@ -46,11 +46,11 @@ def test_your_pipeline_names_the_strongest_files_of_what_it_stored(tmp_path: Pat
     (step,) = trajectory.timesteps[2:3].tolist()
     scores = journey.score(features, trajectory, steps=[step], progress=False)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    files = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert features.ids == sorted(path.name for path in (tmp_path / "images").iterdir())
     for image, ids in enumerate(scores.top(k=3).proponents.ids[:, 0].tolist()):
         printed = lines[lines.index(f"generated image {image}") + 1]
-        assert printed == f"  step {step:3d}: {', '.join(files[i] for i in ids)}"
-        assert all(files[i] in page for i in ids)
+        assert printed == f"  step {step:3d}: {', '.join(ids)}"
+        assert all(name in page for name in ids)
 
 
 def test_the_adapter_alone_is_measured_and_proponents_have_the_prompts_colour(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_folder_with_captions_is_measured_like_the_same_dataset(tmp_path: Path
     folder.mkdir()
     for i in range(2):
         pixels = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        pictures.append({"image": pixels.permute(2, 0, 1), "text": PROMPTS[i]})
+        pictures.append({"image": pixels.permute(2, 0, 1), "text": PROMPTS[i], "id": f"{i}.png"})
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": PROMPTS[i]}))
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")

@@ -178,7 +178,8 @@ def test_ready_embeddings_stand_for_dropped_text_encoders(name: str, tmp_path: P
         if hasattr(pipeline, part):
             setattr(pipeline, part, None)
     found = journey.featurize(pipeline, items, tmp_path / "g", **OPTIONS).matrix()
-    assert torch.equal(found, wanted)
+    # The prompts were encoded in a batch of another size.
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
     options: dict[str, Any] = {"num_inference_steps": 2, "progress": False}
     one = told.select(slice(0, 1))
     assert journey.record(pipeline, condition=one, guidance_scale=1.0, **options).images.isfinite().all()

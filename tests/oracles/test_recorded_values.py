@@ -86,11 +86,12 @@ def project(dtype: torch.dtype) -> dict[str, str]:
     """
     grads, a, g = whole(2, 101, 131).to(dtype), whole(6, 5, 33).to(dtype), whole(6, 5, 40).flip(1).to(dtype)
     many = [grads[:, :7], grads[:, :, :1]]
+    flat, shapes = torch.cat([part.flatten(1) for part in many], 1).float(), [(7, 131), (101, 1)]
     found = {
         "sketch_": into_features(2, lambda out: ops.sketch_(out, grads, key=KEY)),
         "sketch_ of later rows": into_features(2, lambda out: ops.sketch_(out, grads, key=HIGH_KEY, row_begin=900)),
         "sketch_ in four maps": into_features(2, lambda out: ops.sketch_(out, grads, key=KEY, nnz=4)),
-        "sketch_many_": into_features(2, lambda out: ops.sketch_many_(out, many, keys=[KEY, HIGH_KEY])),
+        "sketch_many_": into_features(2, lambda out: ops.sketch_many_(out, flat, keys=[KEY, HIGH_KEY], shapes=shapes)),
         "sketch_outer_": into_features(3, lambda out: ops.sketch_outer_(out, a, g, key=KEY)),
         "project_, signs": into_features(2, lambda out: ops.project_(out, grads.flatten(1), key=KEY)),
         # Rows of the matrix one by one: sums of its normals would be rounded.
