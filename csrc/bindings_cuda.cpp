@@ -1,5 +1,6 @@
 // The CUDA launchers for Python, as the submodule `cuda`: an operation's arguments by their names, an allocator of its
-// workspace, the tensors' device and a stream in, nothing decided here. Arguments are validated in journey/ops. Compiled by the host compiler: it needs the CUDA headers, no nvcc.
+// workspace, the tensors' device and a stream in, nothing decided here. Arguments are validated in journey/ops.
+// Compiled by the host compiler: it needs the CUDA headers, no nvcc.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -93,8 +94,8 @@ int driver_version() {
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-    py::module_ module = m.def_submodule(
-        "cuda", "Kernels for device memory, each of a dict of what its docstring lists.");
+    py::module_ module =
+        m.def_submodule("cuda", "Kernels for device memory, each of a dict of what its docstring lists.");
     bind(module, "philox_words", &cuda::philox_words, &no_workspace<journey::PhiloxWordsArgs>);
     bind(module, "philox_normal", &cuda::philox_normal, &no_workspace<journey::PhiloxNormalArgs>);
     bind(module, "sketch", &cuda::sketch, &cuda::sketch_workspace_floats);

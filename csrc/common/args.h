@@ -67,8 +67,8 @@ struct SketchArgs {
         grads, features, dtype, batch, rows, cols, grads_batch_stride, features_stride, row_begin, proj_dim, key, nnz)
 };
 
-// The sketches of many small parameters, whose gradients lie side by side, each times its scale. The lists have a number
-// for each parameter.
+// The sketches of many small parameters, whose gradients lie side by side, each times its scale. The lists have a
+// number for each parameter.
 struct SketchManyArgs {
     const float* grads;  // [batch, sum of rows * cols]
     float* features;     // [batch, proj_dim], added to
@@ -84,18 +84,7 @@ struct SketchManyArgs {
     std::vector<double> scales;
 
     JOURNEY_FIELDS(
-        grads,
-        features,
-        batch,
-        grads_stride,
-        features_stride,
-        proj_dim,
-        nnz,
-        rows,
-        cols,
-        row_begins,
-        keys,
-        scales)
+        grads, features, batch, grads_stride, features_stride, proj_dim, nnz, rows, cols, row_begins, keys, scales)
 
     bool lists_agree() const {
         const size_t count = rows.size();

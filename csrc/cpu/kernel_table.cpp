@@ -20,20 +20,8 @@ void packed_products(const PackedTask& task);
 #define JOURNEY_NAME(x) JOURNEY_STRINGIFY(x)
 
 const Kernels kernels = {
-    JOURNEY_NAME(JOURNEY_ISA),
-    run_sketch,
-    add_scaled,
-    run_sketch_outer,
-    sketch_outer_scratch_floats,
-    fill_signs,
-    fill_placements,
-    run_project,
-    gram_pack,
-    gram_tile,
-    philox_normal_row,
-    pack_rows,
-    query_panel_floats,
-    pack_queries,
-    packed_products};
+    JOURNEY_NAME(JOURNEY_ISA), run_sketch,   add_scaled,     run_sketch_outer, sketch_outer_scratch_floats, fill_signs,
+    fill_placements,           run_project,  gram_pack,      gram_tile,        philox_normal_row,           pack_rows,
+    query_panel_floats,        pack_queries, packed_products};
 
 }  // namespace journey::cpu::JOURNEY_ISA

@@ -132,8 +132,8 @@ Items take_items(const SketchManyArgs& args, size_t first, const float*& grads) 
     for (size_t i = first; i < args.rows.size() && i < first + kMaxItems; ++i) {
         if (args.rows[i] == 0 || args.cols[i] == 0) continue;
         const int cols = static_cast<int>(args.cols[i]);
-        items.item[items.count++] = Item{grads, items.num_steps, args.row_begins[i], args.keys[i], cols,
-                                         static_cast<float>(args.scales[i])};
+        items.item[items.count++] =
+            Item{grads, items.num_steps, args.row_begins[i], args.keys[i], cols, static_cast<float>(args.scales[i])};
         items.num_steps += args.rows[i] * num_chunks(args.cols[i]);
         grads += args.rows[i] * args.cols[i];
     }

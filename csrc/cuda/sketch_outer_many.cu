@@ -1,9 +1,9 @@
 // Sketches of the weight gradients of several layers: a launch for each, and one that adds them all to the features.
 //
-// A layer's partial sketches (sketch_outer.cu) lie in the workspace until those of 64 layers, or as many as 64 MiB hold,
-// are summed by one launch, in the layers' order: the bits are those of layer by layer, however many there are at once.
-// For 100 small layers that saves 100 launches of 2 to 4 us on the host, and as many on the device.
-// Status, November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
+// A layer's partial sketches (sketch_outer.cu) lie in the workspace until those of 64 layers, or as many as 64 MiB
+// hold, are summed by one launch, in the layers' order: the bits are those of layer by layer, however many there are at
+// once. For 100 small layers that saves 100 launches of 2 to 4 us on the host, and as many on the device. Status,
+// November 2026: tested on the CPU by emulation, not measured on a GPU yet (docs/development/kernels.md).
 #include <cmath>
 
 #include "outer_partials.h"
