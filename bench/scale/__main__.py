@@ -63,8 +63,8 @@ def opened(folder: Path) -> Features:
 def search(folder: Path) -> None:
     """Open the store and find the strongest rows for the queries of three steps."""
     queries = torch.randn(1, STEPS, PROJ_DIM, generator=torch.Generator().manual_seed(1))
-    steps = torch.arange(STEPS, dtype=torch.int64)
-    strongest(opened(folder), [queries], torch.ones(1), None, TopCollector(TOP), steps, 1.0)
+    settings = {"timesteps": torch.arange(STEPS, dtype=torch.int64), "damping": 1.0}
+    strongest(opened(folder), [queries], torch.ones(1), None, TopCollector(TOP), settings)
 
 
 def read(folder: Path) -> None:
@@ -106,12 +106,9 @@ def measure(num_rows: int) -> dict[str, float]:
         pairs = [(seconds(lambda: read(folder), 1), seconds(lambda: search(folder), 1)) for _ in range(REPEATS)]
         found["read"], found["search"] = (sorted(side)[REPEATS // 2] for side in zip(*pairs, strict=True))
         if num_rows <= SIZES[1]:
-
-            class Blocks:
-                def __iter__(self) -> Any:
-                    return ((shard.ids, shard.features[:, 0]) for shard in opened(folder).shards())
-
-            found["export"] = seconds(lambda: write_faiss(Path(name) / "index.faiss", Blocks(), PROJ_DIM), 1)
+            found["export"] = seconds(
+                lambda: write_faiss(Path(name) / "index.faiss", opened(folder).blocks(), PROJ_DIM), 1
+            )
     return found
 
 

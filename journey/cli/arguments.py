@@ -129,7 +129,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help='folder of training images; captions ("text") and labels ("label") in its metadata.jsonl or metadata.csv, '
-        "else captions in .txt beside the images, labels by the names of folders",
+        "else captions in .txt beside the images, labels by the names of folders; fit, plan and featurize also take "
+        "files or a pattern, *.parquet or *.tar",
     )
 
 

@@ -14,7 +14,7 @@ from journey.cli.arguments import (
     add_running,
     place,
 )
-from journey.cli.inputs import load_data, load_denoiser, load_projection
+from journey.cli.inputs import load_denoiser, load_projection
 from journey.features.fit import fit
 
 EXAMPLES = """
@@ -43,11 +43,10 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    denoiser = load_denoiser(options)
     measurement, projector = load_projection(options)
     fit(
-        denoiser,
-        load_data(options, denoiser),
+        load_denoiser(options),
+        str(options.data),
         options.out,
         measurement=measurement,
         projector=projector,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_measuring, add_model, add_running
-from journey.cli.inputs import load_data, load_denoiser, load_measuring
+from journey.cli.inputs import load_denoiser, load_measuring
 from journey.features.plan import plan
 
 EXAMPLES = """
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> None:
     denoiser = load_denoiser(options)
     planned = plan(
         denoiser,
-        load_data(options, denoiser),
+        str(options.data),
         **load_measuring(options),
         devices=options.devices,
         num_images=options.num_images,

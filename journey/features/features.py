@@ -22,6 +22,24 @@ from journey.store.shard import Shard
 from journey.store.store import FeatureStore
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Ids and rows of features, some at a time; iterating begins anew each time.
+
+    Attributes:
+        features: The features.
+        checkpoint: Under which checkpoint, by position.
+    """
+
+    features: Features
+    checkpoint: int
+
+    def __iter__(self) -> Iterator[tuple[list[int | str], Tensor]]:
+        weights = self.features.draws.weights(self.features.featurizer.denoiser.num_train_timesteps).float()
+        for shard in self.features.shards(self.checkpoint):
+            yield shard.ids, torch.einsum("nbk,b->nk", shard.features, weights)
+
+
 class _Piece(NamedTuple):
     """A shard, the rows of it that count (None is all), and how many these are."""
 
@@ -108,6 +126,10 @@ class Features:
         for store in (self.store, *self.joined):
             store.keep_marks()
 
+    def blocks(self, checkpoint: int = 0) -> Blocks:
+        """Return the whole-range rows some at a time, as ``journey.exports.vectors`` takes them; see ``matrix``."""
+        return Blocks(self, checkpoint)
+
     def matrix(self, checkpoint: int = 0) -> Tensor:
         """Return the whole-range features of all training images under one checkpoint.
 
@@ -119,9 +141,7 @@ class Features:
         Returns:
             float32. [num_samples, proj_dim]
         """
-        features = torch.cat([shard.features for shard in self.shards(checkpoint)])
-        weights = self.draws.weights(self.featurizer.denoiser.num_train_timesteps).float()
-        return torch.einsum("nbk,b->nk", features, weights)
+        return torch.cat([rows for _, rows in self.blocks(checkpoint)])
 
     def check_model(self) -> None:
         """Refuse a model that is not, or no longer, the one the features were measured with.

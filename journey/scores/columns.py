@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +34,7 @@ def strongest(
     weights: Tensor,
     gains: Gains | None,
     collector: TopCollector,
-    timesteps: Tensor,
-    *settings: Any,
+    settings: Mapping[str, Any],
 ) -> TopScores:
     """Return the strongest scores, found a few shards at a time.
 
@@ -45,8 +44,7 @@ def strongest(
         weights: Likewise.
         gains: For standard errors; None where they are not known.
         collector: Of as many scores as are to be kept.
-        timesteps: The steps.
-        *settings: What else ``TopScores`` is told.
+        settings: What else ``TopScores`` is told, by name.
 
     Returns:
         The scores.
@@ -73,7 +71,8 @@ def strongest(
     if pending:
         flush()
     found = collector.top()
-    return TopScores(found.proponents, found.opponents, collector.k, collector.num_train, timesteps, *settings)
+    counts = (collector.k, collector.num_train)
+    return TopScores(found.proponents, found.opponents, *counts, solutions=torch.stack(solutions), **settings)
 
 
 def products(features: Features, solutions: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -160,20 +160,22 @@ def score(  # type: ignore[misc]  # the two above tell their options as Any
         for number, checkpoint in enumerate(features.checkpoints)
     ]
     steps_told = [0] if isinstance(queries, ImageQueries) else queries.timesteps
-    timesteps = torch.tensor(steps_told, dtype=torch.int64, device="cpu")
-    settings = (timesteps, float(damping), interval, train_interval, queries.masks)
-    gains = (
-        None
-        if train_interval is not None
-        else Gains(*(torch.stack(part) for part in zip(*(each.gains for each in solved), strict=True)))
-    )
+    settings: dict[str, Any] = {
+        "timesteps": torch.tensor(steps_told, dtype=torch.int64, device="cpu"),
+        "damping": float(damping),
+        "interval": interval,
+        "train_interval": train_interval,
+        "region": queries.masks,
+    }
+    gains = None
+    if train_interval is None:
+        gains = Gains(*(torch.stack(part) for part in zip(*(each.gains for each in solved), strict=True)))
     solutions = [each.solution for each in solved]
     if collector is not None:
-        return strongest(features, solutions, weights, gains, collector, *settings)
-    values, errors = products(features, solutions, weights), None
-    if gains is not None:
-        errors = ScoreErrors(*noises(features), *gains)
-    return Scores(values, timesteps, features.ids, *settings[1:], errors)
+        return strongest(features, solutions, weights, gains, collector, settings)
+    errors = None if gains is None else ScoreErrors(*noises(features), *gains)
+    values = products(features, solutions, weights)
+    return Scores(values, train_ids=features.ids, errors=errors, solutions=torch.stack(solutions), **settings)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class Scores:
         train_interval: Timesteps of the training images' draws that were counted; None is all.
         region: Weight of each pixel of the generated images, float32; None is one everywhere. [num_queries, H, W]
         errors: What standard errors are made of; None where they are not known.
+        solutions: The solved queries, whose inner product with a row is its score, averaged over checkpoints; not
+            saved. float32 [num_checkpoints, num_queries, num_steps, proj_dim]
     """
 
     values: Tensor
@@ -63,6 +65,7 @@ class Scores:
     train_interval: Interval | None = None
     region: Tensor | None = None
     errors: ScoreErrors | None = None
+    solutions: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree, and that every image has an id of its own."""
@@ -147,7 +150,7 @@ class Scores:
         (docs/results/choices.md), but they do not add up over regions, intervals and steps, and have no standard
         errors.
         """
-        return replace(self, values=self.values * self.values.abs(), errors=None)
+        return replace(self, values=self.values * self.values.abs(), errors=None, solutions=None)
 
     def to_quanda(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.

@@ -41,6 +41,7 @@ class TopScores:
         interval: Likewise.
         train_interval: Likewise.
         region: Likewise.
+        solutions: Likewise.
     """
 
     proponents: Ranked
@@ -52,6 +53,7 @@ class TopScores:
     interval: Interval | None = None
     train_interval: Interval | None = None
     region: Tensor | None = None
+    solutions: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes agree."""

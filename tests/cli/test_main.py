@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -379,3 +382,47 @@ def test_what_is_written_to_a_folder_alone_refuses_an_address(model: Path, capsy
     with pytest.raises(SystemExit):
         main(["record", "--model", str(model), "--out", "memory://cli/recorded"])
     assert "argument --out: must be a folder of this machine, got memory://cli/recorded" in capsys.readouterr().err
+
+
+def test_featurize_on_ray_gives_the_engine_a_model_that_travels(
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from journey.integrations import ray
+
+    given = []
+    monkeypatch.setattr(ray, "featurize", lambda *arguments, **options: given.append((arguments, options)))
+    arguments = ["featurize", "--model", str(model), "--data", str(images), "--out", str(tmp_path), "--quiet"]
+    assert main([*arguments, "--engine", "ray", "--actors", "1", "4", "--num-gpus", "0.5"]) == 0
+    ((make_model, data, out), options) = given[0]
+    assert pickle.loads(pickle.dumps(make_model))().network.training is False
+    assert (data, str(out)) == (str(images), str(tmp_path))
+    assert (options["actors"], options["num_gpus"], options["row"]) == ((1, 4), 0.5, "int8")
+    assert "shard_size" not in options
+    assert main([*arguments, "--engine", "ray", "--workers", "2"]) == 1
+    assert "workers cannot be chosen on Ray" in capsys.readouterr().err
+    assert main([*arguments, "--engine", "ray", "--actors", "1", "2", "3"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+        ({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "4"}, (2, 4)),
+    ],
+)
+def test_processes_are_told_their_share_by_torchrun_and_by_job_arrays(
+    variables: dict[str, str],
+    wanted: tuple[int, int],
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = importlib.import_module("journey.cli.featurize")
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(command, "featurize", lambda *_, **options: given.append(options))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["featurize", "--model", str(model), "--data", str(images), "--out", str(tmp_path), "--quiet"]) == 0
+    assert (given[0]["rank"], given[0]["world_size"]) == wanted

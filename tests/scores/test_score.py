@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import journey
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
+from journey.exports.vectors import write_faiss
 from journey.generation.trajectory import Trajectory
 from journey.measure.draws import ExplicitDraws, StratifiedDraws
 from journey.projectors.random import CountSketch
@@ -491,3 +492,19 @@ def test_candidates_are_scored_alone_and_as_among_all(tmp_path: Path) -> None:
     torch.testing.assert_close(found.standard_errors(), whole.standard_errors()[..., [1, 4]])
     with pytest.raises(ValueError, match=r"ids must be of images that have features, got \[9\]"):
         score(features, candidates=[1, 9])
+
+
+def test_faiss_finds_the_strongest_scores_with_the_solved_query(tmp_path: Path) -> None:
+    import faiss
+
+    features = featurize(tmp_path / "f")
+    scores = score(features)
+    assert scores.solutions is not None
+    write_faiss(tmp_path / "index", features.blocks(), features.featurizer.features_dim, quantizer="float16")
+    index = faiss.read_index(str(tmp_path / "index"))
+    values, ids = index.search(scores.solutions[0].flatten(0, 1).numpy(), 3)
+    wanted = scores.top(3).proponents
+    assert ids.tolist() == wanted.ids.reshape(-1, 3).tolist()
+    torch.testing.assert_close(torch.from_numpy(values), wanted.values.flatten(0, 1), rtol=2e-3, atol=1e-3)
+    strongest = score(features, top=2)
+    assert torch.equal(strongest.solutions, scores.solutions)
