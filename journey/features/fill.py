@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -91,8 +92,12 @@ def fill_store(
         )
     first = next(iter(planned))
     total = sum(len(planned[shard]) for name in names for shard in store.missing(name))
-    told, claims = Told(), Claims(store.path)
-    with measurer, tqdm(total=total, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar:
+    told = Told()
+    with (
+        closing(Claims(store.path)) as claims,
+        measurer,
+        tqdm(total=total, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar,
+    ):
         work = _work(store, planned, claims, rank, world_size)
         read = reading.batches(work, measurer.images_per_batch)
         for shard, group in groupby(read, key=lambda pair: pair[0]):
@@ -101,7 +106,6 @@ def fill_store(
             batches = (batch for _, batch in group)
             filled = Filled.measure(measurer, batches, numbers, reading.on_error, gauged.__contains__, bar)
             told.add(filled, filled.write(store, shard))
-    claims.close()
     told.warn(stacklevel=3)  # the caller of journey.featurize
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,13 @@ from torch import Tensor
 
 from journey.data.ids import Ids
 from journey.models.schedules import Interval
+from journey.store.ids import pack_ids, unpack_ids
+
+_PARTS = {"ids": "", "id_ends": ".ends", "id_bytes": ".bytes"}
 
 
 def id_tensors(name: str, ids: Ids | np.ndarray[Any, Any]) -> dict[str, Tensor]:
-    """Return ids as tensors: integers as ``name``; strings as their UTF-8 bytes, and where each ends.
+    """Return ids as tensors (``journey.store.ids``) with names of their own.
 
     Args:
         name: Of the tensors.
@@ -23,16 +25,11 @@ def id_tensors(name: str, ids: Ids | np.ndarray[Any, Any]) -> dict[str, Tensor]:
     Returns:
         ``name``, int64; or ``name.bytes``, uint8, and ``name.ends``, int64. Flat.
     """
-    flat: list[Any] = np.asarray(ids).ravel().tolist() if isinstance(ids, np.ndarray) else list(ids)
-    if not flat or not isinstance(flat[0], str):
-        return {name: torch.tensor(flat, dtype=torch.int64, device="cpu")}
-    parts = [text.encode() for text in flat]
-    joined = np.frombuffer(b"".join(parts), dtype=np.uint8).copy()
-    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-    return {f"{name}.bytes": torch.from_numpy(joined), f"{name}.ends": torch.from_numpy(ends)}
+    flat = ids.ravel().tolist() if isinstance(ids, np.ndarray) else ids
+    return {name + _PARTS[part]: tensor for part, tensor in pack_ids(flat).items()}
 
 
-def ids_of_tensors(name: str, saved: dict[str, Tensor], where: str) -> Ids:
+def ids_of_tensors(name: str, saved: dict[str, Tensor], where: str) -> list[int | str]:
     """Return what ``id_tensors`` took, flat.
 
     Args:
@@ -46,15 +43,13 @@ def ids_of_tensors(name: str, saved: dict[str, Tensor], where: str) -> Ids:
     Raises:
         ValueError: If they are not there, or the ends are not those of the strings.
     """
-    if name in saved:
-        found: list[int] = saved[name].tolist()
-        return found
-    if not {f"{name}.bytes", f"{name}.ends"} <= set(saved):
+    found = {part: saved[name + suffix] for part, suffix in _PARTS.items() if name + suffix in saved}
+    if not ("ids" in found or {"id_ends", "id_bytes"} <= set(found)):
         raise ValueError(f"{where} is damaged or of another version: it lacks {name}")
-    joined, ends = saved[f"{name}.bytes"].numpy().tobytes(), [0, *saved[f"{name}.ends"].tolist()]
-    if ends != sorted(ends) or ends[-1] != len(joined):
-        raise ValueError(f"{where} is damaged: {name}.ends must rise to the {len(joined)} bytes of {name}.bytes")
-    return [joined[first:end].decode() for first, end in pairwise(ends)]
+    try:
+        return unpack_ids(found)
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {name}: {error}") from None
 
 
 def setting_tensors(scores: Any) -> dict[str, Tensor]:
