@@ -1,4 +1,4 @@
-"""What is run while working on this repository: ``nox -s tests``, or lint, docs, bench, spills."""
+"""What is run while working on this repository: ``nox -s tests``, or lint, docs, bench, spills, full."""
 
 import nox
 
@@ -42,3 +42,12 @@ def bench(session: nox.Session) -> None:
 def spills(session: nox.Session) -> None:
     """Compile every CUDA kernel and fail on registers that spill; needs nvcc."""
     session.run(".ci/spills", *session.posargs, external=True)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Run what takes too long for CI: slow tests, stores of a million rows, processes that die. Needs 10 GB of disk."""
+    session.install("-c", "constraints.txt", "-e", ".[test]")
+    session.run("pytest", "-m", "slow")
+    session.run("python", "-m", "bench.scale")
+    session.run("python", "-m", "bench.scale.growth")

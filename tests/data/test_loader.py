@@ -327,7 +327,7 @@ def test_wrong_counts_are_refused() -> None:
         list(read_stream(stream, 0, 0))
 
 
-def test_a_process_that_ends_leaves_no_worker() -> None:
+def test_a_process_that_ends_leaves_no_worker(tmp_path: Path) -> None:
     script = (
         "import multiprocessing, sys\n"
         "from journey.data.loader import read_batches\n"
@@ -335,7 +335,9 @@ def test_a_process_that_ends_leaves_no_worker() -> None:
         "    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)\n"
         "    sys.exit(3)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-c", script]
+    # Not in this folder, whose package may not be built.
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 3, done.stderr
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2

@@ -245,7 +245,7 @@ def test_what_is_measured_after_a_plan_does_not_depend_on_it(tmp_path: Path) -> 
 
 
 class Twisted(nn.Module):
-    """A network with a parameter of its own, for which there is no rule."""
+    """A network with a parameter of its own, which meets the batch in the second dimension: there is no rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Twisted(nn.Module):
         self.eval()
 
     def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        return self.twist * self.inner(x_t, timesteps)
+        return (self.twist * self.inner(x_t, timesteps).transpose(0, 1)).transpose(0, 1)
 
 
 BROKEN = make_images(9)
@@ -303,7 +303,7 @@ def test_a_fit_of_another_network_is_refused_in_the_same_words(tmp_path: Path) -
 
 
 def test_gradients_that_are_not_autograds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CountSketch, "add_outer_", lambda self, features, *_: features.add_(1))
+    monkeypatch.setattr(CountSketch, "add_layers_", lambda self, features, *_: features.add_(1))
     with pytest.raises(GradientCheckError):
         planned()
 

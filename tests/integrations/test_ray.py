@@ -103,9 +103,9 @@ def rows_of(path: Path) -> dict[int | str, bytes]:
 def test_a_cluster_that_loses_a_machine_gives_the_rows_of_one_process(tmp_path: Path) -> None:
     folders = [str(Path(journey.__file__).parents[1]), str(Path(__file__).parents[1] / "support")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    ran = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=280
-    )
+    # Workers search the driver's folder first: not this one, whose package may not be built.
+    command, here = [sys.executable, __file__, str(tmp_path)], tmp_path
+    ran = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["killed_at"] < NUM_IMAGES // SHARD, "the machine died after the work"
