@@ -168,10 +168,14 @@ class ShardFormat:
         return len(text).to_bytes(8, "little") + text
 
     @property
+    def data_bytes(self) -> int:
+        """Size of the tensors."""
+        return sum(_DTYPES[dtype][1] * torch.Size(shape).numel() for dtype, shape in self.tensors.values())
+
+    @property
     def num_bytes(self) -> int:
         """Size of the file."""
-        data = sum(_DTYPES[dtype][1] * torch.Size(shape).numel() for dtype, shape in self.tensors.values())
-        return len(self.header("0" * 64)) + data
+        return len(self.header("0" * 64)) + self.data_bytes
 
 
 def write_shard_file(path: Location, form: ShardFormat, ids: Ids, given: dict[str, Tensor]) -> None:
@@ -223,7 +227,8 @@ def read_shard_file(path: Location, form: ShardFormat, *, verify: bool) -> dict[
     header = bytes(whole[: min(length, num_bytes)])
     metadata, sizes = _described(header)
     form = replace(form, num=sizes.get("norm", 0), id_bytes=sizes.get("id_bytes"))
-    if num_bytes != form.num_bytes or header != form.header(str(metadata.get("sha256"))):
+    expected = form.header(str(metadata.get("sha256")))
+    if header != expected or num_bytes != len(expected) + form.data_bytes:
         found = f"name {metadata.get('name')!r}, manifest {metadata.get('manifest')}" if metadata else "no such header"
         raise CorruptShardError(
             f"{path} is damaged or belongs elsewhere: expected {form.num_bytes} bytes, name {form.name!r}, manifest "
