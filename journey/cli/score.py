@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from journey.cli.arguments import (
     Commands,
@@ -130,7 +131,22 @@ def check_data(features: Features, dataset: ImageFolder) -> None:
             f"{len(absent)} of {features.num_samples}, such as {sorted(map(str, absent))[0]!r}; what was featurized in "
             "Python from other forms is scored there too"
         )
-    check_images(features.store, dataset, ids, features.featurizer.denoiser)
+    known = set(features.ids)  # others may have been left out, as they cannot be read
+    rows = [at for at, i in enumerate(ids) if i in known]
+    check_images(features.store, _Part(dataset, rows), [ids[at] for at in rows], features.featurizer.denoiser)
+
+
+class _Part:
+    """Some images of a folder."""
+
+    def __init__(self, dataset: ImageFolder, rows: list[int]) -> None:
+        self._dataset, self._rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._rows[index]]
 
 
 def _spread(trajectory: Trajectory, count: int) -> list[int]:

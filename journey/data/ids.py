@@ -36,11 +36,17 @@ def ids_of(dataset: Dataset, id_of: IdOf | None = None) -> list[int | str]:
     if callable(id_of):
         return check_ids([id_of(dataset[i]) for i in range(len(dataset))])
     if id_of is None and hasattr(dataset, "ids"):
-        return check_ids(dataset.ids)
+        found = check_ids(dataset.ids)
+        if len(found) != len(dataset):
+            raise ValueError(f"dataset.ids must name each of its {len(dataset)} images, got {len(found)}")
+        return found
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, Sequence) and hasattr(dataset, "select_columns"):  # not decoded
         key = _key(columns, id_of)
-        return list(range(len(dataset))) if key is None else check_ids(dataset.select_columns([key])[:][key])
+        if key is None:
+            return list(range(len(dataset)))
+        plain: Any = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset  # no transform, tensors
+        return check_ids(plain.select_columns([key])[:][key])
     if isinstance(dataset, list | tuple) and all(isinstance(item, Mapping) for item in dataset):
         key = _key(list(dict.fromkeys(name for item in dataset for name in item)), id_of)
         if key is None:

@@ -94,6 +94,7 @@ class Stream(ABC):
             TypeError: If an id is neither an integer nor a string, or there are both.
         """
         kind: type | None = None
+        seen = set[int | str]()
         for position, read in enumerate(self._read()):
             if isinstance(read, Failed):
                 yield read
@@ -119,6 +120,9 @@ class Stream(ABC):
                     f"{'no id' if found is None else repr(found)} for item {position}, unlike those before it"
                 )
             name = position if found is None else found
+            if name in seen:
+                raise ValueError(f"ids must name every image once, got {name!r} for two or more of the stream")
+            seen.add(name)
             if name not in self._known:
                 yield Record(name, load)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
-from journey.features.contents import OnError, Readable, check_images
+from journey.features.contents import OnError, Readable, check_images, check_stream
 from journey.features.features import Features
 from journey.features.fit import fit_featurizer, sampled_ids
 from journey.features.fitted import Fit, use_fit
@@ -59,6 +59,8 @@ def begin_store(
         begun, _ = _open(folder, given.manifest_with(fit=stored.fingerprints.get("fit")), given.rows, batch_size)
     if look and not isinstance(given.source, Stream):
         check_images(begun, sample, given.ids, denoiser, on_error)
+    if look and begun is not None and isinstance(given.source, Stream) and not given.source.once:
+        check_stream(begun, given.source, denoiser)
     if fit is None:
         if on_error == "skip":
             positions = sampled_ids(len(sample))

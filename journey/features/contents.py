@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal, NoReturn, TypeAlias
 
 from journey.data.ids import Ids
 from journey.data.items import Dataset, check_range, image_of
+from journey.data.loader import read_stream
+from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
 from journey.files.fingerprint import TensorFingerprint, canonical_json
 from journey.models.denoiser import Denoiser
@@ -75,6 +78,20 @@ def check_images(
         check_range(extremes)
     if store is not None:
         check_contents(store, found)
+
+
+def check_stream(store: FeatureStore, stream: Stream, denoiser: Denoiser) -> None:
+    """Refuse a stream whose first images are others than those that a store has under the same ids.
+
+    Raises:
+        StoreMismatchError: Names one.
+    """
+    found = {}
+    for batch in islice(read_stream(stream, 1, workers=0), _SAMPLED):
+        for i, item in batch:
+            with contextlib.suppress(Exception):  # when it is measured
+                found[i] = content_of(denoiser, item, f"image {i!r}")
+    check_contents(store, found)
 
 
 def name_of(image: int | str, position: int) -> str:

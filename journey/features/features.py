@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from journey.data.ids import check_id
 from journey.errors import StoreMismatchError
 from journey.features.fitted import Fit
 from journey.features.identity import fingerprint_model
@@ -171,6 +172,8 @@ class Features:
                     pieces.append(_Piece(store, name, None, len(shard)))
                     ids.append(shard.id_array)
                     contents.append(shard.content)
+        if len({isinstance(some, list) for some in ids}) > 1:
+            raise StoreMismatchError(f"ids must be all integers or all strings, got both in {self.store.path}")
         if self.chosen is None and _all_differ(ids):
             return pieces
         seen: dict[int | str, int] = {}
@@ -191,7 +194,7 @@ class Features:
         return kept
 
     def _known(self, ids: Iterable[int | str]) -> set[int | str]:
-        wanted, known = set(ids), set(self.ids)
+        wanted, known = {check_id(i, "ids") for i in ids}, set(self.ids)
         unknown = [i for i in wanted if i not in known]
         if unknown:
             raise ValueError(f"ids must be of images that have features, got {unknown[:5]}")

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from journey.data.ids import Ids
 from journey.data.items import Dataset
 from journey.data.loader import read_batches
+from journey.data.stream import Failed
 from journey.features.contents import OnError, name_of
 from journey.features.filled import Filled, Told, absent
 from journey.features.layer_sizes import sampled_ids
@@ -20,6 +21,8 @@ from journey.features.measurer import Batch, Measurer
 from journey.files.lock import Claims
 from journey.store.part import ShardName
 from journey.store.store import FeatureStore
+
+_ABSENT = "the dataset does not have it any more"
 
 
 @dataclass
@@ -38,6 +41,9 @@ class Reading:
     workers: int = 0
     on_error: OnError = "error"
 
+    def _name(self, image: int | str) -> str:
+        return name_of(image, self.positions[image]) if image in self.positions else f"image {image!r}"
+
     def batches(self, work: Iterator[tuple[ShardName, Ids]], size: int) -> Iterator[tuple[ShardName, Batch]]:
         """Read the images of shards, batch by batch, and ahead of who measures them.
 
@@ -54,11 +60,13 @@ class Reading:
             for shard, ids in work:
                 for first in range(0, len(ids), size):
                     pending.append((shard, ids[first : first + size]))
-                    yield [self.positions[i] for i in pending[-1][1]]
+                    yield [self.positions[i] for i in pending[-1][1] if i in self.positions]
 
         for _, items in read_batches(self.dataset, positions(), self.workers):
             shard, ids = pending.popleft()
-            yield shard, Batch(ids, items, [name_of(i, self.positions[i]) for i in ids])
+            found = iter(items)
+            items = [next(found) if i in self.positions else Failed(i, ValueError(_ABSENT)) for i in ids]
+            yield shard, Batch(ids, items, [self._name(i) for i in ids])
 
 
 def fill_store(
@@ -84,12 +92,7 @@ def fill_store(
         return
     names = store.manifest.checkpoints
     planned = {shard: part.ids_of(shard.number) for part in store.parts() for shard in part.shards}
-    lost = [i for name in names for shard in store.missing(name) for i in planned[shard] if i not in reading.positions]
-    if lost:
-        raise ValueError(
-            f"dataset must hold the images that {store.path} is to measure, got one without {lost[0]!r}; give the "
-            "dataset that was begun, or another folder"
-        )
+    lost = {i for name in names for shard in store.missing(name) for i in planned[shard] if i not in reading.positions}
     first = next(iter(planned))
     total = sum(len(planned[shard]) for name in names for shard in store.missing(name))
     told = Told()
@@ -98,15 +101,26 @@ def fill_store(
         measurer,
         tqdm(total=total, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        work = _work(store, planned, claims, rank, world_size)
+        mine = planned
+        if reading.on_error == "error":  # others may have the rest
+            mine = {shard: ids for shard, ids in planned.items() if lost.isdisjoint(ids)}
+        work = _work(store, mine, claims, rank, world_size)
         read = reading.batches(work, measurer.images_per_batch)
         for shard, group in groupby(read, key=lambda pair: pair[0]):
             numbers, ids = absent(store, shard), planned[shard]
             gauged = sampled_ids(ids, shard == first)
             batches = (batch for _, batch in group)
-            filled = Filled.measure(measurer, batches, numbers, reading.on_error, gauged.__contains__, bar)
+            # Under every checkpoint a shard holds the same images, also if others can be read by now.
+            done = [name for number, name in enumerate(names) if number not in numbers]
+            only = set(store.read_shard(done[0], shard).ids) if done else None
+            filled = Filled.measure(measurer, batches, numbers, reading.on_error, gauged.__contains__, bar, only)
             told.add(filled, filled.write(store, shard))
     told.warn(stacklevel=3)  # the caller of journey.featurize
+    if lost and reading.on_error == "error":
+        raise ValueError(
+            f"dataset must hold the images that {store.path} is to measure, got one without {next(iter(lost))!r}; "
+            'those that it holds are measured: give the dataset that was begun, or on_error="skip" to leave out others'
+        )
 
 
 def _work(

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from journey.data.ids import Ids
 from journey.data.loader import read_stream
-from journey.data.stream import Stream
+from journey.data.stream import Failed, Stream
 from journey.features.contents import OnError
 from journey.features.filled import Filled, Told
 from journey.features.layer_sizes import sampled_ids
@@ -19,13 +19,18 @@ from journey.store.part import loose_shard
 from journey.store.store import FeatureStore
 
 
-def first_items(stream: Stream, count: int) -> list[Any]:
+def first_items(stream: Stream, count: int, on_error: OnError = "error") -> list[Any]:
     """Return the first items of a stream, which is read from its beginning.
 
     Raises:
         ValueError: If there is none, or one cannot be read.
     """
-    items = [item for _, item in islice(stream, count)]
+    read = (pair for batch in read_stream(stream, 1, workers=0) for pair in batch)
+    if on_error == "skip":
+        read = (pair for pair in read if not isinstance(pair[1], Failed))
+    items = [item for _, item in islice(read, count)]
+    if failed := [item for item in items if isinstance(item, Failed)]:
+        raise failed[0].exception()
     if not items:
         raise ValueError("dataset must hold at least one image, got a stream without any")
     return items
@@ -66,8 +71,9 @@ def fill_stream(
         while first := list(islice(pairs, 1)):
             batches = _batches(first, islice(pairs, shard_size - 1), measurer.images_per_batch)
             filled = Filled.measure(measurer, batches, numbers, on_error, lambda i: bool(sampled_ids([i])), bar)
+            store.check_kind(known, filled.ids)
             if filled.ids:
-                told.add(filled, filled.write(store, loose_shard(filled.ids)))
+                told.add(filled, filled.write(store, loose_shard(filled.ids, list(filled.contents.values()))))
             else:
                 told.add(filled, [])
     told.warn(stacklevel=3)  # the caller of journey.featurize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -50,6 +50,7 @@ class Filled:
         on_error: OnError,
         gauged: Callable[[int | str], bool],
         bar: tqdm,
+        only: Collection[int | str] | None = None,
     ) -> Filled:
         """Measure batches of items under some checkpoints.
 
@@ -60,6 +61,7 @@ class Filled:
             on_error: As for ``journey.featurize``.
             gauged: Tells the images whose gradients are gauged layer by layer.
             bar: Shows the progress.
+            only: The images that the shard has under other checkpoints, which are measured, and no others; None is all.
 
         Returns:
             The shard.
@@ -70,7 +72,7 @@ class Filled:
             GradientCheckError: If the check fails.
         """
         filled = Filled(numbers, found=[[] for _ in numbers])
-        readable = filled._readable(measurer.featurizer.denoiser, batches, on_error, bar)
+        readable = filled._readable(measurer.featurizer.denoiser, batches, on_error, bar, only)
         for batch, of_checkpoints in measurer.measure(readable, numbers, gauged):
             for parts, part in zip(filled.found, of_checkpoints, strict=True):
                 parts.append(part)
@@ -89,18 +91,23 @@ class Filled:
             zeros += [i for i, row in zip(self.ids, rows.features, strict=True) if not row.any()]
         return zeros
 
-    def _readable(self, denoiser: Any, batches: Iterable[Batch], on_error: OnError, bar: tqdm) -> Iterator[Batch]:
+    def _readable(
+        self, denoiser: Any, batches: Iterable[Batch], on_error: OnError, bar: tqdm, only: Collection[int | str] | None
+    ) -> Iterator[Batch]:
         """The batches without images that cannot be read or do not fit the model."""
         for batch in batches:
             kept = []
             for i, item, name in zip(*batch, strict=True):
+                if only is not None and i not in only:  # as under the checkpoints that are done
+                    self.skipped[i] = "it was left out when other checkpoints were measured"
+                    continue
                 try:
                     if isinstance(item, Failed):
                         raise item.error
                     self.contents[i] = content_of(denoiser, item, name)
                     kept.append((i, item, name))
                 except Exception as error:
-                    if on_error == "error":
+                    if on_error == "error" or only is not None:
                         raise_named(error, name)
                     self.skipped[i] = f"{type(error).__name__}: {error}"
             bar.update((len(batch.ids) - len(kept)) * len(self.numbers))

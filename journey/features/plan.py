@@ -125,7 +125,7 @@ def plan(
             "missing from it: give an object whose iter() begins anew"
         )
     if not isinstance(source, Stream):
-        check_images(None, given.sample, given.ids, given.featurizer.denoiser)
+        check_images(None, given.sample, given.ids, given.featurizer.denoiser, on_error)
     count = num_images or length or _OF_STREAM
     device = given.featurizer.denoiser.device
     counted = _reset(device)

@@ -183,7 +183,12 @@ def _batches(given: Prepared, size: int, workers: int, on_error: OnError) -> Gen
     source = given.source
     while True:
         if isinstance(source, Stream):
-            yield from map(as_batch, read_stream(source, size, workers))
+            none = True
+            for pairs in read_stream(source, size, workers):
+                none = False
+                yield as_batch(pairs)
+            if none:
+                raise ValueError("dataset must hold at least one image, got a stream without any")
         else:
             reading = Reading(source, {i: position for position, i in enumerate(given.ids)}, workers, on_error)
             whole = iter([(ShardName("000000", 0), given.ids)])

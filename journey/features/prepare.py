@@ -121,7 +121,7 @@ def prepare(
     ids: Ids = [] if isinstance(source, Stream) else ids_of(source)
     # Refuses a schedule with fewer timesteps than bins, and ids that are no positions.
     draws.timesteps(ids[:1] or [0], denoiser.num_train_timesteps)
-    sample = _sample(source, fit is None or batch_size == "auto")
+    sample = _sample(source, fit is None or batch_size == "auto", on_error)
     weights = as_checkpoints(checkpoints)
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
     rows = RowPlan.choose(featurizer, sample, draws, batch_size=batch_size, memory=memory, out=out)
@@ -143,7 +143,7 @@ def default_shard_size(num_images: int | None, images_per_batch: int) -> int:
     return -(-size // images_per_batch) * images_per_batch
 
 
-def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
+def _sample(source: Dataset | Stream, needed: bool, on_error: Literal["error", "skip"]) -> Dataset:
     """What is looked at before anything is measured: the dataset, or the first images of a stream."""
     if not isinstance(source, Stream):
         return source
@@ -154,4 +154,4 @@ def _sample(source: Dataset | Stream, needed: bool) -> Dataset:
             "dataset is an iterator, which can be read only once, and what is learned first needs its images, too: "
             'give an object whose iter() begins anew, or fit= and no batch_size="auto"'
         )
-    return first_items(source, IMAGES)
+    return first_items(source, IMAGES, on_error)

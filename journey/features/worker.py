@@ -137,6 +137,11 @@ class Worker:
         ids, denoiser = check_ids(batch["id"]), self.measurer.featurizer.denoiser
         form = Form(denoiser.sample_size, denoiser.in_channels or 3)
         columns = {name: column for name, column in batch.items() if name != "id"}
+        for name, column in columns.items():
+            if len(column) != len(ids):
+                raise ValueError(
+                    f"batch must have columns of one length, got {len(ids)} ids and {len(column)} of {name}"
+                )
         items = [
             as_item({name: column[at] for name, column in columns.items()}, form, f"image {i!r}")
             for at, i in enumerate(ids)
@@ -214,6 +219,7 @@ class StoreWorker:
             raise ValueError(f"batch must have a column id, got {', '.join(batch)}")
         all_ids = np.array(batch["id"])
         new = [at for at, i in enumerate(check_ids(batch["id"])) if i not in self._known]
+        store.check_kind(self._known, check_ids(batch["id"]))
         if not new:
             return {"id": all_ids}
         batch = {name: [column[at] for at in new] for name, column in batch.items()}
@@ -224,7 +230,7 @@ class StoreWorker:
             contents, found = self.worker.measure(ids, items)
         for name, measured in zip(store.manifest.checkpoints, found, strict=True):
             content = torch.tensor(contents, dtype=torch.int64, device="cpu")
-            store.write_shard(name, loose_shard(ids), ids, content=content, **measured._asdict())
+            store.write_shard(name, loose_shard(ids, contents), ids, content=content, **measured._asdict())
         self._known.update(ids)
         return {"id": all_ids}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from journey.data.ids import Ids, positions_of
+from journey.data.ids import Ids, check_id, positions_of
 from journey.exports.csv import write_csv
 from journey.scores.errors import ScoreErrors, sums
 from journey.scores.payments import Payments, divide
@@ -225,7 +225,7 @@ def group_columns(groups: Mapping[str, Sequence[int | str]], train_ids: Ids) -> 
         if not len(ids):
             raise ValueError(f"groups[{name!r}] must have an image or more, got none")
         for i in ids:
-            column = places.get(i)
+            column = places.get(check_id(i, f"groups[{name!r}]"))
             if column is None:
                 raise ValueError(f"groups[{name!r}] must be of images that have a score, got {i!r}, which has none")
             if found[column] >= 0:

@@ -215,7 +215,7 @@ def _query_gain(features: Features, number: int, gram: GramMatrix, groups: Tenso
     count = groups.shape[2]
     if count == 1:
         return torch.full(groups.shape[:2], torch.nan, dtype=torch.float32, device="cpu")
-    # Of the first images of the store, whichever are scored: errors do not depend on the others that are.
+    # Of the first images of the store, whichever are scored.
     store, name = features.store, features.store.manifest.checkpoints[number]
     shard = next(found for each in store.shards() if len(found := store.read_shard(name, each)))
     chosen = torch.linspace(0, len(shard) - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from journey.data.ids import Ids, check_ids, positions_of
+from journey.data.ids import Ids, check_id, check_ids, positions_of
 from journey.exports import tables
 from journey.files.paths import GivenPath
 from journey.files.tensors import read_tensors, write_tensors
@@ -117,7 +117,7 @@ class Scores:
             ValueError: If an id has no score or comes twice, or there is none.
         """
         places = positions_of(self.train_ids)
-        wrong = [i for i in train_ids if i not in places]
+        wrong = [i for i in train_ids if check_id(i, "train_ids") not in places]
         if wrong or not len(train_ids) or len(set(train_ids)) < len(train_ids):
             raise ValueError(
                 f"train_ids must be different images that have a score, got {wrong[:5] or list(train_ids)[:5]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from journey.data.ids import Ids
 from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.paths import Location, names_in
@@ -60,10 +62,7 @@ class Layout:
             # Taken before it is known what is planned: a part that comes in between has this name, and is read.
             number = max((int(part.name) + 1 for part in self.parts()), default=0)
             known = self.planned_ids()
-            if known and ids and type(next(iter(known))) is not type(ids[0]):
-                raise StoreMismatchError(
-                    f"ids must be of the kind that {self.path} has, such as {next(iter(known))!r}, got {ids[0]!r}"
-                )
+            self.check_kind(known, ids)
             new = [i for i in ids if i not in known]
             with naming_folder(self.path):
                 if new or not self.is_complete:
@@ -75,6 +74,13 @@ class Layout:
             except FileExistsError:  # another process was first; perhaps with fewer images
                 continue
             return
+
+    def check_kind(self, known: Collection[int | str], ids: Ids) -> None:
+        """Refuse ids of the other kind, integers or strings, than the store's; StoreMismatchError names two."""
+        if known and ids and type(next(iter(known))) is not type(ids[0]):
+            raise StoreMismatchError(
+                f"ids must be of the kind that {self.path} has, such as {next(iter(known))!r}, got {ids[0]!r}"
+            )
 
     def planned_ids(self) -> set[int | str]:
         """Return the images that are planned, or there without a plan; those that were skipped are not."""

@@ -9,6 +9,7 @@ without them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,16 +92,21 @@ class Part:
             ) from None
 
 
-def loose_shard(ids: Ids) -> ShardName:
-    """Return the name of a shard that was not planned: by its ids, so that the same images give the same file."""
-    return ShardName(fingerprint_tensors(pack_ids(ids))[:16], 0)
+def loose_shard(ids: Ids, contents: Sequence[int]) -> ShardName:
+    """Return the name of a shard that was not planned: by its images, so that the same ones give the same file.
+
+    Args:
+        ids: Of the images.
+        contents: See ``journey.store.shard.Shard``; other images of the same ids are another shard.
+    """
+    content = torch.tensor(contents, dtype=torch.int64, device="cpu")
+    return ShardName(fingerprint_tensors({**pack_ids(ids), "content": content})[:16], 0)
 
 
 def part_name(file_name: str) -> str | None:
     """Return the name of the part that a file holds, or None if it holds none."""
-    if file_name.startswith(_PREFIX) and file_name.endswith(_SUFFIX):
-        return file_name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-    return None
+    name = file_name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+    return name if file_name == f"{_PREFIX}{name}{_SUFFIX}" and len(name) == 6 and name.isdecimal() else None
 
 
 def skipped_path(folder: Location, shard: ShardName) -> Location:

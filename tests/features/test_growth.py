@@ -18,6 +18,7 @@ from torch import Tensor
 
 import journey
 from journey.errors import StoreMismatchError
+from journey.features import contents
 from journey.store.store import FeatureStore
 
 NUM_IMAGES = 40
@@ -279,3 +280,79 @@ def test_a_fit_of_images_that_cannot_be_read_leaves_them_out(tmp_path: Path) -> 
     dataset.broken = tuple(range(12))
     with pytest.raises(ValueError, match="dataset must hold an image that can be read and fits the model, got none"):
         run(tmp_path / "g", dataset, on_error="skip")
+
+
+def test_streams_of_other_images_under_the_same_ids_lose_none_and_are_refused(tmp_path: Path, fit: journey.Fit) -> None:
+    class Numbered(Endless):
+        def __iter__(self) -> Iterator[tuple[str, Any]]:
+            for name, (_, item) in zip("abcdefgh", super().__iter__(), strict=False):
+                yield name, item
+
+    run(tmp_path / "f", Numbered(list(range(8))), fit=fit, shard_size=4)
+    with pytest.raises(StoreMismatchError, match=r"the one of id '[ae]' has other pixels"):
+        run(tmp_path / "f", Numbered(list(range(20, 28))), fit=fit, shard_size=4)
+    once = iter(list(Numbered(list(range(20, 28)))))
+    assert run(tmp_path / "f", once, fit=fit, shard_size=4).num_samples == 8  # what is there is passed over unread
+    # Two processes that did not see each other: neither writes over the other, and the clash is named.
+    run(tmp_path / "g", Numbered(list(range(20, 28))), fit=fit, shard_size=4)
+    for path in (tmp_path / "g").glob("rows-*"):
+        (tmp_path / "f" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(StoreMismatchError, match=r"holds an image of id '[ae]' that differs"):
+        score(journey.open_features(tmp_path / "f", (SmallDenoiser(), make_scheduler()), fit=fit))
+
+
+def test_an_id_that_comes_twice_is_refused_also_where_it_is_stored(tmp_path: Path, fit: journey.Fit) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"got 'é/1\.png' for two or more of the stream"):
+            run(tmp_path / "f", Endless([0, 1, 2, 3, 1]), fit=fit, shard_size=2)
+
+
+def test_under_every_checkpoint_a_shard_holds_the_same_images(tmp_path: Path) -> None:
+    weights = [SmallDenoiser(1), SmallDenoiser(2)]
+    dataset = Broken(list(range(8)))
+    dataset.broken = (3, 99)
+    with pytest.warns(UserWarning, match="1 images were left out"):
+        features = run(tmp_path / "f", dataset, checkpoints=weights, on_error="skip")
+    expected = score(features).values
+    for path in features.store.path.glob("rows-001-*"):
+        path.unlink()
+    dataset.broken = (5, 99)
+    with pytest.raises(ValueError, match=r"dataset\[5\] \(é/5.png\) cannot be read"):
+        run(tmp_path / "f", dataset, checkpoints=weights, on_error="skip")
+    dataset.broken = ()
+    whole = run(tmp_path / "f", dataset, checkpoints=weights, on_error="skip")
+    assert sorted(whole.ids) == dataset.ids
+    found = score(whole.select(features.ids)).values
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_image_that_is_gone_does_not_keep_the_finished_ones(
+    tmp_path: Path, fit: journey.Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "_SAMPLED", 2)  # as of a dataset too large to look at each image first
+    dataset = Broken(list(range(10)))
+    dataset.broken = (8, 99)
+    with pytest.raises(ValueError, match=r"dataset\[8\] \(é/8.png\)"):
+        run(tmp_path / "f", dataset, fit=fit, shard_size=3)
+    rest = Named([0, 1, 2, 3, 4, 5, 6, 7, 9])
+    with pytest.raises(ValueError, match=r"got one without 'é/8.png'; those that it holds are measured"):
+        run(tmp_path / "f", rest, fit=fit, shard_size=3)
+    with pytest.warns(UserWarning, match="1 images were left out: é/8.png"):
+        features = run(tmp_path / "f", rest, fit=fit, shard_size=3, on_error="skip")
+    assert features.ids == rest.ids
+
+
+def test_ids_of_two_kinds_do_not_meet_in_a_store(tmp_path: Path, fit: journey.Fit) -> None:
+    integers, strings = run(tmp_path / "f", make_images(4), fit=fit), Endless([1, 2])
+    with pytest.raises(StoreMismatchError, match=r"ids must be of the kind that .* has, such as 0, got 'é/1.png'"):
+        run(tmp_path / "f", strings, fit=fit)
+    assert integers.num_samples == 4
+    run(tmp_path / "g", strings, fit=fit)
+    with pytest.raises(StoreMismatchError, match="all integers or all strings, got both"):
+        journey.open_features([tmp_path / "f", tmp_path / "g"], (SmallDenoiser(), make_scheduler()), fit=fit)
+    with pytest.raises(TypeError, match="ids must be an integer or a string, got True"):
+        integers.select([True, False])
+    images = Named([0, 1, 2])
+    images.ids = images.ids[:2]
+    with pytest.raises(ValueError, match=r"dataset\.ids must name each of its 3 images, got 2"):
+        run(tmp_path / "h", images, fit=fit)

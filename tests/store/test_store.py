@@ -115,8 +115,9 @@ def test_ids_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_shards_without_a_plan_are_found_when_every_checkpoint_has_them(tmp_path: Path) -> None:
     store = run(tmp_path)
-    loose = loose_shard([70, 77])
-    assert loose == loose_shard([70, 77]) != loose_shard([77, 70])
+    loose = loose_shard([70, 77], [1, 2])
+    assert loose == loose_shard([70, 77], [1, 2])
+    assert loose not in (loose_shard([77, 70], [1, 2]), loose_shard([70, 77], [1, 3]))
     for name in store.manifest.checkpoints:
         assert loose not in store.shards()
         store.write_shard(name, loose, [70, 77], **make_tensors(store, name, [70, 77]))
