@@ -101,10 +101,8 @@ def fill_store(
         measurer,
         tqdm(total=total, unit="sample", desc="featurize", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        mine = planned
-        if reading.on_error == "error":  # others may have the rest
-            mine = {shard: ids for shard, ids in planned.items() if lost.isdisjoint(ids)}
-        work = _work(store, mine, claims, rank, world_size)
+        passed_over = lost if reading.on_error == "error" else set()  # others may have those
+        work = _work(store, planned, passed_over, claims, rank, world_size)
         read = reading.batches(work, measurer.images_per_batch)
         for shard, group in groupby(read, key=lambda pair: pair[0]):
             numbers, ids = absent(store, shard), planned[shard]
@@ -124,15 +122,22 @@ def fill_store(
 
 
 def _work(
-    store: FeatureStore, planned: Mapping[ShardName, Ids], claims: Claims, rank: int, world_size: int
+    store: FeatureStore,
+    planned: Mapping[ShardName, Ids],
+    passed_over: set[int | str],
+    claims: Claims,
+    rank: int,
+    world_size: int,
 ) -> Iterator[tuple[ShardName, Ids]]:
-    """Take one missing shard after the other, the own share first; without locks it alone."""
-    shards = list(planned)
+    """Take missing shards without images to pass over, the own share first; without locks it alone."""
+    shards = list(planned)  # all of them: by their numbers processes of other datasets know them, too
     own, others = shards[rank::world_size], [s for i, s in enumerate(shards) if i % world_size != rank]
     numbers = {shard: number for number, shard in enumerate(shards)}
     missing = {shard for name in store.manifest.checkpoints for shard in store.missing(name)}
     for at, shard in enumerate(own + others):
         if not claims.work and at >= len(own):
             return
-        if shard in missing and absent(store, shard) and claims.take(numbers[shard]) and absent(store, shard):
+        if shard not in missing or not passed_over.isdisjoint(planned[shard]):
+            continue
+        if absent(store, shard) and claims.take(numbers[shard]) and absent(store, shard):
             yield shard, planned[shard]

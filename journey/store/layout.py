@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 from journey.data.ids import Ids
@@ -15,7 +16,7 @@ from journey.store.shard import Shard
 _SUFFIX = ".safetensors"
 
 
-class Layout:
+class Layout(ABC):
     """The files of a store, by name.
 
     Attributes:
@@ -28,9 +29,9 @@ class Layout:
         self.manifest = manifest
         self._parts: dict[str, Part] = {}  # as read; a part never changes
 
+    @abstractmethod
     def read_shard(self, checkpoint: str, shard: ShardName, verify: bool = True) -> Shard:
         """Read one shard, see ``FeatureStore``."""
-        raise NotImplementedError
 
     def parts(self) -> list[Part]:
         """Return the parts that are planned by now, in order.

@@ -19,6 +19,7 @@ from torch import Tensor
 import journey
 from journey.errors import StoreMismatchError
 from journey.features import contents
+from journey.files.lock import Claims
 from journey.store.store import FeatureStore
 
 NUM_IMAGES = 40
@@ -356,3 +357,24 @@ def test_ids_of_two_kinds_do_not_meet_in_a_store(tmp_path: Path, fit: journey.Fi
     images.ids = images.ids[:2]
     with pytest.raises(ValueError, match=r"dataset\.ids must name each of its 3 images, got 2"):
         run(tmp_path / "h", images, fit=fit)
+
+
+def test_processes_of_other_datasets_know_shards_by_the_same_numbers(tmp_path: Path, fit: journey.Fit) -> None:
+    features = run(tmp_path / "f", Named(list(range(6))), fit=fit, shard_size=6)
+    features.store.plan(Named(list(range(6, 12))).ids, 6)
+    (tmp_path / "f" / "rows-000-000000-000000.safetensors").unlink()
+    holds, ends = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:  # has the first shard in hand, of images that are not in the other's dataset
+        claims = Claims(tmp_path / "f")
+        os.write(holds[1], b"x" if claims.take(0) else b"-")
+        os.read(ends[0], 1)
+        os._exit(0)
+    try:
+        assert os.read(holds[0], 1) == b"x"
+        with pytest.raises(ValueError, match=r"got one without 'é/.*; those that it holds are measured"):
+            run(tmp_path / "f", Named(list(range(6, 12))), fit=fit)
+    finally:
+        os.write(ends[1], b"x")
+        os.waitpid(pid, 0)
+    assert [path.name for path in (tmp_path / "f").glob("rows-*")] == ["rows-000-000001-000000.safetensors"]
