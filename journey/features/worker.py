@@ -74,6 +74,7 @@ class Worker:
     images_per_pass: int | None = None
     device: str | None = None
     _measurer: Measurer | None = field(default=None, init=False, repr=False)
+    _fitted: Fit | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a model."""
@@ -83,7 +84,18 @@ class Worker:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave away what is loaded where it runs."""
-        return {**self.__dict__, "_measurer": None}
+        return {**self.__dict__, "_measurer": None, "_fitted": None}
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what rows depend on besides the image, as the manifest of a store has it."""
+        measurer = self.measurer
+        assert self._fitted is not None
+        return {
+            **fingerprint_model(measurer.featurizer, measurer.checkpoints),
+            "draws": measurer.draws.fingerprint(),
+            "batch_size": measurer.images_per_pass,
+            "fit": self._fitted.fingerprint,
+        }
 
     @property
     def measurer(self) -> Measurer:
@@ -96,7 +108,7 @@ class Worker:
                 part.to(device)
             featurizer = as_featurizer(denoiser, self.measurement, self.projector, self.select, self.uncovered)
             weights = as_checkpoints(self.checkpoints)
-            use_fit(self.fit, featurizer, fingerprint_model(featurizer, weights))
+            self._fitted = use_fit(self.fit, featurizer, fingerprint_model(featurizer, weights))
             draws = DEFAULT_DRAWS if self.draws is None else self.draws
             size = self.images_per_pass or RowPlan.of(draws).images_per_batch
             self._measurer = Measurer(featurizer, draws, weights, size, check=True)
@@ -212,9 +224,7 @@ class StoreWorker:
             raise StoreMismatchError(
                 f"row must be {store.manifest.row!r}, as {self.store} has it, got {self.worker.row!r}"
             )
-        measurer = self.worker.measurer
-        told = fingerprint_model(measurer.featurizer, measurer.checkpoints)
-        check_run(store, {**told, "draws": measurer.draws.fingerprint(), "batch_size": measurer.images_per_pass})
+        check_run(store, self.worker.fingerprints())
         if "id" not in batch:
             raise ValueError(f"batch must have a column id, got {', '.join(batch)}")
         all_ids = np.array(batch["id"])

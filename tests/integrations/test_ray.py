@@ -21,7 +21,8 @@ import torch
 from models import Images, SmallDenoiser, make_images, make_scheduler
 
 import journey
-from journey.features.worker import Worker
+from journey.errors import StoreMismatchError
+from journey.features.worker import StoreWorker, Worker
 from journey.integrations import ray as engine
 from journey.store.store import FeatureStore
 
@@ -155,6 +156,22 @@ def test_a_batch_that_cannot_be_measured_is_refused(tmp_path: Path, batch: dict[
     worker = Worker(make_model, fit, projector=OPTIONS["projector"], draws=OPTIONS["draws"])
     with pytest.raises(ValueError, match=message):
         worker(batch)
+
+
+@pytest.mark.parametrize("change", ["weights", "fit", "passes", "row"])
+def test_rows_of_another_run_do_not_get_into_a_store(tmp_path: Path, change: str) -> None:
+    features = journey.featurize(make_model(), make_dataset(), tmp_path / "f", **OPTIONS)
+    other = journey.fit(
+        make_model(), make_images(4) / 2, tmp_path / "fit", progress=False, projector=OPTIONS["projector"]
+    )
+    own: dict[str, Any] = {"fit": features.fit, "images_per_pass": 24, "row": "int8", "model": make_model}
+    own |= {"weights": {"model": lambda: (SmallDenoiser(1), make_scheduler())}, "fit": {"fit": other}}.get(change, {})
+    own |= {"passes": {"images_per_pass": 5}, "row": {"row": "int4"}}.get(change, {})
+    worker = StoreWorker(Worker(projector=OPTIONS["projector"], draws=OPTIONS["draws"], **own), tmp_path / "f")
+    before = sorted(path.name for path in (tmp_path / "f").iterdir())
+    with pytest.raises(StoreMismatchError):
+        worker({"id": ["x", "y"], "image": [image.numpy() for image in make_images(2)]})
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == before
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
