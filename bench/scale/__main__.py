@@ -25,6 +25,7 @@ import journey
 from bench.machine import describe
 from journey.exports.vectors import write_faiss
 from journey.features.features import Features
+from journey.features.prepare import default_shard_size
 from journey.measure.draws import StratifiedDraws
 from journey.scores.columns import strongest
 from journey.scores.top import TopCollector
@@ -32,7 +33,8 @@ from journey.store.manifest import Manifest
 from journey.store.store import FeatureStore
 
 SIZES = (10_000, 100_000, 1_000_000)
-PROJ_DIM, SHARD, TOP, STEPS = 4096, 1024, 100, 3
+PROJ_DIM, TOP, STEPS = 4096, 100, 3
+MADE = 1024  # rows that are made once
 REPEATS = 5
 
 
@@ -42,11 +44,12 @@ def write(folder: Path, num_rows: int) -> None:
         bins=1, proj_dim=PROJ_DIM, row="int8", checkpoints=["0"], library_version=journey.__version__, fingerprints={}
     )
     store = FeatureStore.create_or_resume(folder, manifest)
-    store.plan(range(num_rows), SHARD)
-    rows = torch.randn(SHARD, 1, PROJ_DIM, generator=torch.Generator().manual_seed(0))
+    size = default_shard_size(num_rows, images_per_batch=1)
+    store.plan(range(num_rows), size)
+    made = torch.randn(MADE, 1, PROJ_DIM, generator=torch.Generator().manual_seed(0))
     for number, shard in enumerate(store.missing("0")):
-        ids = range(number * SHARD, min((number + 1) * SHARD, num_rows))
-        some = rows[: len(ids)].roll(number, 0)
+        ids = range(number * size, min((number + 1) * size, num_rows))
+        some = made.roll(number, 0).repeat(-(-len(ids) // MADE), 1, 1)[: len(ids)]
         norm = some[:, 0].norm(dim=1)
         content = torch.arange(len(ids), dtype=torch.int64)
         rest = {"norm": norm, "noise": norm / 8, "values": norm[:, None], "content": content}
