@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 
 
@@ -39,6 +40,24 @@ def naming_folder(folder: object) -> Iterator[None]:
             raise
         message = f"cannot write to this folder ({error.strerror or error}); free its space or give another folder"
         raise OSError(error.errno, message, str(folder)) from error
+
+
+def check_count(name: str, value: object, least: int = 1, or_else: str | None = None) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Args:
+        name: What it is called in the error.
+        value: What was given.
+        least: The smallest number.
+        or_else: What else could have been given.
+
+    Raises:
+        ValueError: If it is none; names it.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:  # type: ignore[operator]
+        kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        raise ValueError(f"{name} must be {kind}{f' or {or_else}' if or_else else ''}, got {value!r}")
 
 
 class CoverageError(ValueError):

@@ -51,6 +51,10 @@ DRAWS: dict[str, type[StratifiedDraws] | type[UniformDraws] | type[GridDraws]] =
     "uniform": UniformDraws,
     "grid": GridDraws,
 }
+_IMAGES = (
+    'folder of training images; captions ("text") and labels ("label") in its metadata.jsonl or metadata.csv, else '
+    "captions in .txt beside the images, labels by the names of folders"
+)
 
 
 def add_command(
@@ -124,13 +128,26 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Add the training images."""
+    parser.add_argument("--data", type=Path, required=True, help=_IMAGES)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the training images, which may also lie in files that are read as they come."""
+    text = f"{_IMAGES}; or files, *.parquet or *.tar"
+    parser.add_argument("--data", nargs="+", action=_OneOrMore, metavar="PATH", required=True, help=text)
+
+
+class _OneOrMore(argparse.Action):
+    """One value as it is, several as a list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """Add what becomes of images that cannot be read."""
     parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help='folder of training images; captions ("text") and labels ("label") in its metadata.jsonl or metadata.csv, '
-        "else captions in .txt beside the images, labels by the names of folders; fit, plan and featurize also take "
-        "files or a pattern, *.parquet or *.tar",
+        "--on-error", choices=("error", "skip"), default="error", help="what becomes of images that cannot be read"
     )
 
 
@@ -239,11 +256,9 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, or what keeps 4 GiB), or auto"
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
-    parser.add_argument("--shard-size", type=int, help="images per file (default: a 128th, 16 to 1,024)")
+    parser.add_argument("--shard-size", type=int, help="images per file (default: a 128th, 16 to 4,096)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead (default 0)")
-    parser.add_argument(
-        "--on-error", choices=("error", "skip"), default="error", help="what becomes of images that cannot be read"
-    )
+    add_on_error(parser)
     add_projection(parser)
     parser.add_argument("--draws", choices=DRAWS, default="stratified", help="how timesteps are chosen")
     parser.add_argument("--num-draws", type=int, help="timesteps per image and bin (default 20, with several bins 2)")

@@ -9,11 +9,11 @@ from os import environ
 from journey.cli.arguments import (
     Commands,
     add_command,
-    add_data,
     add_measured,
     add_measuring,
     add_model,
     add_running,
+    add_source,
     place,
 )
 from journey.cli.inputs import load_denoiser, load_measuring
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     text = "measure every image of a folder and store its projected gradient"
     parser = add_command(commands, "featurize", text, EXAMPLES, _run)
     add_model(parser)
-    add_data(parser)
+    add_source(parser)
     add_measured(parser)
     parser.add_argument(
         "--out", type=place, required=True, help="folder of the store, or s3://...; continues what is there"
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
     first = _from_environment(("SLURM_ARRAY_TASK_MIN",), 0)
     featurize(
         load_denoiser(options),
-        str(options.data),
+        options.data,
         options.out,
         **load_measuring(options),
         rank=_from_environment(("RANK",), _from_environment(("SLURM_ARRAY_TASK_ID",), first) - first),
@@ -87,15 +87,11 @@ def _run_on_ray(options: argparse.Namespace) -> None:
     if not 1 <= len(options.actors) <= 2:
         raise ValueError(f"actors must be one number, or the fewest and the most, got {options.actors}")
     given = load_measuring(options)
-    refused = {"batch_size": None, "memory": None, "workers": 0, "on_error": "error"}
-    wrong = [name for name, default in refused.items() if given.pop(name) != default]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} cannot be chosen on Ray, where actors read what they measure")
     if given["shard_size"] is None:
         del given["shard_size"]
     ray.featurize(
         partial(load_denoiser, options),
-        str(options.data),
+        options.data,
         options.out,
         **given,
         actors=(options.actors[0], options.actors[-1]),

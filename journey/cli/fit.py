@@ -7,11 +7,12 @@ import argparse
 from journey.cli.arguments import (
     Commands,
     add_command,
-    add_data,
     add_measured,
     add_model,
+    add_on_error,
     add_projection,
     add_running,
+    add_source,
     place,
 )
 from journey.cli.inputs import load_denoiser, load_projection
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
     text = "learn from some images what measuring and scoring need; featurize does it if nobody did"
     parser = add_command(commands, "fit", text, EXAMPLES, _run)
     add_model(parser)
-    add_data(parser)
+    add_source(parser)
     add_measured(parser)
     parser.add_argument(
         "--out", type=place, required=True, help="folder of the fit, or s3://...; continues what is there"
@@ -39,6 +40,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="of the Gram matrix (default: at most 4096)",
     )
+    add_on_error(parser)
     add_running(parser)
 
 
@@ -46,12 +48,13 @@ def _run(options: argparse.Namespace) -> None:
     measurement, projector = load_projection(options)
     fit(
         load_denoiser(options),
-        str(options.data),
+        options.data,
         options.out,
         measurement=measurement,
         projector=projector,
         checkpoints=options.checkpoints,
         select=options.select,
         pseudo_gradients=options.pseudo_gradients,
+        on_error=options.on_error,
         progress=not options.quiet,
     )

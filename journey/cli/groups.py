@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from pathlib import Path
 
 from journey.cli.arguments import Commands, add_command
@@ -70,10 +71,14 @@ def read_groups(path: Path, *, integers: bool) -> dict[str, list[int] | list[str
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a column or a cell is missing, or an id is no integer.
+        ValueError: If a column or a cell is missing, an id is no integer, or the file is not in UTF-8.
     """
     found: dict[str, list[int | str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"groups must be a CSV file in UTF-8, {path} is none: {error}") from None
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         missing = {"id", "group"} - set(reader.fieldnames or ())
         if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from journey.cli.arguments import Commands, add_command, add_data, add_measured, add_measuring, add_model, add_running
+from journey.cli.arguments import Commands, add_command, add_measured, add_measuring, add_model, add_running, add_source
 from journey.cli.inputs import load_denoiser, load_measuring
 from journey.features.plan import plan
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     text = "measure a few batches and say what featurize will take: hours, bytes, memory; writes nothing"
     parser = add_command(commands, "plan", text, EXAMPLES, _run)
     add_model(parser)
-    add_data(parser)
+    add_source(parser)
     add_measured(parser)
     add_measuring(parser)
     parser.add_argument(
@@ -35,7 +35,7 @@ def _run(options: argparse.Namespace) -> None:
     denoiser = load_denoiser(options)
     planned = plan(
         denoiser,
-        str(options.data),
+        options.data,
         **load_measuring(options),
         devices=options.devices,
         num_images=options.num_images,

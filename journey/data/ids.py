@@ -72,6 +72,8 @@ def check_ids(ids: Iterable[Any], name: str = "ids") -> list[int | str]:
             has more than 64 bits.
         TypeError: If one is neither an integer nor a string, or there are both.
     """
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise TypeError(f"{name} must be a list of integers or strings, got {ids!r:.60}")
     found = [check_id(i, name) for i in ids]
     if len({type(i) for i in found}) > 1:
         odd = next(i for i in found if type(i) is not type(found[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from operator import index as as_int
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,21 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+def read_item(dataset: Dataset | Tensor, position: int, name: str) -> Any:
+    """Return an item of a dataset; what reading it raises names it."""
+    try:
+        return dataset[position]
+    except Exception as error:
+        raise_named(error, name)
+
+
+def raise_named(error: Exception, name: str) -> NoReturn:
+    """Raise the error of an item so that it names it."""
+    if name in str(error):
+        raise error
+    raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def eight_bits(image: Image.Image, what: str) -> Image.Image:
@@ -169,7 +184,7 @@ def captions_of(item: Any, what: str) -> list[str]:
 
     Raises:
         TypeError: If it is neither, or a caption is no string.
-        ValueError: If a dict has none of the keys or there is no caption.
+        ValueError: If a dict has none of the keys, there is no caption, or one cannot be written as UTF-8.
     """
     found = _beside_image(item, CAPTION_KEYS, what, "caption")
     captions = [found] if isinstance(found, str) else list(found) if isinstance(found, list | tuple) else [found]
@@ -178,6 +193,11 @@ def captions_of(item: Any, what: str) -> list[str]:
         raise TypeError(f"{what} must have a string or a list of strings as caption, got {', '.join(wrong[:3])}")
     if not captions:
         raise ValueError(f"{what} must have at least one caption, got an empty list")
+    for caption in captions:
+        try:
+            caption.encode()
+        except UnicodeEncodeError:  # half of a pair of code units, which no tokenizer takes
+            raise ValueError(f"{what} must have captions of whole characters, got {caption!r:.80}") from None
     return captions
 
 

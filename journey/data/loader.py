@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from journey.data.items import Dataset
 from journey.data.stream import Failed, Record, Stream
+from journey.errors import check_count
 
 _AHEAD = 2  # batches that each worker makes ahead
 
@@ -74,11 +75,10 @@ def read_stream(stream: Stream, batch_size: int, workers: int) -> Iterator[list[
         the place of the id.
 
     Raises:
-        ValueError: As ``read_batches``, or if ``batch_size`` is not positive, or the stream is refused.
+        ValueError: As ``read_batches``, or if ``batch_size`` is no positive integer, or the stream is refused.
         RuntimeError: If a worker was killed, or the stream itself failed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    check_count("batch_size", batch_size)
     stream.begin()
     if workers == 0:
         for part in _parts(stream, batch_size):
@@ -135,8 +135,7 @@ class _Slots:
 
 def _run(make: Callable[[_Slots], Any], workers: int, **order: Any) -> Iterator[list[tuple[int | str, Any]]]:
     """Give the batches that the workers send. They are ended when the consumer stops."""
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+    check_count("workers", workers, least=0)
     if "fork" not in multiprocessing.get_all_start_methods():
         raise ValueError(f"workers must be 0 where processes cannot be forked, got {workers}")
     slots = _Slots(_AHEAD * workers + 2)

@@ -39,12 +39,13 @@ def _matches(pattern: str) -> list[Path]:
         return [Path(pattern)]
     found = []
     for name in expand_braces(pattern):
-        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] * Path(name).exists()  # noqa: PTH207
+        magic = glob.has_magic(name)
+        matches = sorted(map(Path, glob.glob(name, recursive=True))) if magic else [Path(name)] * Path(name).exists()  # noqa: PTH207
         if not matches:
             raise FileNotFoundError(
                 f"dataset: there is no file {name}" + (f", of {pattern}" if name != pattern else "")
             )
-        found += [Path(match) for match in matches]
+        found += matches
     return found
 
 

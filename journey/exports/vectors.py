@@ -74,6 +74,8 @@ def write_faiss(
         index.add_with_ids(rows, np.array(positions, dtype=np.int64))
         if isinstance(ids[0], str):
             names += ids
+        elif -1 in ids:
+            raise ValueError("ids must not be -1 in an index of FAISS, where it stands for nothing")
     target = Path(path)
     sidecar = target.with_name(f"{target.name}.ids.json")
     with whole_file(target) as temporary:

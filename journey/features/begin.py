@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
-from journey.features.contents import OnError, Readable, check_images, check_stream
+from journey.features.contents import check_images, check_stream
 from journey.features.features import Features
-from journey.features.fit import fit_featurizer, sampled_ids
-from journey.features.fitted import Fit, use_fit
+from journey.features.fit import fit_featurizer
+from journey.features.fitted import use_fit
 from journey.features.prepare import Prepared
 from journey.features.row_plan import RowPlan
 from journey.files.paths import GivenPath, Location, as_path
@@ -21,24 +21,12 @@ from journey.store.store import FeatureStore
 FIT_FOLDER = "fit"
 
 
-def begin_store(
-    given: Prepared,
-    out: GivenPath,
-    *,
-    fit: Fit | GivenPath | None,
-    batch_size: int | Literal["auto"] | None = None,
-    on_error: OnError = "error",
-    look: bool = True,
-    progress: bool = True,
-) -> Features:
+def begin_store(given: Prepared, out: GivenPath, *, look: bool = True, progress: bool = True) -> Features:
     """Begin a store, or open the one that the same run left behind, with its fit; nothing is planned or measured.
 
     Args:
         given: What is measured, and with what.
         out: As for ``journey.featurize``.
-        fit: Likewise.
-        batch_size: Likewise.
-        on_error: Likewise.
         look: Look at some images, and compare them with those that are stored; of a stream none.
         progress: As for ``journey.featurize``.
 
@@ -50,28 +38,24 @@ def begin_store(
             ``fit`` is of another model; names what differs.
         OSError: If ``out`` cannot be written to.
     """
-    featurizer, denoiser, sample = given.featurizer, given.featurizer.denoiser, given.sample
+    featurizer, denoiser, choices = given.featurizer, given.featurizer.denoiser, given.choices
     folder = as_path(out)
     check_free(folder, [FIT_FOLDER])
     begun = None
     if (stored := stored_manifest(folder)) is not None:
         # Another run is refused before anything is fitted.
-        begun, _ = _open(folder, given.manifest_with(fit=stored.fingerprints.get("fit")), given.rows, batch_size)
+        begun, _ = _open(folder, given.manifest_with(fit=stored.fingerprints.get("fit")), given)
     if look and not isinstance(given.source, Stream):
-        check_images(begun, sample, given.ids, denoiser, on_error)
+        check_images(begun, given.source, given.ids, denoiser, choices.on_error)
     if look and begun is not None and isinstance(given.source, Stream) and not given.source.once:
         check_stream(begun, given.source, denoiser)
-    if fit is None:
-        if on_error == "skip":
-            positions = sampled_ids(len(sample))
-            readable = Readable(sample, positions, denoiser)
-            sample = sample if len(readable) == len(positions) else readable
+    if choices.fit is None:
         inside = folder / FIT_FOLDER
-        fitted = fit_featurizer(featurizer, sample, inside, given.checkpoints, given.told, progress=progress)
+        fitted = fit_featurizer(featurizer, given.sample, inside, given.checkpoints, given.told, progress=progress)
     else:
-        fitted = use_fit(fit, featurizer, given.told)
-    store, plan = _open(folder, given.manifest_with(fit=fitted.fingerprint), given.rows, batch_size)
-    if batch_size == "auto":
+        fitted = use_fit(choices.fit, featurizer, given.told)
+    store, plan = _open(folder, given.manifest_with(fit=fitted.fingerprint), given)
+    if choices.batch_size == "auto":
         featurizer.rows_per_pass = plan.rows
     return Features(store, featurizer, given.draws, given.checkpoints, fitted)
 
@@ -84,15 +68,14 @@ def images_per_pass(features: Features) -> int:
     return plan.images_per_batch
 
 
-def _open(
-    out: Location, manifest: Manifest, plan: RowPlan, batch_size: int | Literal["auto"] | None
-) -> tuple[FeatureStore, RowPlan]:
+def _open(out: Location, manifest: Manifest, given: Prepared) -> tuple[FeatureStore, RowPlan]:
     """Create or resume the store; with ``"auto"`` the rows of whoever was first count."""
+    plan = given.rows
     try:
         return FeatureStore.create_or_resume(out, manifest, beside=[FIT_FOLDER]), plan
     except StoreMismatchError:
         stored = RowPlan.stored(out, plan.draws_per_image)
-        if batch_size != "auto" or stored in (None, plan):
+        if given.choices.batch_size != "auto" or stored in (None, plan):
             raise
     # Another process of this run measured at the same time, and was first.
     return FeatureStore.create_or_resume(out, _with(manifest, batch_size=stored.batch_size)), stored

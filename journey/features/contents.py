@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from journey.data.ids import Ids
-from journey.data.items import Dataset, check_range, image_of
+from journey.data.items import Dataset, check_range, image_of, raise_named
 from journey.data.loader import read_stream
 from journey.data.stream import Stream
 from journey.errors import StoreMismatchError
@@ -99,11 +99,15 @@ def name_of(image: int | str, position: int) -> str:
     return f"dataset[{position}]" if image == position else f"dataset[{position}] ({image})"
 
 
-def raise_named(error: Exception, name: str) -> NoReturn:
-    """Raise the error of an item so that it names it."""
-    if name in str(error):
-        raise error
-    raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+def failures(dataset: Dataset, positions: Iterable[int], denoiser: Denoiser) -> dict[int, Exception]:
+    """Return why images, by position, cannot be read or do not fit the model; only of those."""
+    found: dict[int, Exception] = {}
+    for position in positions:
+        try:
+            content_of(denoiser, dataset[position], f"dataset[{position}]")
+        except Exception as error:
+            found[position] = error
+    return found
 
 
 class Readable:
@@ -120,11 +124,8 @@ class Readable:
 
     def __init__(self, dataset: Dataset, positions: Sequence[int], denoiser: Denoiser) -> None:
         self._dataset = dataset
-        self._positions = []
-        for position in positions:
-            with contextlib.suppress(Exception):
-                content_of(denoiser, dataset[position], f"dataset[{position}]")
-                self._positions.append(position)
+        failed = failures(dataset, positions, denoiser)
+        self._positions = [position for position in positions if position not in failed]
         if not self._positions:
             raise ValueError("dataset must hold an image that can be read and fits the model, got none")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from journey.data.ids import check_id
 from journey.errors import StoreMismatchError
 from journey.features.fitted import Fit
 from journey.features.identity import fingerprint_model
+from journey.files.paths import Location
 from journey.measure.draws import Draws
 from journey.measure.featurizer import Featurizer
 from journey.models.checkpoints import Checkpoint
@@ -48,6 +50,29 @@ class _Piece(NamedTuple):
     name: ShardName
     rows: Tensor | None
     num: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some of the rows of features, which another process can read: it travels without the model.
+
+    Attributes:
+        pieces: Folder of the store, shard, and the rows of it that count (None is all).
+    """
+
+    pieces: list[tuple[Location, ShardName, Tensor | None]]
+
+    def shards(self, checkpoint: int = 0) -> Iterator[Shard]:
+        """Read the rows under a checkpoint, as ``Features.shards``."""
+        stores: dict[Location, FeatureStore] = {}
+        for path, name, rows in self.pieces:
+            if path not in stores:
+                stores[path] = FeatureStore.open(path)
+            store = stores[path]
+            shard = store.read_shard(store.manifest.checkpoints[checkpoint], name)
+            yield shard if rows is None else shard.select(rows)
+        for store in stores.values():
+            store.keep_marks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +122,7 @@ class Features:
 
         Raises:
             ValueError: If there is no image, or one has no features.
+            TypeError: If it is no list of integers or strings.
         """
         wanted = self._known(ids)
         if not wanted:
@@ -126,6 +152,12 @@ class Features:
             yield shard if rows is None else shard.select(rows)
         for store in (self.store, *self.joined):
             store.keep_marks()
+
+    def slices(self, count: int) -> list[Slice]:
+        """Return the rows in ``count`` slices of about as many shards, or fewer, in order."""
+        pieces = [(piece.store.path, piece.name, piece.rows) for piece in self._pieces]
+        ends = [len(pieces) * i // count for i in range(count + 1)]
+        return [Slice(pieces[first:end]) for first, end in pairwise(ends) if first < end]
 
     def blocks(self, checkpoint: int = 0) -> Blocks:
         """Return the whole-range rows some at a time, as ``journey.exports.vectors`` takes them; see ``matrix``."""
@@ -194,6 +226,8 @@ class Features:
         return kept
 
     def _known(self, ids: Iterable[int | str]) -> set[int | str]:
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise TypeError(f"ids must be a list of ids, got {ids!r:.60}")
         wanted, known = {check_id(i, "ids") for i in ids}, set(self.ids)
         unknown = [i for i in wanted if i not in known]
         if unknown:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from journey.data.ids import IdOf
+from journey.data.items import raise_named
 from journey.data.stream import Stream
+from journey.errors import check_count
 from journey.features.begin import begin_store, images_per_pass
+from journey.features.choices import Choices
+from journey.features.contents import failures, name_of
 from journey.features.features import Features
 from journey.features.fill import Reading, fill_store
 from journey.features.fill_stream import fill_stream
+from journey.features.filled import Told
 from journey.features.fitted import Fit
 from journey.features.measurer import Measurer
-from journey.features.prepare import default_shard_size, prepare
+from journey.features.prepare import Prepared, default_shard_size, prepare
 from journey.files.paths import GivenPath, Location, as_path
 from journey.gradients.selection import Selection
 from journey.measure.draws import Draws
@@ -22,6 +27,7 @@ from journey.measure.measurements import Measurement
 from journey.models.checkpoints import Checkpoint
 from journey.projectors.base import Projector
 from journey.store.rows import RowFormat
+from journey.store.store import FeatureStore
 
 
 def featurize(
@@ -87,7 +93,7 @@ def featurize(
             default.
         row: How a feature is kept: ``"int8"`` and ``"int4"`` with a scale per image, ``"float16"`` or ``"float32"``.
         shard_size: Images per file, which is what a process has in hand; by default a 128th of those that are new, at
-            least 16 and at most 1,024, of a stream 256; rounded up to whole batches.
+            least 16 and at most 4,096, of a stream 256; rounded up to whole batches.
         id_of: The key of an item's id, or a function of an item, instead of those that are looked for.
         workers: Processes that read and decode images ahead of the network; 0 reads them in this one.
         on_error: What becomes of an image that cannot be read or does not fit the model: ``"error"`` raises, naming
@@ -114,13 +120,7 @@ def featurize(
     Example:
         >>> features = journey.featurize((unet, scheduler), dataset, "features/")
     """
-    folder = _folder(out, fit)
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
-    given = prepare(
-        model,
-        dataset,
-        out=folder,
+    choices = Choices(
         fit=fit,
         measurement=measurement,
         draws=draws,
@@ -133,20 +133,45 @@ def featurize(
         row=row,
         shard_size=shard_size,
         id_of=id_of,
+        workers=workers,
         on_error=on_error,
     )
-    features = begin_store(given, folder, fit=fit, batch_size=batch_size, on_error=on_error, progress=progress)
+    folder = _folder(out, fit)
+    check_count("world_size", world_size)
+    check_count("rank", rank, least=0)
+    if rank >= world_size:
+        raise ValueError(f"rank must be in [0, world_size), got rank {rank} with world_size {world_size}")
+    given = prepare(model, dataset, choices, out=folder)
+    features = begin_store(given, folder, progress=progress)
     source, ids, store = given.source, given.ids, features.store
     measurer = Measurer(features.featurizer, features.draws, features.checkpoints, images_per_pass(features), check)
     if isinstance(source, Stream):
         size = shard_size or default_shard_size(None, measurer.images_per_batch)
         part = source.split(rank, world_size)
         fill_stream(store, measurer, part, shard_size=size, workers=workers, on_error=on_error, progress=progress)
+        if world_size == 1 and not store.shards():
+            raise ValueError("dataset must hold at least one image, got a stream without any")
     else:
-        store.plan(ids, shard_size or default_shard_size(len(ids), measurer.images_per_batch))
+        lost = _still_lost(store, given)
+        size = shard_size or default_shard_size(len(ids), measurer.images_per_batch)
+        store.plan([i for i in ids if i not in lost], size)
         reading = Reading(source, {i: position for position, i in enumerate(ids)}, workers, on_error)
         fill_store(store, measurer, reading, rank=rank, world_size=world_size, progress=progress)
     return features
+
+
+def _still_lost(store: FeatureStore, given: Prepared) -> set[int | str]:
+    """The images that an earlier call left out, and that cannot be read now either: they are not planned again."""
+    assert not isinstance(given.source, Stream)
+    skipped = store.skipped_ids()
+    positions = {at: i for at, i in enumerate(given.ids) if i in skipped}
+    failed = failures(given.source, positions, given.featurizer.denoiser)
+    if failed and given.choices.on_error == "error":
+        at, error = next(iter(failed.items()))
+        raise_named(error, name_of(positions[at], at))
+    told = Told(skipped={positions[at]: f"{type(error).__name__}: {error}" for at, error in failed.items()})
+    told.warn(stacklevel=3)  # the caller of journey.featurize
+    return set(told.skipped)
 
 
 def _folder(out: GivenPath, fit: Fit | GivenPath | None) -> Location:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from journey.data.items import raise_named
 from journey.data.stream import Failed
-from journey.features.contents import OnError, content_of, raise_named
+from journey.features.contents import OnError, content_of
 from journey.features.layer_sizes import write_sizes
 from journey.features.measurer import Batch, Found, Measurer
 from journey.files.paths import exists

@@ -12,7 +12,8 @@ from journey.data.ids import IdOf
 from journey.data.items import Dataset
 from journey.data.sources import open_dataset
 from journey.data.stream import Stream
-from journey.errors import NonFiniteGradientError, naming_folder
+from journey.errors import NonFiniteGradientError, check_count, naming_folder
+from journey.features.contents import OnError, Readable
 from journey.features.fill_stream import first_items
 from journey.features.fitted import DESCRIPTION, Fit, gram_path
 from journey.features.gram_rows import OWN_DRAWS, GramPlan, make_gram, pseudo_gradients
@@ -53,6 +54,7 @@ def fit(
     uncovered: Literal["error", "autograd"] = "error",
     pseudo_gradients: int | None = None,
     own_share: float | None = None,
+    on_error: OnError = "error",
     progress: bool = True,
 ) -> Fit:
     """Learn from some images of a dataset what measuring and scoring need; once per model.
@@ -80,6 +82,7 @@ def fit(
             there, else one for each direction that features can have, at most 4,096 and 128 of each image.
         own_share: Weight of the images' own gradients in the Gram matrix, 0 to 1, the rest is that of pseudo-gradients;
             by default that of the Gram matrix that is there, else a half.
+        on_error: As for ``journey.featurize``: ``"skip"`` leaves out images that cannot be read.
         progress: Show progress bars.
 
     Returns:
@@ -97,13 +100,16 @@ def fit(
         >>> fit = journey.fit((unet, scheduler), dataset, "fit/")
         >>> features = journey.featurize((unet, scheduler), dataset, "features/", fit=fit)
     """
-    if pseudo_gradients is not None and pseudo_gradients < 1:
-        raise ValueError(f"pseudo_gradients must be positive, got {pseudo_gradients}")
+    if pseudo_gradients is not None:
+        check_count("pseudo_gradients", pseudo_gradients)
     if own_share is not None and not 0 <= own_share <= 1:
         raise ValueError(f"own_share must be between 0 and 1, got {own_share}")
     denoiser = as_denoiser(model)
     source = as_dataset(dataset, denoiser)
-    sample = first_items(source, IMAGES) if isinstance(source, Stream) else source
+    if isinstance(source, Stream):
+        sample: Dataset = first_items(source, IMAGES, on_error)
+    else:
+        sample = some_of(source, denoiser, on_error)
     featurizer = as_featurizer(denoiser, measurement, projector, select, uncovered)
     weights = as_checkpoints(checkpoints)
     told = fingerprint_model(featurizer, weights)
@@ -115,6 +121,15 @@ def as_dataset(dataset: Any, denoiser: Denoiser, id_of: IdOf | None = None) -> D
     """Return a map-style dataset or a stream, whose pictures in files have the size that the model takes."""
     size, channels = denoiser.sample_size, denoiser.in_channels or 3
     return open_dataset(dataset, size=size, channels=channels, id_of=id_of)
+
+
+def some_of(dataset: Dataset, denoiser: Denoiser, on_error: OnError) -> Dataset:
+    """Return what is learned from: the dataset, or those that can be read of the images that would be looked at."""
+    if on_error == "error":
+        return dataset
+    positions = sampled_ids(len(dataset))
+    readable = Readable(dataset, positions, denoiser)
+    return dataset if len(readable) == len(positions) else readable
 
 
 def as_featurizer(

@@ -50,11 +50,14 @@ def open_features(
         The features.
 
     Raises:
+        TypeError: If ``path`` is neither a path nor a list of paths.
         FileNotFoundError: If there is no store at ``path``, or its fit lies elsewhere and is not given.
         ValueError: If no folder is given, or the store was made with a measurement, draws or projector of the caller's
             own that is not given.
         StoreMismatchError: If the model or an argument is not that of the features; names what differs.
     """
+    if not is_path(path) and not isinstance(path, Sequence):
+        raise TypeError(f"path must be a folder, an address on an object store, or a list of these, got {path!r:.60}")
     paths = [path] if is_path(path) else list(path)
     if not paths:
         raise ValueError("path must name at least one folder, got none")

@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.data.loader import read_stream
 from journey.data.stream import Stream
-from journey.features.contents import OnError
 from journey.features.fill import Reading
 from journey.features.fill_stream import as_batch
 from journey.features.filled import Filled
@@ -60,13 +59,11 @@ class MeasureCost:
     features: Tensor
 
 
-def cost_of_measuring(given: Prepared, workers: int, on_error: OnError, seconds: float) -> MeasureCost:
+def cost_of_measuring(given: Prepared, seconds: float) -> MeasureCost:
     """Measure some batches as ``journey.featurize`` does, under the first checkpoint.
 
     Args:
         given: What ``prepare`` returned; the featurizer has its prior and scales.
-        workers: As for ``journey.featurize``.
-        on_error: Likewise.
         seconds: That batches may be measured for, about.
 
     Returns:
@@ -79,7 +76,7 @@ def cost_of_measuring(given: Prepared, workers: int, on_error: OnError, seconds:
     """
     size = given.rows.images_per_batch
     measurer = Measurer(given.featurizer, given.draws, given.checkpoints[:1], size, check=True)
-    network, run = given.featurizer.denoiser.network, _Run(measurer, given, workers, on_error)
+    network, run = given.featurizer.denoiser.network, _Run(measurer, given)
     with measurer:
         first, _ = timed(run.batch)
         handle = network.register_forward_hook(run.count)
@@ -120,8 +117,6 @@ class _Run:
 
     measurer: Measurer
     given: Prepared
-    workers: int
-    on_error: OnError
     seconds: list[float] = field(default_factory=list, init=False)
     passes: int = field(default=1, init=False)
     calls: int = field(default=0, init=False)
@@ -130,9 +125,7 @@ class _Run:
     features: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._batches: Generator[Batch, None, None] = _batches(
-            self.given, self.measurer.images_per_batch, self.workers, self.on_error
-        )
+        self._batches: Generator[Batch, None, None] = _batches(self.given, self.measurer.images_per_batch)
         self._counted = 0
 
     def close(self) -> None:
@@ -146,7 +139,7 @@ class _Run:
     def batch(self) -> Filled:
         """Read the next batch and measure it."""
         batch, bar = next(self._batches), tqdm(disable=True)
-        filled = Filled.measure(self.measurer, [batch], [0], self.on_error, lambda _: False, bar)
+        filled = Filled.measure(self.measurer, [batch], [0], self.given.choices.on_error, lambda _: False, bar)
         if filled.ids:
             readable = [each for each in zip(*batch, strict=True) if each[0] in filled.contents]
             self.last = Batch(*map(list, zip(*readable, strict=True)))
@@ -178,9 +171,9 @@ def _loading(network: nn.Module, checkpoint: Checkpoint | None) -> float:
     return time.perf_counter() - begin
 
 
-def _batches(given: Prepared, size: int, workers: int, on_error: OnError) -> Generator[Batch, None, None]:
+def _batches(given: Prepared, size: int) -> Generator[Batch, None, None]:
     """The batches of the dataset, over and over."""
-    source = given.source
+    source, workers, on_error = given.source, given.choices.workers, given.choices.on_error
     while True:
         if isinstance(source, Stream):
             none = True

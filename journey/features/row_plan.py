@@ -52,6 +52,7 @@ class RowPlan:
         featurizer: Featurizer,
         dataset: Dataset,
         draws: Draws,
+        num_images: int,
         *,
         batch_size: int | Literal["auto"] | None,
         memory: int | None,
@@ -61,8 +62,9 @@ class RowPlan:
 
         Args:
             featurizer: Measures.
-            dataset: The images.
+            dataset: Images to try, with ``"auto"``.
             draws: Timesteps and noise.
+            num_images: How many there are, as far as it is known.
             batch_size: As for ``journey.featurize``.
             memory: As for ``journey.featurize``.
             out: Folder of the store: the size that it was begun with goes, since rows of another differ by rounding;
@@ -70,22 +72,14 @@ class RowPlan:
 
         Returns:
             The plan.
-
-        Raises:
-            ValueError: If ``batch_size`` or ``memory`` is out of range.
         """
-        adaptive = batch_size == "auto"
-        if not adaptive and batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-            raise ValueError(f'batch_size must be positive or "auto", got {batch_size!r}')
-        if memory is not None and (not adaptive or memory < 1):
-            raise ValueError(f'memory must be a positive number of bytes with batch_size="auto", got {memory!r}')
         each = draws.bins * draws.num_draws
-        if isinstance(batch_size, int):
-            featurizer.rows_per_pass = batch_size * each
-            return RowPlan(batch_size * each, each)
+        if batch_size is not None and batch_size != "auto":
+            featurizer.rows_per_pass = int(batch_size) * each
+            return RowPlan(int(batch_size) * each, each)
         stored = RowPlan.stored(out, each)
         if batch_size is None:
-            return stored or RowPlan.of(draws, len(dataset) or _MOST_IMAGES)
+            return stored or RowPlan.of(draws, num_images or _MOST_IMAGES)
         rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory)
         featurizer.rows_per_pass = rows
         return RowPlan(rows, each)

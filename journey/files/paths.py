@@ -41,7 +41,7 @@ def as_path(given: GivenPath) -> Location:
     text = os.fspath(given) if isinstance(given, str | os.PathLike) else str(given)
     protocol, separator, rest = text.partition("://")
     if isinstance(given, os.PathLike) or not separator:
-        return Path(text)
+        return Path(text).absolute()  # for good, wherever the process goes
     if ":" in rest.partition("@")[0].partition("/")[0] and "@" in rest:
         raise ValueError(f"a {protocol}:// path must not hold a password; give it as your store's client expects it")
     if protocol == "file":

@@ -15,6 +15,8 @@ def selector(select: Selection | None, network: nn.Module) -> Callable[[str], bo
     """The selection as a function of the name."""
     if select is None or callable(select):
         return select
+    if not isinstance(select, str) and not (isinstance(select, Sequence) and all(isinstance(x, str) for x in select)):
+        raise TypeError(f'select must be a function of names, or patterns such as "*.attn*", got {select!r:.60}')
     patterns = [select] if isinstance(select, str) else list(select)
     names = [name for name, p in network.named_parameters() if p.requires_grad]
     unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]

@@ -76,7 +76,8 @@ def as_checkpoints(checkpoints: Sequence[Checkpoint] | None) -> tuple[Checkpoint
     """
     if checkpoints is None:
         return (None,)
-    if isinstance(checkpoints, str | os.PathLike | Mapping | nn.Module):
+    single = isinstance(checkpoints, str | os.PathLike | Mapping | nn.Module)
+    if single or not isinstance(checkpoints, Sequence):
         raise TypeError(
             f"checkpoints must be a list of checkpoints, got a single {type(checkpoints).__name__}; put it in a list: "
             "checkpoints=[...]"

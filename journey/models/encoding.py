@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from journey import ops
-from journey.data.items import Dataset
+from journey.data.items import Dataset, read_item
 from journey.models.condition import Encoded
 from journey.models.denoiser import Denoiser
 from journey.ops.keys import STREAM_TIMESTEP, derive_key, to_signed
@@ -52,7 +52,8 @@ def encode_some(
     for first in range(0, len(positions), _BATCH):
         some = positions[first : first + _BATCH]
         names = [f"{name}[{i}]" for i in some]
-        parts.append(denoiser.encode([dataset[i] for i in some], [first_id + i for i in some], names))
+        items = [read_item(dataset, i, each) for i, each in zip(some, names, strict=True)]
+        parts.append(denoiser.encode(items, [first_id + i for i in some], names))
     encoded = Encoded.cat(parts)
     check_encoded(encoded, name)
     return encoded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from journey.errors import StoreError
-from journey.features.features import Features
+from journey.features.features import Features, Slice
 from journey.scores.errors import ScoreErrors
 from journey.scores.top import TopCollector, TopScores
 from journey.store.shard import Shard
@@ -30,7 +30,7 @@ class Gains(NamedTuple):
 
 
 def strongest(
-    features: Features,
+    features: Features | Slice,
     solutions: list[Tensor],
     weights: Tensor,
     gains: Gains | None,
@@ -91,13 +91,13 @@ def products(features: Features, solutions: Sequence[Tensor], weights: Tensor) -
 
 
 def blocks(
-    features: Features, solutions: Sequence[Tensor], weights: Tensor
+    features: Features | Slice, solutions: Sequence[Tensor], weights: Tensor
 ) -> Iterator[tuple[tuple[Shard, ...], Tensor]]:
     """Yield ``products`` of some columns at a time, with the shards of every checkpoint that they are of."""
     shares = weights.float()
     for shards in zip(*(features.shards(number) for number in range(len(solutions))), strict=True):
         if any(shard.ids != shards[0].ids for shard in shards[1:]):
-            raise StoreError(f"{features.store.path} has shards of one name with other images under other checkpoints")
+            raise StoreError("the store has shards of one name with other images under other checkpoints")
         parts = [shard.products(each.flatten(0, 1)) @ shares for shard, each in zip(shards, solutions, strict=True)]
         values = torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
         yield shards, values.unflatten(0, solutions[0].shape[:2])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -210,8 +211,10 @@ def group_columns(groups: Mapping[str, Sequence[int | str]], train_ids: Ids) -> 
 
     Raises:
         ValueError: If there is no group or one is empty, an image is in two or twice in one, or an id has no score.
-        TypeError: If a name is no string, or a group is a string and no list of ids.
+        TypeError: If groups are not given by name, a name is no string, or a group is no list of ids.
     """
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups must be lists of ids by name, such as {{'Ada': [0, 5]}}, got {groups!r:.60}")
     if not groups:
         raise ValueError("groups must have a group or more, got none")
     places = positions_of(train_ids)
@@ -220,8 +223,8 @@ def group_columns(groups: Mapping[str, Sequence[int | str]], train_ids: Ids) -> 
     for name, ids in groups.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"groups must be named by strings that are not empty, got {name!r}")
-        if isinstance(ids, str):
-            raise TypeError(f"groups[{name!r}] must be a list of ids, got the string {ids!r}")
+        if isinstance(ids, str) or not isinstance(ids, Sequence | set | np.ndarray | Tensor):
+            raise TypeError(f"groups[{name!r}] must be a list of ids, got {ids!r:.60}")
         if not len(ids):
             raise ValueError(f"groups[{name!r}] must have an image or more, got none")
         for i in ids:

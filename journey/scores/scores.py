@@ -115,8 +115,11 @@ class Scores:
 
         Raises:
             ValueError: If an id has no score or comes twice, or there is none.
+            TypeError: If it is no list of integers or strings.
         """
         places = positions_of(self.train_ids)
+        if isinstance(train_ids, str) or not isinstance(train_ids, Sequence):
+            raise TypeError(f"train_ids must be a list of ids, got {train_ids!r:.60}")
         wrong = [i for i in train_ids if check_id(i, "train_ids") not in places]
         if wrong or not len(train_ids) or len(set(train_ids)) < len(train_ids):
             raise ValueError(

@@ -96,6 +96,11 @@ class Layout(ABC):
             known.update(self.read_shard(self.manifest.checkpoints[0], shard, verify=False).ids)
         return known
 
+    def skipped_ids(self) -> set[int | str]:
+        """Return the images that were planned, and left out as they could not be read."""
+        known = self.planned_ids()
+        return {i for part in self.parts() for i in part.ids if i not in known}
+
     def shards(self) -> list[ShardName]:
         """Return all shards that the store has or is to have, in order: those of parts, then those without a plan."""
         return [shard for part in self.parts() for shard in part.shards] + self._loose(self.names())

@@ -398,8 +398,6 @@ def test_featurize_on_ray_gives_the_engine_a_model_that_travels(
     assert (data, str(out)) == (str(images), str(tmp_path))
     assert (options["actors"], options["num_gpus"], options["row"]) == ((1, 4), 0.5, "int8")
     assert "shard_size" not in options
-    assert main([*arguments, "--engine", "ray", "--workers", "2"]) == 1
-    assert "workers cannot be chosen on Ray" in capsys.readouterr().err
     assert main([*arguments, "--engine", "ray", "--actors", "1", "2", "3"]) == 1
 
 

@@ -327,10 +327,10 @@ def test_a_reader_may_be_in_another_thread() -> None:
 
 
 def test_wrong_counts_are_refused() -> None:
-    with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="workers must be an integer of at least 0, got -1"):
         list(read_batches([1], [[0]], -1))
     stream: Stream = IterableStream([("a", 1)])
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
         list(read_stream(stream, 0, 0))
 
 

@@ -38,6 +38,8 @@ def test_patterns_give_sorted_files_and_paths_their_order(tmp_path: Path) -> Non
     assert find_files([tmp_path / "b.tar", tmp_path / "a.tar"]) == [tmp_path / "b.tar", tmp_path / "a.tar"]
     assert find_files([f"{tmp_path}/?.tar"]) == [tmp_path / "a.tar", tmp_path / "b.tar"]
     assert find_files([f"{tmp_path}/**/c.tar"]) == [tmp_path / "s/c.tar"]
+    (tmp_path / "s-b.tar").touch()  # as a folder is listed: what is in s/ comes before
+    assert find_files([f"{tmp_path}/**/*.tar"])[-2:] == [tmp_path / "s/c.tar", tmp_path / "s-b.tar"]
     assert find_files([f"{tmp_path}/[d].tar"]) == [tmp_path / "[d].tar"], "a file that is called so"
 
 

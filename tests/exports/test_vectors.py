@@ -165,6 +165,8 @@ def test_what_an_index_cannot_hold_is_refused(tmp_path: Path) -> None:
     for blocks in ([([1, 2], rows), ([2, 3], rows)], [([2, 2], rows)]):
         with pytest.raises(ValueError, match="blocks must have every id once, got 2 again"):
             write_faiss(target, blocks, 3)
+    with pytest.raises(ValueError, match="ids must not be -1 in an index of FAISS"):
+        write_faiss(target, [([-1, 2], rows)], 3)
     with pytest.raises(ValueError, match="rows must be at most 65504 in magnitude for float16"):
         write_faiss(target, [([1, 2], rows * 1e5)], 3, quantizer="float16")
     with pytest.raises(ValueError, match='quantizer must be "8bit" or "float16", got \'4bit\''):

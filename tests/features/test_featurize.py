@@ -419,10 +419,17 @@ def test_a_parameter_without_a_rule_is_named_or_measured_by_autograd(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, 'batch_size must be positive or "auto", got 0'),
-        ({"shard_size": 0}, "shard_size must be positive, got 0"),
+        ({"batch_size": 0}, 'batch_size must be a positive integer or "auto", got 0'),
+        ({"batch_size": "3"}, "batch_size must be a positive integer or \"auto\", got '3'"),
+        ({"shard_size": 0}, "shard_size must be a positive integer, got 0"),
+        ({"shard_size": 1.5}, r"shard_size must be a positive integer, got 1\.5"),
+        ({"workers": "2"}, "workers must be an integer of at least 0, got '2'"),
+        ({"workers": True}, "workers must be an integer of at least 0, got True"),
+        ({"memory": 2**30}, 'memory is the limit of batch_size="auto"'),
+        ({"world_size": 0}, "world_size must be a positive integer, got 0"),
+        ({"rank": 0.5}, r"rank must be an integer of at least 0, got 0\.5"),
         ({"rank": 2, "world_size": 2}, r"rank must be in \[0, world_size\), got rank 2 with world_size 2"),
-        ({"rank": -1}, r"rank must be in \[0, world_size\), got rank -1"),
+        ({"rank": -1}, "rank must be an integer of at least 0, got -1"),
         ({"checkpoints": []}, "checkpoints must name at least one set of weights, got none"),
         ({"on_error": "ignore"}, 'on_error must be "error" or "skip", got \'ignore\''),
         ({"uncovered": "skip"}, 'uncovered must be "error" or "autograd"'),
@@ -432,3 +439,24 @@ def test_an_argument_out_of_range_is_refused(tmp_path: Path, options: dict[str, 
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "f", **options)
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"select": 5}, r'select must be a function of names, or patterns such as "\*\.attn\*", got 5'),
+        ({"checkpoints": 5}, "checkpoints must be a list of checkpoints, got a single int"),
+        ({"draws": 3}, "draws must be an object such as journey.StratifiedDraws"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run(tmp_path / "f", **options)
+    assert not (tmp_path / "f").exists()
+
+
+def test_features_are_found_again_wherever_the_process_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    features = run(Path("f"))
+    monkeypatch.chdir("/")
+    assert journey.score(features, images=make_images(1), progress=False).values.isfinite().all()

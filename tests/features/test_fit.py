@@ -274,7 +274,7 @@ def test_weights_that_are_not_finite_are_named_with_the_image(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"pseudo_gradients": 0}, ValueError, "pseudo_gradients must be positive, got 0"),
+        ({"pseudo_gradients": 0}, ValueError, "pseudo_gradients must be a positive integer, got 0"),
         ({"own_share": 1.5}, ValueError, r"own_share must be between 0 and 1, got 1\.5"),
         ({"measurement": journey.TrainingLoss}, TypeError, "measurement must be an object"),
         ({"count": 0}, ValueError, "dataset must"),

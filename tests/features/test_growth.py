@@ -216,6 +216,9 @@ def test_images_that_cannot_be_read_are_left_out_named_and_tried_again(
     with pytest.warns(UserWarning, match="4 images were left out"):
         again = run(tmp_path / "f", dataset, fit=fit, on_error="skip")
     assert again.ids == features.ids
+    assert len(again.store.parts()) == 1, "what cannot be read still was planned again"
+    with pytest.raises(ValueError, match=r"dataset\[3\] \(é/3.png\) cannot be read: OSError: the file ends"):
+        run(tmp_path / "f", dataset, fit=fit)
     dataset.broken = ()
     mended = run(tmp_path / "f", dataset, fit=fit)
     assert sorted(mended.ids) == sorted(dataset.ids)
@@ -278,6 +281,11 @@ def test_a_fit_of_images_that_cannot_be_read_leaves_them_out(tmp_path: Path) -> 
         features = run(tmp_path / "f", dataset, on_error="skip")
     assert features.num_samples == 8
     assert score(features).values.isfinite().all()
+    dataset.broken = (0, 99)
+    with pytest.warns(UserWarning, match=r"1 images were left out: é/0.png"):
+        assert run(tmp_path / "h", dataset, on_error="skip", batch_size="auto").num_samples == 11
+    with pytest.raises(ValueError, match=r"dataset\[0\] cannot be read: OSError: the file ends"):
+        journey.fit((SmallDenoiser(), make_scheduler()), dataset, tmp_path / "fit", progress=False)
     dataset.broken = tuple(range(12))
     with pytest.raises(ValueError, match="dataset must hold an image that can be read and fits the model, got none"):
         run(tmp_path / "g", dataset, on_error="skip")

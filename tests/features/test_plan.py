@@ -330,7 +330,7 @@ def test_images_that_cannot_be_read_are_skipped_where_they_are_to_be(tmp_path: P
 
     class Faulty(Images):
         def __getitem__(self, index: int) -> Tensor:
-            if index % 9 == 8 and sys._getframe(1).f_code.co_name == "_attempt":
+            if index % 9 == 0:
                 raise OSError("the file is damaged")
             return super().__getitem__(index)
 

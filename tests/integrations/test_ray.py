@@ -86,9 +86,33 @@ def run_cluster(folder: Path) -> dict[str, Any]:
     fit = folder / "ray" / "fit"
     for part in (table[: NUM_IMAGES // 2], table):
         engine.featurize(make_model, ray.data.from_items(part), folder / "table", fit=fit, shard_size=12, **OPTIONS)
+    # The strongest scores, found in slices of the store, beside those that one process finds.
+    features = journey.open_features(folder / "table", make_model(), fit=fit)
+    for options in ({}, {"candidates": IDS[3:20]}):
+        asked = {"images": make_images(2, seed=9), "top": 5, "progress": False, **options}
+        found, expected = engine.score(features, tasks=3, **asked), journey.score(features, **asked)
+        for side in ("proponents", "opponents"):
+            ours, theirs = getattr(found, side), getattr(expected, side)
+            assert (ours.ids == theirs.ids).all()
+            assert torch.equal(ours.values, theirs.values)
+            torch.testing.assert_close(ours.errors, theirs.errors, rtol=0, atol=0, equal_nan=True)
+        assert (found.num_train, torch.equal(found.solutions, expected.solutions)) == (expected.num_train, True)
+    # A model from a module that only this process can import.
+    (folder / "lonely").mkdir()
+    (folder / "lonely" / "lonely_model.py").write_text(
+        "from test_ray import make_model as make\ndef f(): return make()"
+    )
+    sys.modules["test_ray"] = sys.modules["__main__"]
+    sys.path.insert(0, str(folder / "lonely"))
+    lonely = __import__("lonely_model")
+    refused = ""
+    try:
+        engine.featurize(lonely.f, make_dataset(), folder / "lonely-f", fit=fit, **OPTIONS)
+    except TypeError as error:
+        refused = str(error)
     ray.shutdown()
     cluster.shutdown()
-    return {"killed_at": killed_at[0]}
+    return {"killed_at": killed_at[0], "refused": refused}
 
 
 def rows_of(path: Path) -> dict[int | str, bytes]:
@@ -110,6 +134,8 @@ def test_a_cluster_that_loses_a_machine_gives_the_rows_of_one_process(tmp_path: 
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["killed_at"] < NUM_IMAGES // SHARD, "the machine died after the work"
+    assert "every machine of the cluster can import" in told["refused"]
+    assert "lonely_model" in told["refused"]
     torch.set_num_threads(1)  # as the workers
     try:
         one = journey.featurize(make_model(), make_dataset(), tmp_path / "one", shard_size=8, **OPTIONS)
@@ -172,6 +198,11 @@ def test_rows_of_another_run_do_not_get_into_a_store(tmp_path: Path, change: str
     with pytest.raises(StoreMismatchError):
         worker({"id": ["x", "y"], "image": [image.numpy() for image in make_images(2)]})
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == before
+
+
+def test_choices_that_mean_nothing_on_ray_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size, workers cannot be chosen on Ray"):
+        engine.featurize(make_model, make_dataset(), tmp_path / "f", workers=2, batch_size=4)
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

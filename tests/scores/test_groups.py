@@ -163,7 +163,9 @@ def test_informativeness_of_pure_noise_is_small_and_of_clear_differences_large()
         ({"a": [0]}, ValueError, r"groups\['a'\] must be of images that have a score, got 0"),
         ({"": [NAMES[0]]}, TypeError, "named by strings that are not empty, got ''"),
         ({3: [NAMES[0]]}, TypeError, "named by strings that are not empty, got 3"),
-        ({"a": NAMES[0]}, TypeError, r"groups\['a'\] must be a list of ids, got the string"),
+        ({"a": NAMES[0]}, TypeError, r"groups\['a'\] must be a list of ids, got '"),
+        ({"a": 1}, TypeError, r"groups\['a'\] must be a list of ids, got 1"),
+        ([NAMES], TypeError, "groups must be lists of ids by name"),
     ],
 )
 def test_groups_that_cannot_be_are_refused_by_name(groups: Any, error: type[Exception], message: str) -> None:

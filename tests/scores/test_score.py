@@ -492,6 +492,9 @@ def test_candidates_are_scored_alone_and_as_among_all(tmp_path: Path) -> None:
     torch.testing.assert_close(found.standard_errors(), whole.standard_errors()[..., [1, 4]])
     with pytest.raises(ValueError, match=r"ids must be of images that have features, got \[9\]"):
         score(features, candidates=[1, 9])
+    for wrong in (5, "1"):
+        with pytest.raises(TypeError, match="ids must be a list of ids"):
+            score(features, candidates=wrong)
 
 
 def test_faiss_finds_the_strongest_scores_with_the_solved_query(tmp_path: Path) -> None:
