@@ -9,7 +9,7 @@ nox.options.sessions = ["tests", "lint"]
 def tests(session: nox.Session) -> None:
     """Install as a user does and run the tests, such as ``nox -s tests -- tests/ops``."""
     session.install("-c", "constraints.txt", ".[test]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session
