@@ -38,6 +38,8 @@ def naming_folder(folder: object) -> Iterator[None]:
     except OSError as error:
         if not isinstance(folder, Path):  # errors of an object store name the path themselves
             raise
+        if "cannot write to this folder" in str(error):  # of a call inside
+            raise
         message = f"cannot write to this folder ({error.strerror or error}); free its space or give another folder"
         raise OSError(error.errno, message, str(folder)) from error
 

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         help="this process, beside others that are started likewise (default), or actors on a Ray cluster",
     )
     parser.add_argument(
-        "--actors", type=int, nargs="+", default=[1], metavar="N", help="on Ray: how many, or the fewest and the most"
+        "--actors", type=int, nargs="+", metavar="N", help="on Ray: how many, or the fewest and the most"
     )
     parser.add_argument("--num-gpus", type=float, default=0, help="on Ray: GPUs of each actor (default 0)")
     add_running(parser)
@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.engine == "ray":
         _run_on_ray(options)
         return
+    if options.actors is not None or options.num_gpus:
+        raise ValueError("--actors and --num-gpus are of actors on Ray: add --engine ray")
     if options.device == "cuda" and "LOCAL_RANK" in environ:
         options.device = f"cuda:{_from_environment(('LOCAL_RANK',), 0)}"
     first = _from_environment(("SLURM_ARRAY_TASK_MIN",), 0)
@@ -84,8 +86,9 @@ def _run(options: argparse.Namespace) -> None:
 def _run_on_ray(options: argparse.Namespace) -> None:
     from journey.integrations import ray
 
-    if not 1 <= len(options.actors) <= 2:
-        raise ValueError(f"actors must be one number, or the fewest and the most, got {options.actors}")
+    actors = options.actors or [1]
+    if len(actors) > 2:
+        raise ValueError(f"actors must be one number, or the fewest and the most, got {actors}")
     given = load_measuring(options)
     if given["shard_size"] is None:
         del given["shard_size"]
@@ -94,7 +97,7 @@ def _run_on_ray(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         **given,
-        actors=(options.actors[0], options.actors[-1]),
+        actors=(actors[0], actors[-1]),
         num_gpus=options.num_gpus,
         progress=not options.quiet,
     )

@@ -46,6 +46,8 @@ def _run(options: argparse.Namespace) -> None:
     prepare_file(table, "out")
     prepare_file(options.png, "png")
     scores = Scores.load(options.scores)
+    if options.png is not None and options.step is None and len(scores.timesteps) > 1:
+        raise ValueError(f"--png shows one of several steps: give --step, one of {scores.timesteps.tolist()}")
     groups = scores.groups(read_groups(options.groups, integers=isinstance(scores.train_ids[0], int)))
     # All that can be refused comes before the first file.
     payments = None if options.pool is None else groups.payments(options.pool, rule=options.rule)
@@ -74,6 +76,8 @@ def read_groups(path: Path, *, integers: bool) -> dict[str, list[int] | list[str
         ValueError: If a column or a cell is missing, an id is no integer, or the file is not in UTF-8.
     """
     found: dict[str, list[int | str]] = {}
+    if not path.is_file():
+        raise FileNotFoundError(f"groups must be a CSV file with the columns id and group, there is no file {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -113,26 +113,39 @@ class GramMatrix:
         noise = self.noise.to(solution)
         return ((solution @ noise.T).square().sum(1) / noise.square().sum()).sqrt()
 
-    def save(self, path: GivenPath) -> None:
-        """Write the matrix as one safetensors file, whole or not at all; equal ones give equal bytes."""
-        write_tensors(path, "gram", {name: getattr(self, name) for name in _TENSORS})
+    def save(self, path: GivenPath, *, fit: str) -> None:
+        """Write the matrix as one safetensors file, whole or not at all; equal ones give equal bytes.
+
+        Args:
+            path: The file.
+            fit: Fingerprint of what the rows were measured with.
+        """
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        write_tensors(path, "gram", {**tensors, "fit": _as_bytes(fit)})
 
     @staticmethod
-    def load(path: GivenPath) -> GramMatrix:
+    def load(path: GivenPath, *, fit: str) -> GramMatrix:
         """Read what ``save`` wrote.
 
         Args:
             path: The file.
+            fit: As for ``save``.
 
         Returns:
             The matrix, on the CPU.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or holds something else.
+            ValueError: If the file is damaged, holds something else, or is of another fit.
         """
-        found = read_tensors(path, "gram", _TENSORS)
+        found = read_tensors(path, "gram", (*_TENSORS, "fit"))
+        if not torch.equal(found["fit"], _as_bytes(fit)):
+            raise ValueError(f"{path} is the Gram matrix of another fit")
         return GramMatrix(**{name: found[name] for name in _TENSORS})
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
 
 
 Blocks = Callable[[], Iterator[Tensor]]

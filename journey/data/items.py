@@ -17,6 +17,10 @@ CAPTION_KEYS = ("text", "caption", "prompt", "captions")
 LABEL_KEYS = ("class_labels", "class_label", "label", "labels")
 
 
+# Pixels beyond it are those of another range; resampling overshoots by less.
+_FAR = 1.5
+
+
 class Dataset(Protocol):
     """A map-style dataset: ``len(dataset)`` and ``dataset[i]``."""
 
@@ -87,7 +91,7 @@ def check_dataset(dataset: Any) -> None:
 
 
 def check_range(extremes: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Warn if no image has a pixel below zero: then they are most likely in [0, 1] or [0, 255] instead of [-1, 1].
+    """Warn of images that are most likely not in [-1, 1]: none has a pixel below zero, or one is far outside.
 
     Args:
         extremes: The smallest and the largest pixel of some images.
@@ -98,6 +102,12 @@ def check_range(extremes: Iterable[tuple[Tensor, Tensor]]) -> None:
             f"dataset has pixels from {lowest.min():g} to {highest.max():g}, none below zero; models take [-1, 1], and "
             "floating-point images are not rescaled. Give 2 * image - 1, or uint8 images, unless the model was trained "
             "on this range",
+            stacklevel=4,
+        )
+    elif lowest.min() < -_FAR or highest.max() > _FAR:
+        warnings.warn(
+            f"dataset has pixels from {lowest.min():g} to {highest.max():g}; models take [-1, 1], and floating-point "
+            "images are not rescaled. Give images in that range, unless the model was trained on this one",
             stacklevel=4,
         )
 

@@ -57,7 +57,10 @@ class TarShards(Stream):
                     last = repr(key)
                     yield path, key, files
             except (ValueError, OSError, tarfile.TarError) as error:
-                yield Failed(str(path), ValueError(f"{path} is damaged after {last}: {error}; make the shard again"))
+                yield Failed(
+                    str(path),
+                    ValueError(f"{path} is damaged after {last}: {error}; make the shard again"),
+                )
 
     def _open(self, read: tuple[Path, str, dict[str, bytes]], position: int) -> tuple[Any, Callable[[], Any]] | Failed:
         path, key, files = read
@@ -103,6 +106,9 @@ def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
         raw.seek(end)
         if raw.read(_BLOCK) != bytes(_BLOCK):
             raise tarfile.ReadError(f"the archive breaks off at byte {end}")
+        while block := raw.read(1 << 20):
+            if block.count(0) < len(block):
+                raise tarfile.ReadError("there is more after the mark of its end, such as another archive")
 
 
 def group_members(members: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, dict[str, bytes]]]:

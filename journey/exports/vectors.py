@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -80,6 +81,9 @@ def write_faiss(
     sidecar = target.with_name(f"{target.name}.ids.json")
     with whole_file(target) as temporary:
         faiss.write_index(index, str(temporary))
+        written, least = temporary.stat().st_size, index.ntotal * (inner.code_size + 8)
+        if written < least:  # FAISS passes over what the system says of a full disk
+            raise OSError(errno.ENOSPC, f"the index has {written:,} bytes of at least {least:,}", str(target))
         # At the end, so that a failure leaves an earlier index with the list that belongs to it.
         if names:
             publish(sidecar, [json.dumps(names, ensure_ascii=False).encode()])

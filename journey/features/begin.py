@@ -10,10 +10,10 @@ from journey.errors import StoreMismatchError
 from journey.features.contents import check_images, check_stream
 from journey.features.features import Features
 from journey.features.fit import fit_featurizer
-from journey.features.fitted import use_fit
+from journey.features.fitted import DESCRIPTION, use_fit
 from journey.features.prepare import Prepared
 from journey.features.row_plan import RowPlan
-from journey.files.paths import GivenPath, Location, as_path
+from journey.files.paths import GivenPath, Location, as_path, exists
 from journey.store.manifest import Manifest, check_free, stored_manifest
 from journey.store.store import FeatureStore
 
@@ -49,8 +49,10 @@ def begin_store(given: Prepared, out: GivenPath, *, look: bool = True, progress:
         check_images(begun, given.source, given.ids, denoiser, choices.on_error)
     if look and begun is not None and isinstance(given.source, Stream) and not given.source.once:
         check_stream(begun, given.source, denoiser)
+    inside = folder / FIT_FOLDER
+    if choices.fit is None and begun is not None and not exists(inside / DESCRIPTION):
+        raise StoreMismatchError(f"fit must be given: {folder} was made with one that lies elsewhere")
     if choices.fit is None:
-        inside = folder / FIT_FOLDER
         fitted = fit_featurizer(featurizer, given.sample, inside, given.checkpoints, given.told, progress=progress)
     else:
         fitted = use_fit(choices.fit, featurizer, given.told)

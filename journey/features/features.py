@@ -216,7 +216,7 @@ class Features:
             if other is not None:
                 raise StoreMismatchError(
                     f"{piece.store.path} holds an image of id {other!r} that differs from the one of this id before "
-                    "it; ids must name one image each"
+                    f"it; ids must name one image each: delete the rows-*-{piece.name}* that is wrong"
                 )
             wanted = [i not in seen and (self.chosen is None or i in self.chosen) for i in named]
             rows = torch.tensor(wanted, dtype=torch.bool, device="cpu").nonzero().flatten()

@@ -105,7 +105,7 @@ def featurize(
         progress: Show a progress bar with samples per second and the time left.
 
     Returns:
-        The stored features, ready for ``journey.score``.
+        The stored features, ready for ``journey.score``: of all images of the store, which may have had some before.
 
     Raises:
         ValueError: If the dataset is empty, an image does not fit the model or is not finite, the model is in train

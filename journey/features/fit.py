@@ -34,6 +34,7 @@ from journey.models.load import as_denoiser
 from journey.projectors.base import Projector
 from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
+from journey.store.manifest import stored_manifest
 
 IMAGES = 512  # that are looked at, evenly spread
 SCALE_ROWS, SCALE_BATCH = 512, 32  # pseudo-gradients that the scales are measured from, and how many at once
@@ -64,8 +65,8 @@ def fit(
     matrix of scores for each checkpoint, of own gradients and pseudo-gradients (``journey.curvature.gram``): rows do
     not depend on it, and a call with other ``pseudo_gradients`` or ``own_share`` replaces it alone.
 
-    A fit that was stopped goes on where it was. Several processes may ask for the same one: one of them makes it, the
-    others wait. Several stores may share a fit.
+    A fit that was stopped goes on where it was; one that is finished is returned, whatever images are given. Several
+    processes may ask for the same one: one of them makes it, the others wait. Several stores may share a fit.
 
     Args:
         model: As for ``journey.featurize``.
@@ -94,6 +95,7 @@ def fit(
         CoverageError: If a parameter has no gradient rule; names it.
         NonFiniteGradientError: If a gradient is NaN or infinite; names the image, a timestep and a layer.
         StoreMismatchError: If ``out`` holds the fit of another model, measurement or projector; names what differs.
+        FileExistsError: If ``out`` holds a feature store.
         OSError: If ``out`` cannot be written to.
 
     Example:
@@ -169,7 +171,12 @@ def fit_featurizer(
 
     Returns:
         The fit.
+
+    Raises:
+        FileExistsError: If the folder holds a feature store.
     """
+    if stored_manifest(folder) is not None:
+        raise FileExistsError(f"out must be a folder for a fit, got {folder}, which holds a feature store")
     with naming_folder(folder):
         make_folder(folder)
     ids, samples = sampled_ids(len(dataset)), None
@@ -197,7 +204,7 @@ def fit_featurizer(
             assert plan is not None
             with loaded(featurizer.denoiser.network, checkpoints[number]):
                 gram = make_gram(featurizer, samples, ids, replace(plan, seed=number), folder, progress=progress)
-            gram.save(gram_path(folder, number))
+            gram.save(gram_path(folder, number), fit=found.fingerprint)
     return Fit.load(folder)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ class Fit:
                     "same arguments, it makes only what is missing; of features so long that it would take more than "
                     "256 MiB there is none"
                 )
-            self._grams[checkpoint] = _sound(path, GramMatrix.load)
+            self._grams[checkpoint] = _sound(path, partial(GramMatrix.load, fit=self.fingerprint))
         return self._grams[checkpoint]
 
     def check(self, model: Mapping[str, Any], name: str = "fit") -> None:

@@ -13,10 +13,8 @@ from journey.data.ids import Ids
 from journey.features.layer_sizes import ONE_IN, sampled_ids, sizes_bytes
 from journey.gradients.sizes import LayerSizes
 from journey.store.manifest import Manifest
-from journey.store.part import Part, ShardName
+from journey.store.part import FIRST_PART, Part, ShardName
 from journey.store.store import FeatureStore
-
-_PART = "000000"
 
 
 class StoreBytes(NamedTuple):
@@ -42,7 +40,7 @@ def exact_bytes(manifest: Manifest, ids: Ids, shard_size: int, layers: Sequence[
         shard_size: Images per shard.
         layers: Names of the measured layers.
     """
-    store, part = FeatureStore(Path(), manifest), Part(_PART, ids, shard_size)
+    store, part = FeatureStore(Path(), manifest), Part.of(FIRST_PART, ids, shard_size)
     shards = sizes = 0
     for shard in part.shards:
         some = part.ids_of(shard.number)
@@ -68,9 +66,9 @@ def likely_bytes(
     """
     store, some = FeatureStore(Path(), manifest), list(islice(cycle(ids), min(num_images, shard_size)))
     times, num_checkpoints = num_images / len(some), len(manifest.checkpoints)
-    shard = ShardName(_PART if planned else "0" * 16, 0)
+    shard = ShardName(FIRST_PART if planned else "0" * 16, 0)
     shards = round(store.shard_bytes(manifest.checkpoints[0], shard, some) * times) * num_checkpoints
-    part = round(len(Part(_PART, some, shard_size).to_bytes()) * times) if planned else 0
+    part = round(len(Part.of(FIRST_PART, some, shard_size).to_bytes()) * times) if planned else 0
     sizes = round(_layer_bytes(manifest, some[:1], layers) * num_images / ONE_IN) * num_checkpoints
     total = len(manifest.to_json().encode()) + part + shards + sizes
     return StoreBytes(total, shards, -(-num_images // shard_size))

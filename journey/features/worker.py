@@ -142,6 +142,11 @@ class Worker:
 
     def measured(self, batch: Mapping[str, Any]) -> tuple[list[int | str], list[int], list[Measured]]:
         """Return ids, contents and, under each checkpoint, the rows of a batch; see ``__call__``."""
+        ids, items = self.items(batch)
+        return ids, *self.measure(ids, items)
+
+    def items(self, batch: Mapping[str, Any]) -> tuple[list[int | str], list[Any]]:
+        """Return the ids of a batch, and its images as a dataset gives them; see ``__call__``."""
         if "id" not in batch:
             raise ValueError(f"batch must have a column id, got {', '.join(batch)}")
         if not len(batch["id"]):
@@ -158,13 +163,17 @@ class Worker:
             as_item({name: column[at] for name, column in columns.items()}, form, f"image {i!r}")
             for at, i in enumerate(ids)
         ]
-        return ids, *self.measure(ids, items)
+        return ids, items
+
+    def contents(self, ids: list[int | str], items: list[Any]) -> list[int]:
+        """Return 64 bits that tell each item from others, see ``journey.features.contents.content_of``."""
+        denoiser = self.measurer.featurizer.denoiser
+        return [content_of(denoiser, item, f"image {i!r}") for i, item in zip(ids, items, strict=True)]
 
     def measure(self, ids: list[int | str], items: list[Any]) -> tuple[list[int], list[Measured]]:
         """Return the contents and, under each checkpoint, the rows of items as a dataset gives them."""
         measurer, names = self.measurer, [f"image {i!r}" for i in ids]
-        denoiser = measurer.featurizer.denoiser
-        contents = [content_of(denoiser, item, name) for item, name in zip(items, names, strict=True)]
+        contents = self.contents(ids, items)
         size = measurer.images_per_batch
 
         def batches() -> Iterator[Batch]:
@@ -198,10 +207,11 @@ class StoreWorker:
     store: GivenPath
     dataset: Dataset | None = None
     _known: set[int | str] | None = field(default=None, init=False, repr=False)
+    _measured: dict[int | str, int] = field(default_factory=dict, init=False, repr=False)  # contents
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave away what is read where it runs."""
-        return {**self.__dict__, "_known": None}
+        return {**self.__dict__, "_known": None, "_measured": {}}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Measure a batch; see ``Worker``.
@@ -230,6 +240,7 @@ class StoreWorker:
         all_ids = np.array(batch["id"])
         new = [at for at, i in enumerate(check_ids(batch["id"])) if i not in self._known]
         store.check_kind(self._known, check_ids(batch["id"]))
+        self._check_again(batch)
         if not new:
             return {"id": all_ids}
         batch = {name: [column[at] for at in new] for name, column in batch.items()}
@@ -242,7 +253,18 @@ class StoreWorker:
             content = torch.tensor(contents, dtype=torch.int64, device="cpu")
             store.write_shard(name, loose_shard(ids, contents), ids, content=content, **measured._asdict())
         self._known.update(ids)
+        self._measured.update(zip(ids, contents, strict=True))
         return {"id": all_ids}
+
+    def _check_again(self, batch: Mapping[str, Any]) -> None:
+        """Refuse other images under ids that this worker has measured; a batch that comes again is no fault."""
+        again = [at for at, i in enumerate(batch["id"].tolist()) if i in self._measured]
+        if self.dataset is not None or not again:
+            return
+        ids, items = self.worker.items({name: [column[at] for at in again] for name, column in batch.items()})
+        for i, content in zip(ids, self.worker.contents(ids, items), strict=True):
+            if content != self._measured[i]:
+                raise ValueError(f"ids must name every image once, got {i!r} for two or more")
 
 
 def as_item(columns: dict[str, Any], form: Form, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,8 @@ def read_tensors(path: GivenPath, kind: str, names: Collection[str] = ()) -> dic
         ValueError: If the file is damaged or holds something else.
     """
     where = as_path(path)
+    if isinstance(where, Path) and where.is_dir():
+        raise ValueError(f"{where} must be a file that holds saved {kind}, got a folder")
     try:
         with local_copy(where) as copy, safe_open(copy, "pt") as file:
             told = json.loads((file.metadata() or {}).get("saved", "{}"))

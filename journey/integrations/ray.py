@@ -11,6 +11,7 @@ Needs ``pip install "journey-attribution[ray]"``.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from journey.data.ids import ids_of
 from journey.data.picture import Form
 from journey.data.stream import Stream
-from journey.errors import check_count
+from journey.errors import IncompleteStoreError, check_count
 from journey.features.begin import begin_store, images_per_pass
 from journey.features.choices import Choices
 from journey.features.features import Features, Slice
@@ -79,10 +80,11 @@ def featurize(
     Raises:
         ImportError: If Ray is not installed.
         TypeError: If the dataset is a stream, or the model cannot be sent to another process.
-        ValueError: As ``journey.featurize``.
+        ValueError: As ``journey.featurize``, or if a cluster that is started here has too few GPUs.
         StoreMismatchError: Likewise.
+        IncompleteStoreError: If the store has shards that ``journey.featurize`` planned and did not finish.
     """
-    ray = _import_ray()
+    ray = _start(num_gpus)
     chosen, pool = _choices(choices, shard_size), _pool(ray, actors)
     denoiser = as_denoiser(model() if callable(model) else model)
     tabular = isinstance(dataset, ray.data.Dataset)
@@ -100,6 +102,11 @@ def featurize(
     features = begin_store(given, out, look=not tabular, progress=progress)
     worker = Worker(model, features.fit.path, **chosen.of_worker(), images_per_pass=images_per_pass(features))
     blocks = dataset
+    if missing := features.store.missing(features.store.manifest.checkpoints[0]):
+        raise IncompleteStoreError(
+            f"{features.store.path} misses {len(missing)} shards that journey.featurize planned, such as {missing[0]}: "
+            "run it again with the same arguments, it measures those alone"
+        )
     if not tabular:
         known = features.store.planned_ids()
         absent = [{"id": i, "position": at} for at, i in enumerate(ids_of(source)) if i not in known]
@@ -212,10 +219,27 @@ class _Actor:
 
 
 def _pool(ray: Any, actors: int | tuple[int, int]) -> Any:
-    smallest, largest = (actors, actors) if isinstance(actors, int) else actors
-    if not 1 <= smallest <= largest:
-        raise ValueError(f"actors must be a positive number, or the fewest and the most, got {actors}")
+    pair = (actors, actors) if isinstance(actors, int) else actors
+    whole = isinstance(pair, tuple | list) and len(pair) == 2 and all(type(number) is int for number in pair)
+    if not whole or not 1 <= pair[0] <= pair[1]:
+        raise ValueError(f"actors must be a positive integer, or the fewest and the most, got {actors!r}")
+    smallest, largest = pair
     return ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest)
+
+
+def _start(num_gpus: float) -> Any:
+    """Ray, with a cluster; one that is started here has what this machine has, for which nobody need wait."""
+    ray = _import_ray()
+    joined = ray.is_initialized() or "RAY_ADDRESS" in os.environ
+    if not ray.is_initialized():
+        ray.init()
+    there = ray.cluster_resources().get("GPU", 0)
+    if num_gpus > there:
+        text = f"num_gpus must be at most the {there:g} that the cluster has, got {num_gpus:g}"
+        if not joined:
+            raise ValueError(text)
+        warnings.warn(f"{text}: nothing begins before more have joined", stacklevel=3)
+    return ray
 
 
 def _import_ray() -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.data.items import Dataset
+from journey.errors import check_count
 from journey.features.features import Features
 from journey.generation.trajectory import Trajectory
 from journey.models.condition import Condition
@@ -118,7 +119,9 @@ def score(  # type: ignore[misc]  # the two above tell their options as Any
     """
     check_features(features)
     check_damping(damping)
-    collector = None if top is None else TopCollector(top)
+    if top is not None:
+        check_count("top", top)
+    collector = None if top is None else TopCollector(int(top))
     if candidates is not None:
         features = features.select(candidates)
     num_train_timesteps = features.featurizer.denoiser.num_train_timesteps
@@ -217,6 +220,7 @@ def _query_gain(features: Features, number: int, gram: GramMatrix, groups: Tenso
         return torch.full(groups.shape[:2], torch.nan, dtype=torch.float32, device="cpu")
     # Of the first images of the store, whichever are scored.
     store, name = features.store, features.store.manifest.checkpoints[number]
+    store.require_complete()
     shard = next(found for each in store.shards() if len(found := store.read_shard(name, each)))
     chosen = torch.linspace(0, len(shard) - 1, _NOISE_ROWS, device="cpu", dtype=torch.float64)
     weights = features.draws.weights(features.featurizer.denoiser.num_train_timesteps)

@@ -68,11 +68,11 @@ class TopScores:
                 if list(found.shape) != shape:
                     raise ValueError(f"{name}.{part} must be {shape}, got {list(found.shape)}")
 
-    def top(self, k: int = 8) -> Top:
+    def top(self, k: int | None = None) -> Top:
         """Return the k strongest proponents and opponents of every query and step.
 
         Args:
-            k: How many of each, at most as many as were kept.
+            k: How many of each, at most as many as were kept; by default all of them.
 
         Returns:
             Both rankings, strongest first.
@@ -81,6 +81,7 @@ class TopScores:
             ValueError: If ``k`` is out of range.
         """
         kept = self.proponents.values.shape[2]
+        k = kept if k is None else k
         if not 1 <= k <= kept:
             raise ValueError(f"k must be between 1 and the {kept} scores that were kept, got {k}")
         sides = (self.proponents, self.opponents)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 from journey.data.ids import Ids
-from journey.errors import IncompleteStoreError, StoreMismatchError, naming_folder
+from journey.errors import IncompleteStoreError, StoreError, StoreMismatchError, naming_folder
 from journey.files.paths import Location, names_in
 from journey.files.publish import check_writable
 from journey.store.manifest import Manifest
@@ -37,9 +37,16 @@ class Layout(ABC):
         """Return the parts that are planned by now, in order.
 
         Raises:
-            StoreError: If a part is damaged.
+            StoreError: If a part is damaged, or gone while its rows are there.
         """
-        names = sorted(name for file in self.names() if (name := part_name(file)) is not None)
+        files = self.names()
+        names = sorted(name for file in files if (name := part_name(file)) is not None)
+        lost = sorted({name for file in files if (name := _planned(file)) is not None}.difference(names))
+        if lost:
+            raise StoreError(
+                f"{self.path / f'part-{lost[0]}{_SUFFIX}'} is missing, but rows of its images are there: restore the "
+                f"file, or delete rows-*-{lost[0]}-* to measure them again"
+            )
         for name in names:
             if name not in self._parts:
                 self._parts[name] = Part.read(self.path, name)
@@ -71,7 +78,7 @@ class Layout(ABC):
             if not new:
                 return
             try:
-                Part(f"{number:06d}", new, shard_size).publish(self.path)
+                Part.of(f"{number:06d}", new, shard_size).publish(self.path)
             except FileExistsError:  # another process was first; perhaps with fewer images
                 continue
             return
@@ -156,3 +163,9 @@ class Layout(ABC):
         if checkpoint not in names:
             raise ValueError(f"checkpoint must be one of {names}, got {checkpoint!r}")
         return names.index(checkpoint)
+
+
+def _planned(file: str) -> str | None:
+    """The part that a file of rows belongs to; None of other files, and of shards without a plan."""
+    words = file.removesuffix(_SUFFIX).split("-") if file.startswith("rows-") else []
+    return words[2] if len(words) == 4 and len(words[2]) == 6 else None

@@ -15,7 +15,7 @@ from journey.files.paths import GivenPath, Location, as_path, exists, names_in, 
 from journey.files.publish import is_temporary, publish
 from journey.store.rows import RowFormat, check_row_format
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _FILE_NAME = "manifest.json"
 
 

@@ -1,8 +1,8 @@
 """Which files of a store were found to be what was written, so that other processes need not hash them again.
 
-``.verified.json`` holds inode, time of the last change and size of each shard when its checksum was found right. A file
-that was changed, replaced or copied has others, and is hashed again. What a disk does to bytes that lie on it is found
-by ``journey inspect``, which hashes all.
+``.verified.json`` holds inode, time of the last change of its status and size of each shard when its checksum was found
+right. A file that was changed, replaced or copied has others, and is hashed again. What a disk does to bytes that lie
+on it is found by ``journey inspect``, which hashes all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Mark(NamedTuple):
 def mark_of(path: Path) -> Mark:
     """Return the mark of a file; FileNotFoundError if there is none."""
     state = path.stat()
-    return Mark(state.st_ino, state.st_mtime_ns, state.st_size)
+    return Mark(state.st_ino, state.st_ctime_ns, state.st_size)  # unlike st_mtime, nobody sets it
 
 
 class Marks:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from journey.data.ids import Ids
 from journey.errors import StoreError
@@ -24,6 +25,7 @@ from journey.files.tensors import read_json, read_tensors, tensor_bytes
 from journey.store.ids import pack_ids, unpack_ids
 
 _PREFIX, _SUFFIX = "part-", ".safetensors"
+FIRST_PART = "000000"
 
 
 class ShardName(NamedTuple):
@@ -49,11 +51,19 @@ class Part:
         name: Six digits, by which parts are in order.
         ids: The images, in order.
         shard_size: Images per shard; the last one may have fewer.
+        fingerprint: SHA-256 of ids and shard size. Every shard of the part carries it, so that those of another store
+            of the run cannot be mixed in.
     """
 
     name: str
     ids: Ids
     shard_size: int
+    fingerprint: str
+
+    @staticmethod
+    def of(name: str, ids: Ids, shard_size: int) -> Part:
+        """Return a part that is to be written."""
+        return Part(name, ids, shard_size, fingerprint_tensors(_tensors(ids, shard_size)))
 
     @property
     def shards(self) -> list[ShardName]:
@@ -75,9 +85,7 @@ class Part:
 
     def to_bytes(self) -> bytes:
         """Return the part's file."""
-        tensors = pack_ids(self.ids)
-        tensors["shard_size"] = torch.tensor([self.shard_size], dtype=torch.int64, device="cpu")
-        return tensor_bytes("part", tensors)
+        return tensor_bytes("part", _tensors(self.ids, self.shard_size))
 
     @staticmethod
     def read(folder: Location, name: str) -> Part:
@@ -85,11 +93,15 @@ class Part:
         path = folder / f"{_PREFIX}{name}{_SUFFIX}"
         try:
             tensors = read_tensors(path, "part", ["shard_size"])
-            return Part(name, unpack_ids(tensors), int(tensors["shard_size"]))
+            return Part(name, unpack_ids(tensors), int(tensors["shard_size"]), fingerprint_tensors(tensors))
         except (ValueError, KeyError) as error:
             raise StoreError(
                 f"{path} is damaged: {error}. Restore the file, or featurize into another folder"
             ) from None
+
+
+def _tensors(ids: Ids, shard_size: int) -> dict[str, Tensor]:
+    return {**pack_ids(ids), "shard_size": torch.tensor([shard_size], dtype=torch.int64, device="cpu")}
 
 
 def loose_shard(ids: Ids, contents: Sequence[int]) -> ShardName:

@@ -122,7 +122,7 @@ class ShardFormat:
     """The one header and size that a shard file of a store must have.
 
     Attributes:
-        manifest_checksum: Of the store's manifest.
+        owner: Fingerprint of the store's manifest, and of the part that planned the shard if one did.
         name: The file's, without its suffix.
         num: How many images there are.
         id_bytes: Length of their ids together; None of integers.
@@ -131,7 +131,7 @@ class ShardFormat:
         row: The form of the features.
     """
 
-    manifest_checksum: str
+    owner: str
     name: str
     num: int
     id_bytes: int | None
@@ -155,7 +155,7 @@ class ShardFormat:
 
     def header(self, sha256: str) -> bytes:
         """Spell the start of the file up to the first tensor; its length does not depend on ``sha256``."""
-        metadata = {"manifest": self.manifest_checksum, "name": self.name, "sha256": sha256}
+        metadata = {"owner": self.owner, "name": self.name, "sha256": sha256}
         document: dict[str, object] = {"__metadata__": metadata}
         offset = 0
         for name, (dtype, shape) in self.tensors.items():
@@ -229,10 +229,10 @@ def read_shard_file(path: Location, form: ShardFormat, *, verify: bool) -> dict[
     form = replace(form, num=sizes.get("norm", 0), id_bytes=sizes.get("id_bytes"))
     expected = form.header(str(metadata.get("sha256")))
     if header != expected or num_bytes != len(expected) + form.data_bytes:
-        found = f"name {metadata.get('name')!r}, manifest {metadata.get('manifest')}" if metadata else "no such header"
+        found = f"name {metadata.get('name')!r}, owner {metadata.get('owner')}" if metadata else "no such header"
         raise CorruptShardError(
-            f"{path} is damaged or belongs elsewhere: expected {form.num_bytes} bytes, name {form.name!r}, manifest "
-            f"{form.manifest_checksum}; found {num_bytes} bytes, {found}. {_CURE}"
+            f"{path} is damaged or belongs elsewhere: expected {form.num_bytes} bytes, name {form.name!r}, owner "
+            f"{form.owner}; found {num_bytes} bytes, {found}. {_CURE}"
         )
     if verify and (found := _sha256([whole[length:]])) != metadata["sha256"]:
         raise CorruptShardError(f"{path} is damaged: expected the SHA-256 {metadata['sha256']}, found {found}. {_CURE}")

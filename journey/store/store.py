@@ -28,13 +28,14 @@ from torch import Tensor
 from journey.data.ids import Ids
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError, naming_folder
 from journey.files.copies import forget_copy, kept_copy
+from journey.files.fingerprint import fingerprint_json
 from journey.files.paths import GivenPath, Location, as_path
 from journey.files.publish import remove_leftovers, sync_folder
 from journey.store.ids import pack_ids
 from journey.store.layout import Layout
 from journey.store.manifest import Manifest, check_free, publish_manifest, read_manifest
 from journey.store.marks import Mark, Marks, mark_of
-from journey.store.part import ShardName
+from journey.store.part import FIRST_PART, ShardName
 from journey.store.shard import Shard, ShardFormat, read_shard_file, write_shard_file
 
 _MAX_DIFFERENCES = 5  # shown in one message; a run that differs in more is simply another run
@@ -53,6 +54,7 @@ class FeatureStore(Layout):
         """Use ``create_or_resume`` or ``open`` instead; they check the folder."""
         super().__init__(path, manifest)
         self._manifest_checksum = manifest.checksum
+        self._owners: dict[str, str] = {}  # of parts, by name
         self._marks = Marks(path)
         self._mapped: dict[str, tuple[Mark, dict[str, Tensor]]] = {}  # shards that were read, as files they were
 
@@ -130,11 +132,12 @@ class FeatureStore(Layout):
             TypeError: If a dtype is wrong.
             OSError: If the folder cannot be written to.
         """
-        write_shard_file(self.shard_path(checkpoint, shard), self._format_of(checkpoint, shard, ids), ids, tensors)
+        form = self._format_of(checkpoint, shard, ids, self._owner(shard))
+        write_shard_file(self.shard_path(checkpoint, shard), form, ids, tensors)
 
     def shard_bytes(self, checkpoint: str, shard: ShardName, ids: Ids) -> int:
         """Return the size of the file that a shard of some images has, written or not."""
-        return self._format_of(checkpoint, shard, ids).num_bytes
+        return self._format_of(checkpoint, shard, ids, "0" * len(self._manifest_checksum)).num_bytes
 
     def read_shard(self, checkpoint: str, shard: ShardName, verify: bool = True) -> Shard:
         """Read one shard.
@@ -152,7 +155,7 @@ class FeatureStore(Layout):
             IncompleteStoreError: If the shard is not there yet.
             CorruptShardError: If the file is not what was written.
         """
-        path, form = self.shard_path(checkpoint, shard), self._format(checkpoint, shard)
+        path, form = self.shard_path(checkpoint, shard), self._format(checkpoint, shard, self._owner(shard))
         try:
             copy = kept_copy(path)
             mark = mark_of(copy)
@@ -222,10 +225,25 @@ class FeatureStore(Layout):
         """
         return torch.cat([shard.features for shard in self.iter_shards(checkpoint)])
 
-    def _format_of(self, checkpoint: str, shard: ShardName, ids: Ids) -> ShardFormat:
-        packed = pack_ids(ids)
-        return self._format(checkpoint, shard, len(ids), len(packed["id_bytes"]) if "id_bytes" in packed else None)
+    def _owner(self, shard: ShardName) -> str:
+        """What a shard says that it belongs to: the manifest, and the part that planned it if one did."""
+        if len(shard.part) > len(FIRST_PART):
+            return self._manifest_checksum
+        if shard.part not in self._owners:
+            part = next((part for part in self.parts() if part.name == shard.part), None)
+            if part is None:
+                raise ValueError(f"shard must be of a part that is planned, or of none, got {shard}")
+            self._owners[shard.part] = fingerprint_json([self._manifest_checksum, part.fingerprint])
+        return self._owners[shard.part]
 
-    def _format(self, checkpoint: str, shard: ShardName, num: int = 0, id_bytes: int | None = None) -> ShardFormat:
+    def _format_of(self, checkpoint: str, shard: ShardName, ids: Ids, owner: str) -> ShardFormat:
+        packed = pack_ids(ids)
+        return self._format(
+            checkpoint, shard, owner, len(ids), len(packed["id_bytes"]) if "id_bytes" in packed else None
+        )
+
+    def _format(
+        self, checkpoint: str, shard: ShardName, owner: str, num: int = 0, id_bytes: int | None = None
+    ) -> ShardFormat:
         held, name = self.manifest, self._stem(checkpoint, shard)
-        return ShardFormat(self._manifest_checksum, name, num, id_bytes, held.bins, held.proj_dim, held.row)
+        return ShardFormat(owner, name, num, id_bytes, held.bins, held.proj_dim, held.row)

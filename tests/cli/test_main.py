@@ -399,6 +399,8 @@ def test_featurize_on_ray_gives_the_engine_a_model_that_travels(
     assert (options["actors"], options["num_gpus"], options["row"]) == ((1, 4), 0.5, "int8")
     assert "shard_size" not in options
     assert main([*arguments, "--engine", "ray", "--actors", "1", "2", "3"]) == 1
+    assert main([*arguments, "--actors", "2"]) == 1
+    assert "--actors and --num-gpus are of actors on Ray: add --engine ray" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

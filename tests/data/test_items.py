@@ -148,6 +148,11 @@ def test_what_is_no_dataset_is_refused(dataset: Any, error: type[Exception], mes
         check_dataset(dataset)
 
 
+def test_floating_point_images_far_outside_the_range_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"dataset has pixels from -2\.5 to 2; models take \[-1, 1\]"):
+        check_range([(torch.tensor(-2.5), torch.tensor(2.0)), (torch.tensor(-1.0), torch.tensor(1.0))])
+
+
 @pytest.mark.parametrize("scale", [1.0, 255.0])
 def test_floating_point_images_without_a_pixel_below_zero_are_warned_of(scale: float) -> None:
     images = [(FLOAT + 1) / 2 * scale, FLOAT.clamp(min=0.5)]
@@ -157,7 +162,7 @@ def test_floating_point_images_without_a_pixel_below_zero_are_warned_of(scale: f
         check_range((image.min(), image.max()) for image in images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_range((image.min(), image.max()) for image in [*images, FLOAT])
+        check_range((image.min(), image.max()) for image in [FLOAT, FLOAT.clamp(min=0.5)])
         check_range([(torch.tensor(0.0), torch.tensor(0.0))])
 
 

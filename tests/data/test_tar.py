@@ -119,6 +119,13 @@ def test_a_shard_that_is_cut_anywhere_gives_what_was_whole_and_then_an_error(tmp
         list(TarShards([tmp_path / "cut.tar"], FORM))
 
 
+def test_what_follows_the_end_of_a_shard_is_not_passed_over(tmp_path: Path) -> None:
+    parts = [write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", encoded(0))]) for name in "ab"]
+    (tmp_path / "ab.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(ValueError, match="there is more after the mark of its end, such as another archive"):
+        list(TarShards([tmp_path / "ab.tar"], FORM))
+
+
 def test_the_error_of_a_cut_shard_names_the_last_key(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [(f"k{i}.png", encoded(i)) for i in range(3)])
     path.write_bytes(path.read_bytes()[:2600])

@@ -18,6 +18,7 @@ import journey
 from journey.curvature.gram import GramMatrix, mix
 from journey.errors import CorruptShardError, NonFiniteGradientError, StoreMismatchError
 from journey.features import fit as module
+from journey.features.fitted import Fit
 from journey.features.gram_rows import OWN_DRAWS
 from journey.files.lock import locked
 from journey.measure.draws import StratifiedDraws
@@ -178,7 +179,7 @@ def test_a_fit_that_was_stopped_goes_on_and_gives_the_same_bytes(
     monkeypatch.setattr("journey.features.gram_rows._ROWS_PER_BATCH", 64)
     monkeypatch.setattr(journey.Featurizer, "sketch_rows", sketch)
     fit(tmp_path / "stopped", pseudo_gradients=60)
-    first, second = (GramMatrix.load(tmp_path / name / "gram-000.safetensors") for name in ("whole", "stopped"))
+    first, second = (Fit.load(tmp_path / name).gram() for name in ("whole", "stopped"))
     torch.testing.assert_close(first.matrix, second.matrix, rtol=1e-4, atol=1e-5)  # other rows per pass
     assert not list((tmp_path / "stopped").glob("parts-*"))
 
@@ -302,3 +303,10 @@ def test_the_images_that_are_looked_at_are_distinct_and_evenly_spread(num_sample
     assert len(ids) == min(num_samples, 512)
     assert ids[0] == 0
     assert ids[-1] >= num_samples - -(-num_samples // 512)
+
+
+def test_the_gram_matrix_of_another_fit_is_refused(tmp_path: Path) -> None:
+    one, other = fit(tmp_path / "a"), fit(tmp_path / "b", count=NUM_IMAGES - 2)
+    (one.path / "gram-000.safetensors").write_bytes((other.path / "gram-000.safetensors").read_bytes())
+    with pytest.raises(CorruptShardError, match=r"gram-000\.safetensors is the Gram matrix of another fit"):
+        Fit.load(tmp_path / "a").gram()

@@ -17,7 +17,7 @@ from score_runs import make_trajectory
 from torch import Tensor
 
 import journey
-from journey.errors import StoreMismatchError
+from journey.errors import CorruptShardError, IncompleteStoreError, StoreError, StoreMismatchError
 from journey.features import contents
 from journey.files.lock import Claims
 from journey.store.store import FeatureStore
@@ -386,3 +386,40 @@ def test_processes_of_other_datasets_know_shards_by_the_same_numbers(tmp_path: P
         os.write(ends[1], b"x")
         os.waitpid(pid, 0)
     assert [path.name for path in (tmp_path / "f").glob("rows-*")] == ["rows-000-000001-000000.safetensors"]
+
+
+def test_a_part_or_a_shard_of_another_store_of_the_run_is_refused(tmp_path: Path, fit: journey.Fit) -> None:
+    ours = run(tmp_path / "a", Named(list(range(6))), fit=fit, shard_size=3).store.path
+    theirs = run(tmp_path / "b", Named(list(range(6, 12))), fit=fit, shard_size=3).store.path
+    (shard,) = [path for path in ours.glob("rows-*") if path.stem.endswith("000001")]
+    before = shard.read_bytes()
+    shard.write_bytes((theirs / shard.name).read_bytes())
+    with pytest.raises(CorruptShardError, match=f"{shard.name} is damaged or belongs elsewhere"):
+        score(journey.open_features(ours, (SmallDenoiser(), make_scheduler()), fit=fit))
+    shard.write_bytes(before)
+    part = ours / "part-000000.safetensors"
+    part.unlink()
+    for again in (Named(list(range(6))), Named(list(range(6, 12)))):
+        with pytest.raises(StoreError, match=r"part-000000\.safetensors is missing, but rows of its images are there"):
+            run(ours, again, fit=fit, shard_size=3)
+    part.write_bytes((theirs / part.name).read_bytes())
+    with pytest.raises(CorruptShardError, match="is damaged or belongs elsewhere"):
+        run(ours, Named(list(range(6, 12))), fit=fit, shard_size=3).ids  # noqa: B018
+
+
+def test_a_store_without_rows_says_so(tmp_path: Path, fit: journey.Fit) -> None:
+    with pytest.raises(ValueError, match="got a stream without any"):
+        run(tmp_path / "f", Endless([]), fit=fit)
+    empty = journey.open_features(tmp_path / "f", (SmallDenoiser(), make_scheduler()), fit=fit)
+    with pytest.raises(IncompleteStoreError, match="holds no image yet"):
+        score(empty)
+
+
+def test_the_fit_of_a_store_must_be_given_where_it_lies_elsewhere(tmp_path: Path, fit: journey.Fit) -> None:
+    store = run(tmp_path / "f", Named(list(range(6))), fit=fit).store
+    before = sorted(path.name for path in store.path.iterdir())
+    with pytest.raises(StoreMismatchError, match="fit must be given"):
+        run(tmp_path / "f", Named(list(range(6))))
+    with pytest.raises(FileExistsError, match="which holds a feature store"):
+        journey.fit((SmallDenoiser(), make_scheduler()), make_images(6), tmp_path / "f", progress=False)
+    assert sorted(path.name for path in store.path.iterdir()) == before

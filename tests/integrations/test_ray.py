@@ -200,6 +200,19 @@ def test_rows_of_another_run_do_not_get_into_a_store(tmp_path: Path, change: str
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == before
 
 
+def test_another_image_under_an_id_that_was_measured_is_refused(tmp_path: Path) -> None:
+    features = journey.featurize(make_model(), make_dataset(), tmp_path / "f", **OPTIONS)
+    own = {"model": make_model, "fit": features.fit, "projector": OPTIONS["projector"], "draws": OPTIONS["draws"]}
+    size = features.store.manifest.fingerprints["batch_size"]
+    worker = StoreWorker(Worker(**own, images_per_pass=size), tmp_path / "f")
+    images = [image.numpy() for image in make_images(NUM_IMAGES)]
+    batch = {"id": np.array(["x", "y"]), "image": images[:2]}
+    for _ in range(2):  # a batch that comes again is no fault
+        assert worker(batch)["id"].tolist() == ["x", "y"]
+    with pytest.raises(ValueError, match="ids must name every image once, got 'y' for two or more"):
+        worker({"id": np.array(["y", "z"]), "image": images[2:4]})
+
+
 def test_choices_that_mean_nothing_on_ray_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size, workers cannot be chosen on Ray"):
         engine.featurize(make_model, make_dataset(), tmp_path / "f", workers=2, batch_size=4)

@@ -42,9 +42,9 @@ def test_manifest_bytes_are_pinned() -> None:
         f'  "checksum": "{manifest.checksum}",\n'
         '  "fingerprints": {\n    "a": null,\n    "b": {\n      "a": [\n        2.0\n      ],\n'
         '      "z": 1\n    }\n  },\n'
-        '  "format_version": 3,\n  "library_version": "1.2.3",\n  "proj_dim": 3,\n  "row": "float32"\n}\n'
+        '  "format_version": 4,\n  "library_version": "1.2.3",\n  "proj_dim": 3,\n  "row": "float32"\n}\n'
     )
-    assert manifest.checksum == "86702fad1a0c743aa7b9cec8628828dfca874bfe428ce30df63fb93574473c32"
+    assert manifest.checksum == "87030296804c320aebe6de30703475160ed7228fcea727baa18f8ddf25e27f88"
 
 
 def test_manifest_with_any_flipped_bit_is_refused() -> None:
@@ -62,7 +62,7 @@ def test_manifest_with_any_flipped_bit_is_refused() -> None:
             assert read == manifest, f"bit {bit} of byte {position} changed the manifest unnoticed"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 3}', b"\xff\xfe", "[" * 9])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", "{}", '{"format_version": 4}', b"\xff\xfe", "[" * 9])
 def test_manifest_that_is_no_manifest_is_refused(text: str | bytes) -> None:
     with pytest.raises(StoreError, match=r"^/data/manifest.json is damaged.*restore the file, or delete the folder"):
         Manifest.from_json(text, "/data/manifest.json")

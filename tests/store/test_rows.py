@@ -38,6 +38,7 @@ def test_products_are_those_of_the_unpacked_rows(tmp_path: Path, row: str) -> No
     store = FeatureStore.create_or_resume(tmp_path, make_manifest(proj_dim=40, row=row))
     features, queries = randn(5, 2, 40), randn(3, 40, seed=1)
     rest = {"norm": torch.ones(5), "noise": torch.ones(5), "values": torch.ones(5, 2), "content": torch.arange(5)}
+    store.plan(range(5), 5)
     store.write_shard("first", FIRST, list(range(5)), features=features, **rest)
     shard = store.read_shard("first", FIRST)
     expected = torch.einsum("qk,nbk->qnb", queries.double(), shard.features.double())
@@ -49,6 +50,7 @@ def test_a_packed_row_is_its_scale_times_small_integers(tmp_path: Path) -> None:
     store = FeatureStore.create_or_resume(tmp_path, manifest)
     features = randn(2, 1, 64)
     rest = {"norm": torch.ones(2), "noise": torch.ones(2), "values": torch.ones(2, 1), "content": torch.arange(2)}
+    store.plan([0, 1], 2)
     store.write_shard("first", FIRST, [0, 1], features=features, **rest)
     read = load_file(store.shard_path("first", FIRST))
     assert read["rows"].dtype == torch.int8

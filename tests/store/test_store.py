@@ -164,9 +164,12 @@ def test_store_is_readable_without_this_package(tmp_path: Path) -> None:
     data = path.read_bytes()
     begin_of_data = 8 + int.from_bytes(data[:8], "little")
     assert begin_of_data % 8 == 0, "tensors are not aligned"
+    with safe_open(tmp_path / "part-000000.safetensors", "pt") as file:
+        part = json.loads(file.metadata()["saved"])["sha256"]
+    owner = hashlib.sha256(json.dumps([manifest["checksum"], part], separators=(",", ":")).encode()).hexdigest()
     assert metadata == {
         "name": path.stem,
-        "manifest": manifest["checksum"],
+        "owner": owner,
         "sha256": hashlib.sha256(data[begin_of_data:]).hexdigest(),
     }
 
@@ -175,7 +178,7 @@ def test_store_bytes_are_pinned(tmp_path: Path) -> None:
     """Another value here means a new FORMAT_VERSION: stores on disk have these bytes."""
     run(tmp_path)
     digest = hashlib.sha256(b"".join(data for _, data in sorted(contents(tmp_path).items()))).hexdigest()
-    assert digest == "2e9ef87c3c9fb02a3a9b159fe9baf3ce72c70c192f71ad44edcb551d8880f1ff"
+    assert digest == "07b722ca5e049d75fe5b1a7555cdd9efe24695117d585097f6f08d3686b75959"
 
 
 def test_writing_again_gives_the_same_bytes_whatever_the_strides(tmp_path: Path) -> None:
@@ -241,8 +244,8 @@ def test_the_error_of_a_damaged_shard_gives_both_checksums_and_a_cure_that_works
     [
         ({}, ("first", 0), "found .* name 'rows-000-000000-000000'"),
         ({}, (SECOND, 1), "found .* name 'rows-001-000000-000001'"),
-        ({"proj_dim": 4}, ("first", 1), "found .* name 'rows-000-000000-000001', manifest"),
-        ({"fingerprints": {"seed": 1}}, ("first", 1), "found .* name 'rows-000-000000-000001', manifest"),
+        ({"proj_dim": 4}, ("first", 1), "found .* name 'rows-000-000000-000001', owner"),
+        ({"fingerprints": {"seed": 1}}, ("first", 1), "found .* name 'rows-000-000000-000001', owner"),
     ],
     ids=["range", "checkpoint", "shape", "run"],
 )
@@ -250,7 +253,7 @@ def test_a_whole_shard_from_elsewhere_is_detected(tmp_path: Path, changes: dict,
     store, other = run(tmp_path / "store"), run(tmp_path / "other", make_manifest(**changes))
     name, number = source
     shutil.copy(other.shard_path(name, shard(number)), store.shard_path("first", shard(1)))
-    expected = f"expected .* name 'rows-000-000000-000001', manifest {store.manifest.checksum}.*"
+    expected = "expected .* name 'rows-000-000000-000001', owner [0-9a-f]{64}.*"
     with pytest.raises(CorruptShardError, match=expected + found):
         store.read_shard("first", shard(1), verify=False)
 
@@ -400,9 +403,12 @@ def test_names_and_indices_that_do_not_exist_are_refused(tmp_path: Path) -> None
 )
 def test_a_shard_that_should_not_be_stored_is_refused(tmp_path: Path, change: dict, error: type, message: str) -> None:
     store = FeatureStore.create_or_resume(tmp_path, make_manifest())
+    with pytest.raises(ValueError, match="shard must be of a part that is planned, or of none, got 000000-000001"):
+        store.write_shard("first", shard(1), [14, 21], **make_tensors(store, "first", [14, 21]))
+    store.plan([0, 7, 14, 21], SHARD_SIZE)
     with pytest.raises(error, match=message):
         store.write_shard("first", shard(1), [14, 21], **{**make_tensors(store, "first", [14, 21]), **change})
-    assert list(contents(tmp_path)) == ["manifest.json"]
+    assert list(contents(tmp_path)) == ["manifest.json", "part-000000.safetensors"]
 
 
 def test_what_was_verified_is_verified_again_only_when_the_file_changes(tmp_path: Path) -> None:
@@ -431,5 +437,9 @@ def test_images_of_a_part_that_was_lost_are_planned_again(tmp_path: Path) -> Non
     store = run(tmp_path)
     store.plan([100, 107], SHARD_SIZE)
     (tmp_path / "part-000000.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"part-000000\.safetensors is missing, but rows of its images are there"):
+        store.plan([0, 7, 100, 107], SHARD_SIZE)
+    for path in tmp_path.glob("rows-*"):
+        path.unlink()
     store.plan([0, 7, 100, 107], SHARD_SIZE)
     assert [(part.name, part.ids) for part in store.parts()] == [("000001", [100, 107]), ("000002", [0, 7])]
