@@ -66,6 +66,11 @@ class Denoiser(Guidance):
         return self.schedule.num_train_timesteps
 
     @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Timesteps at which another network takes over, ascending; none of a model that is one network."""
+        return ()
+
+    @property
     def prediction_type(self) -> str:
         """What the network predicts, see ``journey.models.schedules.Schedule``."""
         return self.schedule.prediction_type
@@ -86,8 +91,8 @@ class Denoiser(Guidance):
         return getattr(getattr(self.network, "config", None), "in_channels", None)
 
     @property
-    def sample_size(self) -> tuple[int, int] | None:
-        """Height and width of an image, where the network's config tells."""
+    def sample_size(self) -> tuple[int, ...] | None:
+        """Height and width of an image, of a video frames before them, where the network's config tells."""
         size = getattr(getattr(self.network, "config", None), "sample_size", None)
         return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
 
@@ -197,7 +202,7 @@ class Denoiser(Guidance):
         """Return what an item tells the network, as a JSON value, by which items are told apart."""
         return None
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+    def shape_of(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return the shape of what the network denoises for images of some size, by default the model's. [C, H, W]
 
         Args:

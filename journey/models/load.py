@@ -23,6 +23,7 @@ from journey.models.flux_2 import Flux2, Flux2Klein
 from journey.models.hidream import HiDream
 from journey.models.hunyuan_dit import HunyuanDiT
 from journey.models.latent_diffusion import LatentDiffusion
+from journey.models.ltx import Ltx
 from journey.models.lumina_2 import Lumina2
 from journey.models.network import check_known, unwrapped
 from journey.models.pixart import PixArt
@@ -31,6 +32,7 @@ from journey.models.sana import Sana
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
+from journey.models.wan import Wan
 from journey.models.weight_files import saved_dtype
 from journey.models.z_image import ZImage
 
@@ -53,6 +55,8 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "PixArtSigmaPipeline": PixArt,
     "HunyuanDiTPipeline": HunyuanDiT,
     "HiDreamImagePipeline": HiDream,
+    "WanPipeline": Wan,
+    "LTXPipeline": Ltx,
     "DiTPipeline": DiT,
     "LDMPipeline": LatentDiffusion,
 }

@@ -47,7 +47,7 @@ class VariancePreserving(Schedule):
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, see ``Schedule.signal_and_sigma``."""
-        alphas = self._alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)
+        alphas = self._alphas_cumprod[timesteps.cpu()]
         return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
 
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class VariancePreserving(Schedule):
             return noise
         if self.prediction_type == "sample":
             return x0
-        signal, sigma = self.signal_and_sigma(timesteps)
+        signal, sigma = self.factors(timesteps, x0)
         return signal * noise - sigma * x0
 
     def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -140,7 +140,7 @@ class FlowMatching(Schedule):
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``1 - sigma_t`` and ``sigma_t``, see ``Schedule.signal_and_sigma``."""
-        sigma = self._sigmas[timesteps.cpu()].view(-1, 1, 1, 1).to(timesteps.device)
+        sigma = self._sigmas[timesteps.cpu()].to(timesteps.device)
         return 1 - sigma, sigma
 
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Edm(Schedule):
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``1 / sqrt(s_t^2 + sigma_data^2)`` and ``s_t`` times that, see ``Schedule.signal_and_sigma``."""
-        ratio = self._ratios[timesteps.cpu()].view(-1, 1, 1, 1)
+        ratio = self._ratios[timesteps.cpu()]
         signal = (ratio.square() + self._sigma_data**2).rsqrt()
         return signal.float().to(timesteps.device), (ratio * signal).float().to(timesteps.device)
 
@@ -225,7 +225,7 @@ class Edm(Schedule):
 
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what the network must answer for the image, see ``Schedule.target``."""
-        signal, sigma = self.signal_and_sigma(timesteps)
+        signal, sigma = self.factors(timesteps, x0)
         return self._sign * (sigma / self._sigma_data * x0 - self._sigma_data * signal * noise)
 
     def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
