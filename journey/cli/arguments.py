@@ -118,6 +118,13 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         default="mean",
         help="of the VAE's posterior: its mean (default), or one sample for each image",
     )
+    parser.add_argument(
+        "--video-size",
+        type=int,
+        nargs=3,
+        metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="of a video model: what files are read in and videos are made in (default: the pipeline's)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0, help="names everything random (default 0)")
 

@@ -63,6 +63,11 @@ class ImageFolder:
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
+        if size is not None and len(size) == 1:
+            raise ValueError(
+                f"dataset must hold tensors [C, T] in [-1, 1] for a model of sounds, got the folder {root}: files of "
+                "sounds are not read, so give a dataset of your own whose items have audio and text"
+            )
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         listing = list_folder(root)

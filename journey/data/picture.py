@@ -165,8 +165,8 @@ def read_frames(source: Path | bytes, mode: str, what: str, count: int) -> list[
         raise ValueError(f"{what} cannot be read as an animation: {error!s}; repair or remove it") from error
     if len(frames) < count:
         raise ValueError(
-            f"{what} must have at least {count} frames, as the model's videos do, got {found}; remove it, or set the "
-            "model's num_frames"
+            f"{what} must have at least {count} frames, as the model's videos do, got {found}; remove it, or set "
+            "model.video_size, on the command line --video-size"
         )
     return [convert(frame, mode, what) for frame in frames]
 

@@ -156,4 +156,5 @@ def _condition_of(
 def _decode(denoiser: Denoiser, latents: Tensor) -> Tensor:
     """Decode latents one image at a time. [num_queries, num, ...] -> as ``Trajectory.pixels``"""
     rows = [packed(denoiser.decode(row.unsqueeze(0)).cpu()) for row in latents.flatten(0, 1)]
-    return torch.cat(rows).unflatten(0, latents.shape[:2])
+    pictures: Tensor = torch.cat(rows).unflatten(0, latents.shape[:2])
+    return pictures

@@ -138,10 +138,10 @@ class Featurizer:
         shape, device = (*timesteps.shape[:2], self.features_dim), self.denoiser.device
         features = torch.zeros(shape, device=device, dtype=torch.float32)
         averages = torch.zeros(shape[:2], device=device, dtype=torch.float32)
-        for bins, *drawn in shares(boundaries, timesteps, noise, condition, weights):
-            part, mean = self._features(images, drawn[0], drawn[1], drawn[2], mask, drawn[3], ids, check)
-            features[:, bins.to(device)] += part
-            averages[:, bins.to(device)] += mean
+        for own in shares(boundaries, timesteps, noise, condition, weights):
+            part = self._features(images, own.timesteps, own.noise, own.condition, mask, own.weights, ids, check)
+            features[:, own.bins.to(device)] += part[0]
+            averages[:, own.bins.to(device)] += part[1]
         return features, averages
 
     def _features(

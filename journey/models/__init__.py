@@ -7,9 +7,10 @@ timestep; intervals of timesteps), ``schedulers`` (those of diffusers), ``condit
 (sets of weights), ``weight_files`` (how they lie on a disk), ``lora_files`` (adapters) and ``lora_names`` (in the
 spellings of those who train them).
 
-Bases: ``latent`` (behind an autoencoder), ``text`` (captions), ``flow`` (transformers trained by flow matching),
-``apart`` (for layers that take all rows as one). Bare networks with one condition: ``conditional``. Families:
-``latent_diffusion``, ``dit``, ``pixart``, ``hunyuan_dit``, ``stable_diffusion``, ``stable_diffusion_xl``,
-``stable_diffusion_3``; over ``flow``: ``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``,
-``lumina_2``, ``aura_flow``, ``hidream``.
+Bases: ``latent`` (behind an autoencoder), ``video`` (behind one of videos), ``text`` (captions), ``flow`` (transformers
+trained by flow matching), ``apart`` (for layers that take all rows as one), ``experts`` (two networks as one). Bare
+networks with one condition: ``conditional``. Families: ``latent_diffusion``, ``dit``, ``pixart``, ``hunyuan_dit``,
+``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``, ``cogvideox``, ``stable_audio``; over ``flow``:
+``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``, ``lumina_2``, ``aura_flow``, ``hidream``,
+``wan``, ``ltx``, ``hunyuan_video``.
 """

@@ -220,6 +220,10 @@ class Denoiser(Guidance):
                 f"model must tell in_channels and sample_size in its config, {type(self.network).__name__} does not; "
                 "network.config = types.SimpleNamespace(in_channels=3, sample_size=32) would"
             )
+        if size is not None and len(size) != len(self.shape) - 1:
+            raise ValueError(
+                f"size must be {len(self.shape) - 1} numbers, as the model's images have, got {tuple(size)}"
+            )
         return self.shape if size is None else (self.shape[0], *size)
 
     @property

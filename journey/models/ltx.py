@@ -32,11 +32,11 @@ class Ltx(VideoDenoiser, Flow):
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, latents=latents, seed=seed)
-        self.frame_patch, self.patch_size = int(self.config.patch_size_t), int(self.config.patch_size)
-        if self.frame_patch != 1 or self.patch_size != 1:
+        self.patch_size = int(self.config.patch_size)
+        if self.config.patch_size_t != 1 or self.patch_size != 1:
             raise ValueError(
                 "transformer of an LTXPipeline must take one latent as one token, got patches of "
-                f"{self.frame_patch} x {self.patch_size} x {self.patch_size}"
+                f"{self.config.patch_size_t} x {self.patch_size} x {self.patch_size}"
             )
 
     @torch.no_grad()
@@ -75,11 +75,13 @@ class Ltx(VideoDenoiser, Flow):
 
     def _scaled(self, z: Tensor) -> Tensor:
         mean, std = self._statistics(z)
-        return (z - mean) * self.pipeline.vae.config.scaling_factor / std
+        latents: Tensor = (z - mean) * self.pipeline.vae.config.scaling_factor / std
+        return latents
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents)
-        return latents * std / self.pipeline.vae.config.scaling_factor + mean
+        z: Tensor = latents * std / self.pipeline.vae.config.scaling_factor + mean
+        return z
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel of the VAE's latents. Each [C, 1, 1, 1]"""

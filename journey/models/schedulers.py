@@ -210,11 +210,15 @@ class Edm(Schedule):
 
     def network_time(self, timesteps: Tensor) -> Tensor:
         """Return ``log(s_t) / 4``, float32. [num_rows]"""
-        return (self._ratios[timesteps.cpu()].log() / 4).float().to(timesteps.device)
+        return self._times(self._ratios)[timesteps.cpu()].float().to(timesteps.device)
+
+    def _times(self, ratios: Tensor) -> Tensor:
+        """What the network is told of levels ``s_t``, float64. [num_levels]"""
+        return ratios.log() / 4
 
     def nearest(self, times: Tensor) -> list[int]:
         """Return the timesteps whose network times are nearest, see ``Schedule.nearest``."""
-        apart = times.detach().double().cpu()[:, None] - self._ratios.log()[None] / 4
+        apart = times.detach().double().cpu()[:, None] - self._times(self._ratios)[None]
         return [int(i) for i in apart.abs().argmin(1)]
 
     def level(self, sampler: Any, index: int) -> tuple[float, float]:
@@ -237,6 +241,17 @@ class Edm(Schedule):
         """Hash the ratios of noise to signal, and the deviation of the data."""
         data = torch.tensor(self._sigma_data, dtype=torch.float64, device="cpu")
         return fingerprint_tensors({"ratios": self._ratios, "sigma_data": data})
+
+
+class CosineEdm(Edm):
+    """EDM whose network is told the angle of a level, ``2 / pi atan(s_t)`` in (0, 1): Stable Audio.
+
+    With ``sigma_data`` of one these are latents ``cos(a) x0 + sin(a) noise`` and, under ``v_prediction``, the target
+    ``cos(a) noise - sin(a) x0``. The scheduler's table is even in log s_t; the network's trainer draws angles evenly.
+    """
+
+    def _times(self, ratios: Tensor) -> Tensor:
+        return ratios.atan() * 2 / torch.pi
 
 
 def as_schedule(scheduler: Any) -> Schedule:
@@ -263,6 +278,8 @@ def as_schedule(scheduler: Any) -> Schedule:
         return FlowMatching(scheduler)
     if kinds & {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}:
         return Edm(scheduler)
+    if "CosineDPMSolverMultistepScheduler" in kinds:
+        return CosineEdm(scheduler)
     if kinds & set(_OTHERS):
         why = next(_OTHERS[kind] for kind in kinds if kind in _OTHERS)
         raise TypeError(

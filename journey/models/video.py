@@ -34,8 +34,8 @@ class VideoDenoiser(LatentDenoiser):
     video_size: tuple[int, int, int]
     # Names of the pipeline's numbers of frames and of pixels per latent.
     factors = ("vae_scale_factor_temporal", "vae_scale_factor_spatial")
-    # The network works on blocks of so many latents, in time and in both directions.
-    frame_patch, patch_size = 1, 2
+    # The network works on squares of so many latents.
+    patch_size = 2
 
     def __init__(self, pipeline: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(pipeline, *arguments, **options)
@@ -79,10 +79,6 @@ class VideoDenoiser(LatentDenoiser):
                 f"size must have 1, {every + 1}, {2 * every + 1}, ... frames, as the model takes, got {size[0]}"
             )
         frames = (size[0] - 1) // every + 1
-        if frames % self.frame_patch:
-            raise ValueError(
-                f"size must have a multiple of {self.frame_patch} latent frames, got {size[0]} frames with {frames}"
-            )
         return (self.latent_channels, frames, size[1] // self.scale_factor, size[2] // self.scale_factor)
 
     def check_image(self, image: Tensor, what: str) -> None:

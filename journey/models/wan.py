@@ -51,11 +51,11 @@ class Wan(VideoDenoiser, Flow):
             )
         # The network attends to so many tokens, zeros behind those of a text.
         self._tokens = int(signature(type(pipeline).__call__).parameters["max_sequence_length"].default)
-        self.frame_patch, self.patch_size = int(self.config.patch_size[0]), int(self.config.patch_size[1])
+        self.patch_size = int(self.config.patch_size[1])
 
     def network_of(self, pipeline: Any) -> nn.Module:
         """Return the transformer, or both as one."""
-        parts = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
+        parts: dict[str, Any] = {name: getattr(pipeline, name, None) for name in ("transformer", "transformer_2")}
         ratio = pipeline.config.boundary_ratio
         missing = [
             name for name, part in parts.items() if part is None and (ratio is not None or name == "transformer")
@@ -66,7 +66,7 @@ class Wan(VideoDenoiser, Flow):
             )
         if ratio is None:
             return super().network_of(pipeline)
-        return Experts(*parts.values(), ratio * pipeline.scheduler.config.num_train_timesteps)
+        return Experts(**parts, boundary=ratio * pipeline.scheduler.config.num_train_timesteps)
 
     @property
     def boundaries(self) -> tuple[int, ...]:

@@ -33,7 +33,8 @@ def as_images(media: Tensor, leading: int) -> Tensor:
     """Return the images of several videos or sounds, whose first ``leading`` dimensions count them."""
     if media.dim() == leading + 3:
         return media
-    return torch.stack([as_image(one) for one in media.flatten(0, leading - 1)]).unflatten(0, media.shape[:leading])
+    images: Tensor = torch.stack([as_image(one) for one in media.flatten(0, leading - 1)])
+    return images.view(*media.shape[:leading], *images.shape[1:])
 
 
 def _frames(video: Tensor) -> Tensor:
@@ -45,21 +46,22 @@ def _frames(video: Tensor) -> Tensor:
     return torch.cat(rows, -2)
 
 
-def _sound(wave: Tensor) -> Tensor:
+def _sound(sound: Tensor) -> Tensor:
     """Waveform over spectrogram, white on black. [T] -> [1, _SIDE, _SIDE]"""
-    wave = wave.detach().float().cpu()
+    sound = sound.detach().float().cpu()
     height = _SIDE // 2
     # Each column shows the range of the samples in it.
     low, high = (
-        torch.stack([end(part) for part in wave.tensor_split(min(_SIDE, len(wave)))]) for end in (torch.min, torch.max)
+        torch.stack([end(part) for part in sound.tensor_split(min(_SIDE, len(sound)))])
+        for end in (torch.min, torch.max)
     )
     lines = torch.linspace(1, -1, height, dtype=torch.float32, device="cpu")[:, None]
     margin = 1 / (height - 1)
     shown = ((lines <= high + margin) & (lines >= low - margin)).float() * 2 - 1
     window = torch.hann_window(_WINDOW, dtype=torch.float32, device="cpu")
-    wave = torch.nn.functional.pad(wave, (0, max(0, _WINDOW - len(wave))))
-    hop = max(1, (len(wave) - _WINDOW) // (_SIDE - 1))
-    sizes = torch.stft(wave, _WINDOW, hop, window=window, center=False, return_complex=True).abs()
+    sound = torch.nn.functional.pad(sound, (0, max(0, _WINDOW - len(sound))))
+    hop = max(1, (len(sound) - _WINDOW) // (_SIDE - 1))
+    sizes = torch.stft(sound, _WINDOW, hop, window=window, center=False, return_complex=True).abs()
     levels = (sizes / sizes.max().clamp(min=1e-12)).clamp(min=10**-_DECADES).log10() / _DECADES * 2 + 1
     both = [
         torch.nn.functional.interpolate(part[None, None], (height, _SIDE), mode="area")[0]

@@ -134,7 +134,8 @@ def test_recording_is_the_pipelines_own_sampling(name: str) -> None:
 def test_the_default_guidance_is_that_of_the_pipeline(name: str) -> None:
     pipeline = make_quiet(KINDS[name])
     parameters = signature(type(pipeline).__call__).parameters
-    scale = parameters["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"]
+    guided = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"
+    scale = parameters[KINDS[name].guidance or guided]
     assert as_denoiser(pipeline).default_guidance == scale.default
 
 

@@ -48,6 +48,8 @@ class ByHand:
     """A family: how its tiny pipeline is built, and what its official script and its pipeline do with a network."""
 
     takes_negatives = True
+    # Which of the pipeline's arguments is its guidance, where it has several.
+    guidance: str | None = None
     # Of an image in pixels: as ``record`` is told it, and as the autoencoder decodes it.
     size: tuple[int, ...] = SIZE
     decoded: tuple[int, ...] = (3, *SIZE)

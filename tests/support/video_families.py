@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
 from cases import randn
-from families import Captioned, make_t5, make_tokenizer
+from families import Captioned, make_clip, make_t5, make_tokenizer
 from flow_families import ByHand, make_flow_scheduler
 from torch import Tensor, nn
+
+from journey.ops.keys import derive_key
 
 VIDEO = (5, 8, 8)  # frames, height, width
 
 
-class Clips(Captioned):
-    """Short colour videos with captions. [F, 3, H, W] each"""
+class Media(Captioned):
+    """Short colour videos or sounds with captions, of a shape."""
 
-    def __init__(self, num_samples: int = 3) -> None:
+    def __init__(self, num_samples: int, shape: tuple[int, ...]) -> None:
         super().__init__(num_samples)
-        self.images = torch.tanh(randn(num_samples, VIDEO[0], 3, *VIDEO[1:], seed=11))
+        self.images = torch.tanh(randn(num_samples, *shape, seed=11))
 
 
 class Video(ByHand):
     """A family of videos."""
 
     size = VIDEO
-    decoded = (VIDEO[0], 3, *VIDEO[1:])
+
+    @property
+    def decoded(self) -> tuple[int, ...]:
+        return (self.size[0], 3, *self.size[1:])
 
     def dataset(self, num_samples: int) -> Captioned:
-        return Clips(num_samples)
+        return Media(num_samples, self.decoded)
 
     def latents(self, pipeline: Any, images: Tensor) -> Tensor:
         return self.scaled(pipeline, pipeline.vae.encode(images.transpose(1, 2)).latent_dist.mean)
@@ -40,7 +46,7 @@ class Video(ByHand):
         return z * pipeline.vae.config.scaling_factor
 
     def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
-        frames, height, width = VIDEO
+        frames, height, width = self.size
         shared = {"num_inference_steps": 5, "output_type": "latent", "height": height, "width": width}
         return pipeline(prompts, latents=start, num_frames=frames, **shared, **options).frames
 
@@ -216,4 +222,253 @@ class Ltx(Video):
         return pipeline._unpack_latents(found, *start.shape[2:])
 
 
-VIDEOS: dict[str, ByHand] = {"Wan 2.1": Wan(), "Wan 2.2": Wan22(), "LTX": Ltx()}
+class HunyuanVideo(Video):
+    size, takes_negatives, guidance = (5, 16, 16), False, "guidance_scale"
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            pooled_projection_dim=16,
+            rope_axes_dim=(4, 4, 4),
+        ).eval()
+        vae = diffusers.AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            down_block_types=("HunyuanVideoDownBlock3D",) * 3,
+            up_block_types=("HunyuanVideoUpBlock3D",) * 3,
+            block_out_channels=(8,) * 3,
+            layers_per_block=1,
+            norm_num_groups=4,
+            spatial_compression_ratio=4,
+        ).eval()
+        return diffusers.HunyuanVideoPipeline(
+            text_encoder=make_llama(),
+            tokenizer=make_tokenizer(),
+            transformer=transformer,
+            vae=vae,
+            scheduler=make_flow_scheduler(shift=7.0),
+            text_encoder_2=make_clip(length=77),
+            tokenizer_2=make_tokenizer(),
+        )
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, pooled, mask = self.told(pipeline, prompt)
+        return pipeline.transformer(
+            hidden_states=noisy,
+            timestep=time,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.float(),
+            pooled_projections=pooled,
+            guidance=torch.tensor([6000.0]),
+            return_dict=False,
+        )[0]
+
+
+class CogVideoX(Video):
+    size = (5, 8, 8)
+    rotary: ClassVar[dict[str, Any]] = {}
+    tokens = 6
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=4,
+            text_embed_dim=16,
+            num_layers=2,
+            sample_width=4,
+            sample_height=4,
+            sample_frames=5,
+            max_text_seq_length=self.tokens,
+            **self.rotary,
+        ).eval()
+        vae = diffusers.AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 2,
+            up_block_types=("CogVideoXUpBlock3D",) * 2,
+            block_out_channels=(8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=2,
+        ).eval()
+
+        class Short(diffusers.CogVideoXPipeline):
+            __call__ = with_short_texts(diffusers.CogVideoXPipeline.__call__, self.tokens)
+
+        return Short(
+            tokenizer=make_tokenizer(),
+            text_encoder=make_t5(),
+            vae=vae,
+            transformer=transformer,
+            scheduler=self.solver()(
+                prediction_type="v_prediction",
+                rescale_betas_zero_snr=True,
+                snr_shift_scale=1.0,
+                timestep_spacing="trailing",
+                clip_sample=False,
+            ),
+        )
+
+    def solver(self) -> Any:
+        from diffusers import CogVideoXDDIMScheduler
+
+        return CogVideoXDDIMScheduler
+
+    def noised(self, scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return scheduler.add_noise(x0, noise, timestep), timestep, scheduler.get_velocity(x0, noise, timestep)
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        states, _ = self.told(pipeline, prompt, do_classifier_free_guidance=False, max_sequence_length=self.tokens)
+        rotations = pipeline._prepare_rotary_positional_embeddings(*self.size[1:], noisy.shape[2], torch.device("cpu"))
+        found = pipeline.transformer(
+            noisy.transpose(1, 2),
+            encoder_hidden_states=states,
+            timestep=time,
+            image_rotary_emb=rotations if self.rotary else None,
+            return_dict=False,
+        )[0]
+        return found.transpose(1, 2)
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        found = super().run(pipeline, start.transpose(1, 2), prompts, **options)
+        return found.transpose(1, 2)
+
+
+class CogVideoXRotary(CogVideoX):
+    """As the larger one of 1.5, with its own solver and blocks of two frames."""
+
+    rotary: ClassVar[dict[str, Any]] = {"use_rotary_positional_embeddings": True, "patch_size_t": 2}
+
+    def solver(self) -> Any:
+        from diffusers import CogVideoXDPMScheduler
+
+        class Still(CogVideoXDPMScheduler):
+            """Its noise would come in the order of the pipeline's latents, frames before channels."""
+
+            def step(
+                self, model_output: Tensor, old_pred_original_sample: Tensor | None, *arguments: Any, **options: Any
+            ) -> Any:
+                with mock.patch(
+                    f"{CogVideoXDPMScheduler.__module__}.randn_tensor", lambda shape, **_: torch.zeros(shape)
+                ):
+                    return super().step(model_output, old_pred_original_sample, *arguments, **options)
+
+        return Still
+
+    def scaled(self, pipeline: Any, z: Tensor) -> Tensor:
+        """The script copies the first frame."""
+        z = super().scaled(pipeline, z)
+        return torch.cat([z[:, :, :1], z], 2)
+
+
+class StableAudio(ByHand):
+    size = decoded = (32,)
+
+    decoded = (2, 32)
+
+    def dataset(self, num_samples: int) -> Captioned:
+        return Media(num_samples, self.decoded)
+
+    def make(self) -> Any:
+        import diffusers
+
+        transformer = diffusers.StableAudioDiTModel(
+            sample_size=8,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_key_value_attention_heads=1,
+            out_channels=4,
+            cross_attention_dim=8,
+            time_proj_dim=8,
+            global_states_input_dim=16,
+            cross_attention_input_dim=8,
+        ).eval()
+        vae = diffusers.AutoencoderOobleck(
+            encoder_hidden_size=8,
+            downsampling_ratios=[2, 2],
+            channel_multiples=[1, 1],
+            decoder_channels=8,
+            decoder_input_channels=4,
+            sampling_rate=4,
+        ).eval()
+        from diffusers.pipelines.stable_audio import StableAudioProjectionModel
+
+        return diffusers.StableAudioPipeline(
+            vae=vae,
+            text_encoder=make_t5(),
+            projection_model=StableAudioProjectionModel(16, 8, 0, 32).eval(),
+            tokenizer=make_tokenizer(),
+            transformer=transformer,
+            scheduler=diffusers.CosineDPMSolverMultistepScheduler(solver_order=2, sigma_data=1.0),
+        )
+
+    def latents(self, pipeline: Any, images: Tensor) -> Tensor:
+        return pipeline.vae.encode(images).latent_dist.mean
+
+    def noised(self, scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As stable-audio-tools: an angle, and the velocity at it."""
+        time = scheduler.timesteps[len(scheduler.timesteps) - 1 - timestep]
+        cosine, sine = (time * torch.pi / 2).cos(), (time * torch.pi / 2).sin()
+        return cosine * x0 + sine * noise, time, cosine * noise - sine * x0
+
+    def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
+        from diffusers.models.embeddings import get_1d_rotary_pos_embed
+
+        states = self.told(pipeline, prompt, device="cpu", do_classifier_free_guidance=False)
+        with torch.no_grad():
+            begin, end = pipeline.encode_duration(0.0, 8.0, "cpu", False, 1)
+        return pipeline.transformer(
+            noisy,
+            time,
+            encoder_hidden_states=torch.cat([states, begin, end], 1),
+            global_hidden_states=torch.cat([begin, end], 2),
+            rotary_embedding=get_1d_rotary_pos_embed(4, 9, use_real=True, repeat_interleave_real=False),
+            return_dict=False,
+        )[0]
+
+    def run(self, pipeline: Any, start: Tensor, prompts: list[str], **options: Any) -> Tensor:
+        # Those that recording has for its first image.
+        generators = [torch.Generator("cpu").manual_seed(derive_key(4, "sampler", 0)) for _ in prompts]
+        found = pipeline(
+            prompts, latents=start, num_inference_steps=5, output_type="latent", generator=generators, **options
+        )
+        return found.audios
+
+
+def make_llama() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    return transformers.LlamaModel(config).eval()
+
+
+VIDEOS: dict[str, ByHand] = {
+    "Wan 2.1": Wan(),
+    "Wan 2.2": Wan22(),
+    "LTX": Ltx(),
+    "HunyuanVideo": HunyuanVideo(),
+    "CogVideoX": CogVideoX(),
+    "CogVideoX rotary": CogVideoXRotary(),
+    "Stable Audio": StableAudio(),
+}
