@@ -202,9 +202,8 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="strength of guidance (default: that of the pipeline)")
     parser.add_argument("--num-images", type=int, help="images to generate, of each prompt (default 1)")
     parser.add_argument("--num-inference-steps", type=int, help="steps of the sampler (default 50)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: the model's)"
-    )
+    text = "height and width in pixels, of videos frames before them (default: the model's)"
+    parser.add_argument("--size", type=int, nargs="+", metavar="N", help=text)
 
 
 def add_trajectory(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -34,6 +34,8 @@ class Experts(nn.Module):
         self.transformer, self.transformer_2 = unwrapped(transformer), unwrapped(transformer_2)
         self.boundary = boundary
         self.config: Any = self.transformer.config
+        # By which diffusers tells what a network computes in.
+        self._keep_in_fp32_modules = getattr(self.transformer, "_keep_in_fp32_modules", None)
         # Both may be wrong, which must not go unseen.
         self.training = self.transformer.training or self.transformer_2.training
         adapted = {name: _has_adapter(part) for name, part in self.named_children()}

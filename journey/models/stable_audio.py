@@ -43,7 +43,8 @@ class StableAudio(TextDenoiser, LatentDenoiser):
     @property
     def frozen(self) -> dict[str, nn.Module]:
         """The parts that run once per sound: the autoencoder, the text encoder and what projects its states."""
-        return {**super().frozen, "projection_model": self.pipeline.projection_model}
+        projection = getattr(self.pipeline, "projection_model", None)
+        return super().frozen | ({} if projection is None else {"projection_model": projection})
 
     @property
     def in_channels(self) -> int:

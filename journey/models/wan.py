@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: a transformer on the latents of a video autoencoder that attends to the states of T5, or two."""
+"""Wan 2.1 and 2.2: one transformer, or two for high and low noise, on video latents, told the states of T5."""
 
 from __future__ import annotations
 

@@ -184,3 +184,12 @@ def test_the_extra_frame_of_a_block_is_a_copy_that_is_not_decoded(kind: str) -> 
     assert latents.shape == (2, 4, 4, 4, 4)
     assert torch.equal(latents[:, :, 0], latents[:, :, 1])
     assert denoiser.decode(latents).shape == (2, *VIDEO[:1], 3, *VIDEO[1:])
+
+
+def test_two_experts_compute_in_what_their_network_does() -> None:
+    pipeline = make_quiet(VIDEOS["Wan 2.2"])
+    for network in (pipeline.transformer, pipeline.transformer_2):
+        network.to(torch.bfloat16)
+        for name, p in network.named_parameters():  # as diffusers loads it
+            p.data = p.data.float() if any(part in name for part in network._keep_in_fp32_modules) else p.data
+    assert as_denoiser(pipeline).dtype == torch.bfloat16
