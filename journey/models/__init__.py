@@ -9,8 +9,8 @@ spellings of those who train them).
 
 Bases: ``latent`` (behind an autoencoder), ``video`` (behind one of videos), ``text`` (captions), ``flow`` (transformers
 trained by flow matching), ``apart`` (for layers that take all rows as one), ``experts`` (two networks as one). Bare
-networks with one condition: ``conditional``. Families: ``latent_diffusion``, ``dit``, ``pixart``, ``hunyuan_dit``,
-``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``, ``cogvideox``, ``stable_audio``; over ``flow``:
-``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``, ``lumina_2``, ``aura_flow``, ``hidream``,
-``wan``, ``ltx``, ``hunyuan_video``.
+networks with one condition: ``conditional``; of scores: ``score_sde``. Families: ``latent_diffusion``, ``dit``,
+``pixart``, ``hunyuan_dit``, ``stable_diffusion``, ``stable_diffusion_xl``, ``stable_diffusion_3``, ``cogvideox``,
+``stable_audio``; over ``flow``: ``flux``, ``flux_2``, ``z_image``, ``qwen_image``, ``sana``, ``chroma``, ``lumina_2``,
+``aura_flow``, ``hidream``, ``wan``, ``ltx``, ``hunyuan_video``.
 """

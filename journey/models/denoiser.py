@@ -43,7 +43,11 @@ class Denoiser(Guidance):
         check_network(network)
         self.network = network
         self.scheduler = scheduler
-        self.schedule: Schedule = as_schedule(scheduler)
+        self.schedule: Schedule = self.schedule_of(scheduler)
+
+    def schedule_of(self, scheduler: Any) -> Schedule:
+        """Return the schedule that the network was trained with; raises what ``as_schedule`` does."""
+        return as_schedule(scheduler)
 
     def around(self, network: nn.Module) -> Self:
         """Return the model around another network of the same architecture, to train it.

@@ -31,6 +31,7 @@ from journey.models.network import check_known, unwrapped
 from journey.models.pixart import PixArt
 from journey.models.qwen_image import QwenImage
 from journey.models.sana import Sana
+from journey.models.score_sde import ScoreDenoiser
 from journey.models.stable_audio import StableAudio
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
@@ -135,7 +136,8 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     ):
         required.append("class_labels")
     if not required:
-        return Denoiser(network, scheduler)
+        scored = any(kind.__name__ == "ScoreSdeVeScheduler" for kind in type(scheduler).__mro__)
+        return (ScoreDenoiser if scored else Denoiser)(network, scheduler)
     if len(required) > 1:
         raise TypeError(
             f"network must be told one thing, got {type(network).__name__} that needs {' and '.join(required)}"

@@ -293,8 +293,8 @@ def as_schedule(scheduler: Any) -> Schedule:
 
 # Schedulers whose networks or samplers are of another kind.
 _OTHERS = {
-    "ScoreSdeVeScheduler": "its network predicts a score, and its sampler corrects each step by others, which is not "
-    "covered",
+    "ScoreSdeVeScheduler": "its network predicts a score, which is covered where it is told nothing else, in a pair or "
+    "pipeline of unet and scheduler",
     "ScoreSdeVpScheduler": "its network predicts a score in continuous time, which is not covered",
     "KarrasVeScheduler": "its sampler corrects each step, which is not covered; EDMEulerScheduler is the one of EDM",
     "CMStochasticIterativeScheduler": "consistency models are trained by another loss than that of noised images",
