@@ -102,8 +102,6 @@ class ByHand:
 
 
 class ZImage(ByHand):
-    uncovered = ("pad_token",)
-
     def make(self) -> Any:
         from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -591,7 +589,6 @@ def make_bert() -> nn.Module:
 
 
 class HunyuanDiT(ByHand):
-    uncovered = ("pooler",)
     told_sizes = True
 
     def make(self) -> Any:
