@@ -15,19 +15,19 @@ class Share(NamedTuple):
     """The draws that one network answers.
 
     Attributes:
-        bins: Which bins have some, int64. [own_bins]
+        bins: Which bins have some, int64; None is all, in order. [own_bins]
         timesteps: int64. [num_samples, own_bins, own_draws]
         noise: float32. [num_samples, own_bins, own_draws, ...]
         condition: As it was given, of these draws.
         weights: So that means over these draws add up to means over all: zero where a sample has fewer than others.
-            float32 [num_samples, own_bins, own_draws]
+            None is one each. float32 [num_samples, own_bins, own_draws]
     """
 
-    bins: Tensor
+    bins: Tensor | None
     timesteps: Tensor
     noise: Tensor
     condition: Condition | None
-    weights: Tensor
+    weights: Tensor | None
 
 
 def shares(

@@ -20,7 +20,7 @@ from journey.gradients.rows import squared_norms
 from journey.gradients.rules import Contribution
 from journey.gradients.selection import Selection, selector
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
-from journey.measure.experts import shares
+from journey.measure.experts import Share, shares
 from journey.measure.measurements import Measurement
 from journey.measure.row_values import row_values
 from journey.models.condition import Condition
@@ -134,28 +134,22 @@ class Featurizer:
         """
         boundaries = self.denoiser.boundaries
         if not boundaries:
-            return self._features(images, timesteps, noise, condition, mask, weights, ids, check)
+            return self._features(images, Share(None, timesteps, noise, condition, weights), mask, ids, check)
         shape, device = (*timesteps.shape[:2], self.features_dim), self.denoiser.device
         features = torch.zeros(shape, device=device, dtype=torch.float32)
         averages = torch.zeros(shape[:2], device=device, dtype=torch.float32)
         for own in shares(boundaries, timesteps, noise, condition, weights):
-            part = self._features(images, own.timesteps, own.noise, own.condition, mask, own.weights, ids, check)
-            features[:, own.bins.to(device)] += part[0]
-            averages[:, own.bins.to(device)] += part[1]
+            part, mean = self._features(images, own, mask, ids, check)
+            assert own.bins is not None
+            features[:, own.bins.to(device)] += part
+            averages[:, own.bins.to(device)] += mean
         return features, averages
 
     def _features(
-        self,
-        images: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        condition: Condition | None,
-        mask: Tensor | None,
-        weights: Tensor | None,
-        ids: Ids | None,
-        check: bool,
+        self, images: Tensor, share: Share, mask: Tensor | None, ids: Ids | None, check: bool
     ) -> tuple[Tensor, Tensor]:
         """Measure images at draws that one network answers, see ``features``."""
+        _, timesteps, noise, condition, weights = share
         num_samples, bins, num_draws = timesteps.shape
         values = row_values(self.denoiser, self.measurement, images, timesteps, noise, condition, mask, weights)
 
