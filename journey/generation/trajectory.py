@@ -162,7 +162,11 @@ class Trajectory:
     @property
     def x0_pixels(self) -> Tensor:
         """The predicted images as pictures, videos or sounds in [-1, 1]. [num_queries, num_steps, ...]"""
-        return self.x0_hat if self.pixels is None else _unpacked(self.pixels[:, :-1])
+        return torch.stack([self.predicted(step) for step in range(len(self.timesteps))], 1)
+
+    def predicted(self, step: int) -> Tensor:
+        """Return the images predicted at one recorded step, as ``x0_pixels`` has them. [num_queries, ...]"""
+        return self.x0_hat[:, step] if self.pixels is None else _unpacked(self.pixels[:, step])
 
     @property
     def x_t_pixels(self) -> Tensor:

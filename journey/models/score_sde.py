@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import ScoreSdeVeScheduler
 from torch import Tensor, nn
 
 from journey.data.ids import Ids
@@ -94,6 +93,9 @@ class PredictorCorrector:
     @classmethod
     def from_config(cls, config: Any) -> PredictorCorrector:
         """Return another of the same settings."""
+        # Here, because diffusers versions without it remain usable for the rest.
+        from diffusers import ScoreSdeVeScheduler
+
         return cls(ScoreSdeVeScheduler.from_config(config))
 
     def set_timesteps(self, num_inference_steps: int) -> None:

@@ -198,7 +198,8 @@ def make_view(
     return View(
         scored,
         as_images(trajectory.x_t_pixels[:, steps], 2),
-        as_images(trajectory.x0_pixels[:, steps], 2),
+        # Step by step: decoded videos are large.
+        torch.stack([as_images(trajectory.predicted(step), 1) for step in steps], 1),
         as_images(trajectory.image_pixels, 1),
         scores.train_ids,
         places,
