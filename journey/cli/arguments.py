@@ -122,6 +122,13 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         default="mean",
         help="of the VAE's posterior: its mean (default), or one sample for each image",
     )
+    parser.add_argument(
+        "--video-size",
+        type=int,
+        nargs=3,
+        metavar=("FRAMES", "HEIGHT", "WIDTH"),
+        help="of a video model: what files are read in and videos are made in (default: the pipeline's)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0, help="names everything random (default 0)")
 
@@ -212,9 +219,8 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, help="strength of guidance (default: that of the pipeline)")
     parser.add_argument("--num-images", type=int, help="images to generate, of each prompt (default 1)")
     parser.add_argument("--num-inference-steps", type=int, help="steps of the sampler (default 50)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="in pixels (default: the model's)"
-    )
+    text = "height and width in pixels, of videos frames before them (default: the model's)"
+    parser.add_argument("--size", type=int, nargs="+", metavar="N", help=text)
 
 
 def add_trajectory(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -21,6 +21,7 @@ from journey.measure.measurements import Measurement
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser, load_pipeline
 from journey.models.lora_files import load_lora
+from journey.models.video import VideoDenoiser
 from journey.projectors.base import Projector
 
 TRAJECTORY = "trajectory.safetensors"
@@ -30,13 +31,19 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     """Return the model that the arguments of ``add_model`` name, on its device.
 
     Raises:
-        ValueError: If there is no such device, or the model does not take all of the LoRA weights.
+        ValueError: If there is no such device, the model does not take all of the LoRA weights, or it makes no videos
+            of the size that is asked for.
     """
-    device = _device(options.device)
+    device, video_size = _device(options.device), getattr(options, "video_size", None)
     model = load_pipeline(options.model, dtype=options.dtype, variant=options.variant)
     if options.lora is not None:
         load_lora(model, options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
+    if video_size is not None:
+        if not isinstance(denoiser, VideoDenoiser):
+            raise ValueError(f"video-size must be of a model of videos, got {type(denoiser).__name__}")
+        denoiser.video_size = tuple(video_size)
+        denoiser.shape_of(None)  # refuses what the model cannot make
     for part in (denoiser.network, *denoiser.frozen.values()):
         part.to(device)
     return denoiser

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from journey.cli.arguments import Commands, add_command, add_model, add_recording, add_running, folder
 from journey.cli.inputs import TRAJECTORY, load_denoiser, record_images
-from journey.cli.outputs import prepare_folder
-from journey.report.view import to_picture
+from journey.cli.outputs import prepare_folder, save_media
 
 EXAMPLES = """
 journey record --model ./ddpm-cifar10 --num-images 4 --out generated
@@ -30,10 +29,10 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     out: Path = options.out
     prepare_folder(out)
-    trajectory = record_images(options, load_denoiser(options))
+    denoiser = load_denoiser(options)
+    trajectory = record_images(options, denoiser)
     trajectory.save(out / TRAJECTORY)
     print(out / TRAJECTORY)
     for i, image in enumerate(trajectory.image_pixels):
-        path = out / f"image-{i}.png"
-        to_picture(image).save(path)
+        path = save_media(image, out, str(i), sampling_rate=getattr(denoiser, "sampling_rate", None))
         print(path, *trajectory.prompts[i : i + 1])

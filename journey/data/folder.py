@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from journey.data.captions import add_captions, caption_files
 from journey.data.items import CAPTION_KEYS, LABEL_KEYS, captions_of, label_of
@@ -40,7 +41,8 @@ class ImageFolder:
 
     Args:
         folder: Where the images are.
-        size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them.
+        size: Height and width that images are scaled to, bilinearly, and cropped to in the centre; None keeps them. Of
+            videos frames, height and width: items are the first frames of animated GIF, WebP or PNG files.
         channels: 1 (grey) or 3 (RGB).
 
     Attributes:
@@ -56,11 +58,16 @@ class ImageFolder:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, size: tuple[int, int] | None = None, channels: int = 3
+        self, folder: str | os.PathLike[str], *, size: tuple[int, ...] | None = None, channels: int = 3
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
+        if size is not None and len(size) == 1:
+            raise ValueError(
+                f"dataset must hold tensors [C, T] in [-1, 1] for a model of sounds, got the folder {root}: files of "
+                "sounds are not read, so give a dataset of your own whose items have audio and text"
+            )
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         listing = list_folder(root)
@@ -97,7 +104,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Image.Image | dict[str, Any]:
+    def __getitem__(self, index: int) -> Image.Image | Tensor | dict[str, Any]:
         path = self.paths[index]
         image = Form(self.size, self.channels).read(path, str(path))
         return image if self._told is None else {**self.told(index), "image": image}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-IMAGE_KEYS = ("image", "pixel_values", "images", "img")
+IMAGE_KEYS = ("image", "pixel_values", "images", "img", "video", "audio")
 CAPTION_KEYS = ("text", "caption", "prompt", "captions")
 LABEL_KEYS = ("class_labels", "class_label", "label", "labels")
 
@@ -117,11 +117,14 @@ def get_image(dataset: Dataset, index: int) -> Tensor:
 
     Args:
         dataset: Items are float tensors in [-1, 1], uint8 tensors or arrays, both [C, H, W], PIL images, (image, ...)
-            tuples, or dicts with one of the keys ``image``, ``pixel_values``, ``images``, ``img``.
+            tuples, or dicts with one of the keys ``image``, ``pixel_values``, ``images``, ``img``, ``video``,
+            ``audio``. Videos are tensors or arrays [F, C, H, W], or under a key lists of such images; sounds are
+            floating point in [-1, 1] or int16, [C, T].
         index: Which item.
 
     Returns:
-        float32, in [-1, 1] for integer and PIL images, unchanged for floating point. [C, H, W]
+        float32, in [-1, 1] for integer and PIL images, unchanged for floating point. [C, H, W], [F, C, H, W] of a
+        video, [C, T] of a sound.
 
     Raises:
         TypeError: If the item is none of these.
@@ -138,14 +141,16 @@ def image_of(item: Any, what: str) -> Tensor:
         what: Names the item in errors, such as ``"dataset[7]"``.
 
     Returns:
-        float32. [C, H, W]
+        float32. [C, H, W], [F, C, H, W] of a video, [C, T] of a sound.
 
     Raises:
         TypeError: If the item is none of the forms of ``get_image``.
-        ValueError: If a dict has none of the keys, or a uint8 image has its channels last.
+        ValueError: If a dict has none of the keys, a uint8 image has its channels last, or frames have several sizes.
     """
     if isinstance(item, dict):
         item = item[_key(item, IMAGE_KEYS, what)]
+        if isinstance(item, tuple | list) and item:
+            return _stacked([image_of(frame, f"{what}, frame {i},") for i, frame in enumerate(item)], what)
     elif isinstance(item, tuple | list) and item:
         item = item[0]
     if isinstance(item, Image.Image):
@@ -164,10 +169,24 @@ def image_of(item: Any, what: str) -> Tensor:
     if item.dtype == torch.uint8:
         if item.dim() == 3 and channels_are_last(item):
             raise ValueError(f"{what} must be [C, H, W], got {list(item.shape)}; give it as permute(2, 0, 1) does")
+        if item.dim() == 4 and channels_are_last(item[0]):
+            raise ValueError(
+                f"{what} must be [F, C, H, W], got {list(item.shape)}; give it as permute(0, 3, 1, 2) does"
+            )
         return item.float() / 127.5 - 1
+    if item.dtype == torch.int16 and item.dim() == 2:
+        return item.float() / 32768
     if not item.is_floating_point():
         raise TypeError(f"{what} must be uint8 or floating point in [-1, 1], got {item.dtype}")
     return item.float()
+
+
+def _stacked(frames: list[Tensor], what: str) -> Tensor:
+    """The video of some frames. [F, C, H, W]"""
+    sizes = sorted({tuple(frame.shape) for frame in frames})
+    if len(sizes) > 1 or len(sizes[0]) != 3:
+        raise ValueError(f"{what} must have frames [C, H, W] of one size, got {', '.join(map(str, sizes[:3]))}")
+    return torch.stack(frames)
 
 
 def channels_are_last(image: Tensor) -> bool:
@@ -176,7 +195,7 @@ def channels_are_last(image: Tensor) -> bool:
 
 
 def check_finite(image: Tensor, what: str) -> None:
-    """Refuse an image with NaN or infinite pixels; ``what`` names it in the error. [C, H, W]"""
+    """Refuse an image with NaN or infinite pixels; ``what`` names it in the error. [C, ...]"""
     if not torch.isfinite(image).all():
         raise ValueError(f"{what} has NaN or infinite pixels; remove the image or repair it")
 

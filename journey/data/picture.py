@@ -1,4 +1,4 @@
-"""One image file as a picture: decoded, upright, in grey or RGB, scaled and cropped."""
+"""One image file as a picture, or an animation as frames: decoded, upright, in grey or RGB, scaled and cropped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageSequence
 
 from journey.data.items import IMAGE_KEYS, convert
 from journey.data.listing import image_formats
@@ -72,14 +75,35 @@ _naming_warnings = _Naming()
 
 
 class Form(NamedTuple):
-    """What pictures are brought to: a size, height and width, and grey or RGB."""
+    """What pictures are brought to: a size and grey or RGB.
 
-    size: tuple[int, int] | None  # None keeps each picture's own
+    The size is a height and width; for videos there are frames before them, for sounds it is samples alone.
+    """
+
+    size: tuple[int, ...] | None  # None keeps each picture's own
     channels: int  # 1 or 3
 
-    def read(self, source: Path | bytes, what: str) -> Image.Image:
-        """Decode an image file in this form, see ``read_picture`` and ``cover``."""
-        return self._cover(read_picture(source, self._mode, what), what)
+    def read(self, source: Path | bytes, what: str) -> Any:
+        """Decode an image file in this form, see ``read_picture`` and ``cover``.
+
+        Args:
+            source: The file, or what it holds.
+            what: Names it in errors.
+
+        Returns:
+            A PIL image; of videos uint8 [F, C, H, W].
+
+        Raises:
+            ValueError: As these say, or if an animation has fewer frames than are asked for, or a sound is.
+        """
+        if self.size is not None and len(self.size) == 1:
+            raise ValueError(f"{what} is no sound: give sounds as tensors [C, T] in [-1, 1], in a dataset of your own")
+        if self.size is None or len(self.size) == 2:
+            return self._cover(read_picture(source, self._mode, what), what)
+        frames = [self._cover(frame, what) for frame in read_frames(source, self._mode, what, self.size[0])]
+        arrays = [np.asarray(frame) for frame in frames]
+        video = torch.from_numpy(np.stack(arrays))
+        return video.unsqueeze(1) if video.dim() == 3 else video.permute(0, 3, 1, 2).contiguous()
 
     def bring(self, item: Any, what: str) -> Any:
         """Bring an item's picture to this form.
@@ -96,6 +120,8 @@ class Form(NamedTuple):
             ValueError: As ``read_picture`` and ``cover``.
         """
         if isinstance(item, Image.Image):
+            if self.size is not None and len(self.size) != 2:
+                raise ValueError(f"{what} must be a video or a sound as the model takes, got a picture")
             return self._cover(convert(item, self._mode, what), what)
         if isinstance(item, bytes):
             return self.read(item, what)
@@ -110,7 +136,39 @@ class Form(NamedTuple):
         return "L" if self.channels == 1 else "RGB"
 
     def _cover(self, image: Image.Image, what: str) -> Image.Image:
-        return image if self.size is None else cover(image, self.size, what)
+        return image if self.size is None else cover(image, (self.size[-2], self.size[-1]), what)
+
+
+def read_frames(source: Path | bytes, mode: str, what: str, count: int) -> list[Image.Image]:
+    """Decode the first frames of an animated GIF, WebP, PNG or TIFF.
+
+    Args:
+        source: The file, or what it holds.
+        mode: ``"L"`` or ``"RGB"``; transparency is dropped.
+        what: Names it in errors.
+        count: How many frames.
+
+    Returns:
+        The frames.
+
+    Raises:
+        ValueError: If it has fewer, or as ``read_picture``.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with _naming_warnings(what), Image.open(file, formats=image_formats()) as opened:
+            found = getattr(opened, "n_frames", 1)
+            frames = [frame.copy() for frame in islice(ImageSequence.Iterator(opened), count)]
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{what} is too large an image: {error}; scale it down") from error
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read as an animation: {error!s}; repair or remove it") from error
+    if len(frames) < count:
+        raise ValueError(
+            f"{what} must have at least {count} frames, as the model's videos do, got {found}; remove it, or set "
+            "model.video_size, on the command line --video-size"
+        )
+    return [convert(frame, mode, what) for frame in frames]
 
 
 def read_picture(source: Path | bytes, mode: str, what: str) -> Image.Image:

@@ -28,7 +28,7 @@ _KINDS: dict[str, type[ParquetFiles] | type[TarShards]] = {".parquet": ParquetFi
 
 
 def open_dataset(
-    source: Any, *, size: tuple[int, int] | None, channels: int, id_of: IdOf | None = None
+    source: Any, *, size: tuple[int, ...] | None, channels: int, id_of: IdOf | None = None
 ) -> Dataset | Stream:
     """Open what holds training images.
 
@@ -37,8 +37,8 @@ def open_dataset(
             of such a file, a pattern (``*.parquet``, ``shards-{000..009}.tar``) or a list of these; a table of the
             library ``datasets``, map-style or streaming; a map-style dataset; any other iterable of items, or of pairs
             ``(id, item)``. What was opened already comes back as it is.
-        size: Height and width that pictures in files and in tables of ``datasets`` are scaled to and cropped to; None
-            keeps them. Items of the caller's own datasets stay as they are.
+        size: Height and width, of videos frames before them, that pictures in files and in tables of ``datasets`` are
+            scaled to and cropped to; None keeps them. Items of the caller's own datasets stay as they are.
         channels: 1 (grey) or 3 (RGB), of the same.
         id_of: The column or key that holds the ids, or a function of an item.
 

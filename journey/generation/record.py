@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from journey.data.numbers import as_tensor
 from journey.generation.sampler import Sampler
-from journey.generation.trajectory import Trajectory
+from journey.generation.trajectory import Trajectory, packed
 from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.models.load import as_denoiser
@@ -31,7 +31,7 @@ def record(
     num_images: int = 1,
     num_inference_steps: int = 50,
     steps: Sequence[int] | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     progress: bool = True,
 ) -> Trajectory:
     """Sample images with the model's scheduler and keep x_t and the predicted image at chosen steps.
@@ -48,7 +48,8 @@ def record(
         num_images: Images to make of each prompt or label; those of one prompt follow each other.
         num_inference_steps: Steps of the sampler.
         steps: Which of the sampler's timesteps to keep; all by default.
-        size: Height and width of the images in pixels; the model's own by default.
+        size: Height and width of the images in pixels, of a video frames, height and width, of a sound its samples;
+            the model's own by default.
         progress: Show a progress bar.
 
     Returns:
@@ -153,7 +154,7 @@ def _condition_of(
 
 
 def _decode(denoiser: Denoiser, latents: Tensor) -> Tensor:
-    """Decode latents one image at a time. [num_queries, num, C, H, W] -> uint8 [num_queries, num, 3, height, width]"""
-    rows = [denoiser.decode(row.unsqueeze(0)).cpu() for row in latents.flatten(0, 1)]
-    pictures: Tensor = (torch.cat(rows) + 1).mul(127.5).round().to(torch.uint8)
-    return pictures.view(*latents.shape[:2], *pictures.shape[1:])
+    """Decode latents one image at a time. [num_queries, num, ...] -> as ``Trajectory.pixels``"""
+    rows = [packed(denoiser.decode(row.unsqueeze(0)).cpu()) for row in latents.flatten(0, 1)]
+    pictures: Tensor = torch.cat(rows).unflatten(0, latents.shape[:2])
+    return pictures

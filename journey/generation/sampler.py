@@ -144,6 +144,7 @@ class Sampler:
         x = x.to(self.denoiser.device)
         condition, negative = (None if c is None else c.expand(len(x)) for c in (self._condition, self._negative))
         x = x / _input_scale(scheduler, times[first])
+        x0_hat = None
         for index in range(first, len(times)):
             t = times[index]
             x_t = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -151,12 +152,11 @@ class Sampler:
             told = self.denoiser.schedule.network_time(t) if self._is_ancestral else t
             prediction = self._predict(x_t, told, condition, negative)
             level = self.denoiser.schedule.level(scheduler, index)
-            with torch.device("cpu"):
-                step = scheduler.step(prediction, t, x, **own_noise)
-            x0_hat = getattr(step, "pred_original_sample", None)
+            before = (x0_hat, None if x0_hat is None else times[index - 1])
+            x_prev, x0_hat = _step(scheduler, prediction, t, x, before, own_noise)
             if x0_hat is None:
                 x0_hat = self.denoiser.schedule.invert(prediction, x_t, *level)
-            x = step.prev_sample
+            x = x_prev
             yield Step(index, self.timesteps[index], x_t, x0_hat, x)
 
     def _predict(self, x_t: Tensor, time: Tensor, condition: Condition | None, negative: Condition | None) -> Tensor:
@@ -198,6 +198,19 @@ class Sampler:
             ddpm = DDPMScheduler.from_config(given.config, **changes)
             ddpm.set_timesteps(timesteps=list(visited))
         return ddpm
+
+
+def _step(
+    scheduler: Any, prediction: Tensor, t: Tensor, x: Tensor, before: tuple[Any, Any], own_noise: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """Latents after a step, and the image that the scheduler predicts, if it tells; ``before`` is that and its time."""
+    with torch.device("cpu"):
+        # CogVideoX's own solver keeps nothing of the step before: it is handed it.
+        if "old_pred_original_sample" in signature(scheduler.step).parameters:
+            x_prev, x0_hat = scheduler.step(prediction, before[0], t, before[1], x, **own_noise, return_dict=False)
+            return x_prev, x0_hat
+        found = scheduler.step(prediction, t, x, **own_noise)
+    return found.prev_sample, getattr(found, "pred_original_sample", None)
 
 
 def _input_scale(scheduler: Any, time: Tensor) -> float:

@@ -32,20 +32,21 @@ class Trajectory:
     """The recorded steps of some generated images, on the CPU, in the space that the network denoises.
 
     That is the images themselves in [-1, 1], or the latents of an autoencoder; then ``pixels`` has the decoded images,
-    8 bits each, so that pictures need no model.
+    so that pictures need no model. A video is [C, F, H, W] as latents and [F, 3, height, width] in pixels, a sound
+    [C, T] as both.
 
     Attributes:
         timesteps: The recorded timesteps, descending as they were sampled, int64. [num_steps]
-        x_t: The latents before each step, as the network saw them, float32. [num_queries, num_steps, C, H, W]
-        x0_hat: The image predicted from each, float32. [num_queries, num_steps, C, H, W]
-        images: The images at the end, float32. [num_queries, C, H, W]
+        x_t: The latents before each step, as the network saw them, float32. [num_queries, num_steps, C, ...]
+        x0_hat: The image predicted from each, float32. [num_queries, num_steps, C, ...]
+        images: The images at the end, float32. [num_queries, C, ...]
         condition: What the network was told, one row per image; None for an unconditional model.
         negative: What guidance led away from, one row for all images; None without guidance.
         guidance_scale: The strength of classifier-free guidance.
         num_inference_steps: Steps of the sampler; None for as many as were recorded.
         prompts: What was asked for, in words, one per image; empty for an unconditional model.
-        pixels: Of latent models, every ``x0_hat`` and then the image, decoded, uint8.
-            [num_queries, num_steps + 1, 3, height, width]
+        pixels: Of latent models, every ``x0_hat`` and then the image, decoded, uint8; of sounds int16.
+            [num_queries, num_steps + 1, 3, height, width], [..., F, 3, height, width] or [..., C, T]
         schedule: Fingerprint of the noise schedule whose timesteps these are; None for a trajectory of the caller's
             own, whose timesteps are taken to be those of the model that they are used with.
         levels: Factors of image and noise that each timestep means there, float32; None likewise. [num_steps, 2]
@@ -70,7 +71,7 @@ class Trajectory:
         for name in ("x_t", "x0_hat"):
             if tuple(getattr(self, name).shape) != expected:
                 raise ValueError(
-                    f"{name} must be [num_queries, num_steps, C, H, W] = {list(expected)}, "
+                    f"{name} must be [num_queries, num_steps, C, ...] = {list(expected)}, "
                     f"got {list(getattr(self, name).shape)}"
                 )
         for name, found in (("condition", self.condition), ("prompts", self.prompts or None)):
@@ -139,7 +140,7 @@ class Trajectory:
         indices = nearest_levels(denoiser.schedule, self.levels, self.timesteps.tolist())
         timesteps = torch.tensor(indices, dtype=torch.int64, device="cpu")
         levels = denoiser.schedule.levels(timesteps)
-        scales = (levels.norm(dim=1) / self.levels.norm(dim=1)).view(-1, 1, 1, 1)
+        scales = (levels.norm(dim=1) / self.levels.norm(dim=1)).view(-1, *(1,) * (self.images.dim() - 1))
         fingerprint = denoiser.schedule.fingerprint()
         return replace(self, timesteps=timesteps, x_t=self.x_t * scales, schedule=fingerprint, levels=levels)
 
@@ -155,18 +156,30 @@ class Trajectory:
 
     @property
     def image_pixels(self) -> Tensor:
-        """The images at the end as pictures in [-1, 1]. [num_queries, 1 or 3, height, width]"""
-        return self.images if self.pixels is None else self.pixels[:, -1].float() / 127.5 - 1
+        """The images at the end as pictures, videos or sounds in [-1, 1]. [num_queries, ...]"""
+        return self.images if self.pixels is None else _unpacked(self.pixels[:, -1])
 
     @property
     def x0_pixels(self) -> Tensor:
-        """The predicted images as pictures in [-1, 1]. [num_queries, num_steps, 1 or 3, height, width]"""
-        return self.x0_hat if self.pixels is None else self.pixels[:, :-1].float() / 127.5 - 1
+        """The predicted images as pictures, videos or sounds in [-1, 1]. [num_queries, num_steps, ...]"""
+        return torch.stack([self.predicted(step) for step in range(len(self.timesteps))], 1)
+
+    def predicted(self, step: int) -> Tensor:
+        """Return the images predicted at one recorded step, as ``x0_pixels`` has them. [num_queries, ...]"""
+        return self.x0_hat[:, step] if self.pixels is None else _unpacked(self.pixels[:, step])
 
     @property
     def x_t_pixels(self) -> Tensor:
-        """The noised images as pictures; of latents, which are none, the first three channels over three deviations."""
-        return self.x_t if self.pixels is None else self.x_t[:, :, :3] / 3
+        """The noised images as pictures; of latents, which are none, the first three channels over three deviations.
+
+        Latents of a sound are a grey picture, channels by positions. [num_queries, num_steps, ...]
+        """
+        if self.pixels is None:
+            return self.x_t
+        if self.x_t.dim() == 4:
+            return self.x_t.unsqueeze(2) / 3
+        shown = self.x_t[:, :, :3] / 3
+        return shown if shown.dim() == 5 else shown.transpose(2, 3)
 
     def sampler(self, model: Any, query: int = 0, *, stochastic: bool = False) -> Sampler:
         """Return a sampler for other ends of one image: the same steps, condition and guidance.
@@ -247,3 +260,15 @@ class Trajectory:
             schedule=settings["schedule"],
             levels=saved.get("levels"),
         )
+
+
+def packed(pictures: Tensor) -> Tensor:
+    """Return pictures or videos [..., 3, height, width] in [-1, 1] with 8 bits, sounds [num, C, T] with 16."""
+    if pictures.dim() == 3:
+        return (pictures * 32767).round().to(torch.int16)
+    return (pictures + 1).mul(127.5).round().to(torch.uint8)
+
+
+def _unpacked(pixels: Tensor) -> Tensor:
+    """What ``packed`` was made of, float32."""
+    return pixels.float() / 32767 if pixels.dtype == torch.int16 else pixels.float() / 127.5 - 1

@@ -20,6 +20,7 @@ from journey.gradients.rows import squared_norms
 from journey.gradients.rules import Contribution
 from journey.gradients.selection import Selection, selector
 from journey.gradients.sizes import LayerSizes, find_fault, gauge_layers
+from journey.measure.experts import Share, shares
 from journey.measure.measurements import Measurement
 from journey.measure.row_values import row_values
 from journey.models.condition import Condition
@@ -102,7 +103,8 @@ class Featurizer:
         ``features[i, b] = projector(grad of mean_d measurement(images[i], timesteps[i, b, d], noise[i, b, d]))``
 
         Rows, the draws of all images, go through the denoiser in batches of ``rows_per_pass``. Should memory run out,
-        this number is halved for good, with a warning.
+        this number is halved for good, with a warning. Of a model with several networks, each for its own part of the
+        timesteps, they are measured one after the other, each on its own draws.
 
         Args:
             images: Clean images in the model's range, float32. [num_samples, C, H, W]
@@ -130,6 +132,24 @@ class Featurizer:
             Georgiev et al., "The Journey, Not the Destination", 2023, section 3; there gradients are summed over draws,
             a constant factor.
         """
+        boundaries = self.denoiser.boundaries
+        if not boundaries:
+            return self._features(images, Share(None, timesteps, noise, condition, weights), mask, ids, check)
+        shape, device = (*timesteps.shape[:2], self.features_dim), self.denoiser.device
+        features = torch.zeros(shape, device=device, dtype=torch.float32)
+        averages = torch.zeros(shape[:2], device=device, dtype=torch.float32)
+        for own in shares(boundaries, timesteps, noise, condition, weights):
+            part, mean = self._features(images, own, mask, ids, check)
+            assert own.bins is not None
+            features[:, own.bins.to(device)] += part
+            averages[:, own.bins.to(device)] += mean
+        return features, averages
+
+    def _features(
+        self, images: Tensor, share: Share, mask: Tensor | None, ids: Ids | None, check: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Measure images at draws that one network answers, see ``features``."""
+        _, timesteps, noise, condition, weights = share
         num_samples, bins, num_draws = timesteps.shape
         values = row_values(self.denoiser, self.measurement, images, timesteps, noise, condition, mask, weights)
 

@@ -159,7 +159,7 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
                 f"prior must be of images of shape {list(p.x0.shape[1:])}, got a mean of {list(self.prior.mean.shape)}"
             )
         mean, variance = self.prior.mean.to(p.x0), self.prior.variance.to(p.x0)
-        signal, sigma = p.schedule.signal_and_sigma(p.timesteps)
+        signal, sigma = p.schedule.factors(p.timesteps, p.x0)
         away = (p.x0 - mean) / (signal.square() * variance + sigma.square())
         # Targets are linear in image and noise: no division by sigma, which may be zero.
         return p.schedule.target(-sigma.square() * away, signal * sigma * away, p.timesteps)

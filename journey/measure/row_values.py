@@ -43,7 +43,7 @@ def row_values(
     x0 = images.to(device).repeat_interleave(each, 0)
     times = timesteps.reshape(-1).to(device)
     epsilon = noise.reshape(num_rows, *images.shape[1:]).to(device)
-    masks = None if mask is None else mask.to(device).repeat_interleave(each, 0)
+    masks = None if mask is None else _as_rank(mask, x0.dim()).to(device).repeat_interleave(each, 0)
     x_t = denoiser.add_noise(x0, epsilon, times)
     target = denoiser.target(x0, epsilon, times)
     told = None if condition is None else _per_row(condition, num_samples, num_rows).to(device)
@@ -76,3 +76,8 @@ def _per_row(condition: Condition, num_samples: int, num_rows: int) -> Condition
             f"condition must have {num_samples} rows, one per sample, or {num_rows}, one per draw, got {len(condition)}"
         )
     return condition if len(condition) == num_rows else condition.repeat(num_rows // num_samples)
+
+
+def _as_rank(mask: Tensor, rank: int) -> Tensor:
+    """A mask [num_samples, 1, H, W] for every frame of videos, where rows are such. [num_samples, 1, ..., H, W]"""
+    return mask.view(len(mask), *(1,) * (rank - 3), *mask.shape[-2:])

@@ -1,4 +1,4 @@
-"""Rows apart in layers that a network calls with the tokens of all rows as one batch, so that hooks tell them apart."""
+"""Rows apart in layers that a network calls with what all rows have as one batch, so that hooks tell them apart."""
 
 from __future__ import annotations
 
@@ -34,6 +34,36 @@ def rows_apart(layers: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
 
     # Hooks of a measurement are there already, so that they come before this one.
     handles = [layers.register_forward_pre_hook(part), layers.register_forward_hook(join)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frames_stacked(embedder: nn.Module, frames: int) -> Iterator[None]:
+    """Let a convolution that embeds patches see the frames of each row below each other, as one image.
+
+    The network's ``[num_rows * frames, C, H, W]`` reach it as ``[num_rows, C, frames * H, W]``, which gives the same
+    patches as long as they divide H, and what it makes of them goes back in the network's form.
+
+    Args:
+        embedder: The convolution, whose stride is its kernel.
+        frames: Frames of each row.
+
+    Yields:
+        Nothing.
+    """
+
+    def stack(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].unflatten(0, (-1, frames)).transpose(1, 2).flatten(2, 3), *args[1:])
+
+    def part(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        patches: Tensor = output.unflatten(2, (frames, -1))
+        return patches.transpose(1, 2).flatten(0, 1)
+
+    handles = [embedder.register_forward_pre_hook(stack), embedder.register_forward_hook(part)]
     try:
         yield
     finally:

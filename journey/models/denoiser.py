@@ -43,7 +43,11 @@ class Denoiser(Guidance):
         check_network(network)
         self.network = network
         self.scheduler = scheduler
-        self.schedule: Schedule = as_schedule(scheduler)
+        self.schedule: Schedule = self.schedule_of(scheduler)
+
+    def schedule_of(self, scheduler: Any) -> Schedule:
+        """Return the schedule that the network was trained with; raises what ``as_schedule`` does."""
+        return as_schedule(scheduler)
 
     def around(self, network: nn.Module) -> Self:
         """Return the model around another network of the same architecture, to train it.
@@ -66,6 +70,11 @@ class Denoiser(Guidance):
         return self.schedule.num_train_timesteps
 
     @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Timesteps at which another network takes over, ascending; none of a model that is one network."""
+        return ()
+
+    @property
     def prediction_type(self) -> str:
         """What the network predicts, see ``journey.models.schedules.Schedule``."""
         return self.schedule.prediction_type
@@ -86,8 +95,8 @@ class Denoiser(Guidance):
         return getattr(getattr(self.network, "config", None), "in_channels", None)
 
     @property
-    def sample_size(self) -> tuple[int, int] | None:
-        """Height and width of an image, where the network's config tells."""
+    def sample_size(self) -> tuple[int, ...] | None:
+        """Height and width of an image, of a video frames before them, where the network's config tells."""
         size = getattr(getattr(self.network, "config", None), "sample_size", None)
         return (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
 
@@ -197,7 +206,7 @@ class Denoiser(Guidance):
         """Return what an item tells the network, as a JSON value, by which items are told apart."""
         return None
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+    def shape_of(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return the shape of what the network denoises for images of some size, by default the model's. [C, H, W]
 
         Args:
@@ -214,6 +223,10 @@ class Denoiser(Guidance):
             raise TypeError(
                 f"model must tell in_channels and sample_size in its config, {type(self.network).__name__} does not; "
                 "network.config = types.SimpleNamespace(in_channels=3, sample_size=32) would"
+            )
+        if size is not None and len(size) != len(self.shape) - 1:
+            raise ValueError(
+                f"size must be {len(self.shape) - 1} numbers, as the model's images have, got {tuple(size)}"
             )
         return self.shape if size is None else (self.shape[0], *size)
 

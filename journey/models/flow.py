@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from journey.models.condition import Condition
@@ -41,13 +41,18 @@ class Flow(TextDenoiser, LatentDenoiser):
     encoders: tuple[str, ...] = ("text_encoder",)
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
-        super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        super().__init__(pipeline, self.network_of(pipeline), latents=latents, seed=seed)
         check_flow(self, pipeline)
         if getattr(self.config, "guidance_embeds", False) and not self.gives_guidance:
             raise ValueError(
                 f"transformer of a {type(pipeline).__name__} must not embed guidance, got guidance_embeds=True, as "
                 "distilled networks have it, whose training loss is another"
             )
+
+    def network_of(self, pipeline: Any) -> nn.Module:
+        """Return the network of the pipeline that is measured."""
+        network: nn.Module = pipeline.transformer
+        return network
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -40,7 +40,7 @@ class HiDream(Flow):
                 "their names"
             )
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+    def shape_of(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return the shape of the latents of an image, see ``Denoiser.shape_of``; what is no square has a limit."""
         network: Any = self.network
         shape, most = super().shape_of(size), int(network.max_seq)

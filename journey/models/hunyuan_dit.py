@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from journey.models.apart import rows_apart
 from journey.models.condition import Condition
@@ -20,8 +23,7 @@ class HunyuanDiT(TextDenoiser, LatentDenoiser):
     """The transformer of a ``HunyuanDiTPipeline``, told the states of both encoders at their full lengths.
 
     Versions that are told sizes hear what the pipeline tells them by default: an original of 1,024 pixels, not
-    cropped, and the size of the image. The half of the output that is a variance is left away. The weights that pool
-    the states of T5 (``time_extra_emb.pooler``) are used past their layers' calls, and have no gradient rule.
+    cropped, and the size of the image. The half of the output that is a variance is left away.
 
     Args:
         pipeline: The pipeline, in eval mode.
@@ -68,7 +70,8 @@ class HunyuanDiT(TextDenoiser, LatentDenoiser):
         size = [length * self.scale_factor for length in x_t.shape[2:]]
         t5 = told["encoder_hidden_states_t5"].to(self.dtype)
         network: Any = self.network
-        with rows_apart(network.text_embedder, [t5.shape[1]] * len(t5)):
+        pooler = network.time_extra_emb.pooler
+        with rows_apart(network.text_embedder, [t5.shape[1]] * len(t5)), _pooled_by_layers(pooler):
             found: Tensor = network(
                 x_t,
                 times.to(x_t.dtype),
@@ -93,3 +96,29 @@ class HunyuanDiT(TextDenoiser, LatentDenoiser):
         network: Any = self.network
         width = network.inner_dim // network.num_heads
         return get_2d_rotary_pos_embed(width, region, grid, device=x_t.device, output_type="pt")
+
+
+@contextmanager
+def _pooled_by_layers(pooler: Any) -> Iterator[None]:
+    """Call the layers that pool the states of T5, so that hooks see them; the network itself takes their weights alone.
+
+    Where one is no plain layer, as with an adapter, which the network passes over, it is left to the network.
+    """
+    layers = (pooler.q_proj, pooler.k_proj, pooler.v_proj, pooler.c_proj)
+    if any(type(layer) is not nn.Linear for layer in layers):
+        yield
+        return
+
+    def forward(x: Tensor) -> Tensor:
+        x = torch.cat([x.mean(1, keepdim=True), x], 1) + pooler.positional_embedding.to(x.dtype)
+        parts = (pooler.q_proj(x[:, :1]), pooler.k_proj(x), pooler.v_proj(x))
+        heads = [part.unflatten(-1, (pooler.num_heads, -1)).transpose(1, 2) for part in parts]
+        found = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        pooled: Tensor = pooler.c_proj(found).squeeze(1)
+        return pooled
+
+    vars(pooler)["forward"] = forward
+    try:
+        yield
+    finally:
+        vars(pooler).pop("forward", None)

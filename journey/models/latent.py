@@ -93,7 +93,7 @@ class LatentDenoiser(Denoiser):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
-    def sample_size(self) -> tuple[int, int]:
+    def sample_size(self) -> tuple[int, ...]:
         """Height and width of an image that the model was made for."""
         height, width = self.latent_size
         return height * self.scale_factor, width * self.scale_factor
@@ -103,10 +103,12 @@ class LatentDenoiser(Denoiser):
         """True."""
         return True
 
-    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, ...]:
+    def shape_of(self, size: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return the shape of the latents of an image, see ``Denoiser.shape_of``."""
         if size is None:
             return self.shape
+        if len(size) != 2:
+            raise ValueError(f"size must be a height and a width, for images have no frames, got {tuple(size)}")
         step = self.scale_factor * self.patch_size
         if any(pixels % step or pixels < step for pixels in size):
             raise ValueError(f"size must be a height and width that {step} divides, as the model takes, got {size}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from journey.models.aura_flow import AuraFlow
 from journey.models.chroma import Chroma
+from journey.models.cogvideox import CogVideoX
 from journey.models.conditional import ConditionalDenoiser
 from journey.models.denoiser import Denoiser
 from journey.models.dit import DiT
@@ -22,15 +23,20 @@ from journey.models.flux import Flux
 from journey.models.flux_2 import Flux2, Flux2Klein
 from journey.models.hidream import HiDream
 from journey.models.hunyuan_dit import HunyuanDiT
+from journey.models.hunyuan_video import HunyuanVideo
 from journey.models.latent_diffusion import LatentDiffusion
+from journey.models.ltx import Ltx
 from journey.models.lumina_2 import Lumina2
 from journey.models.network import check_known, unwrapped
 from journey.models.pixart import PixArt
 from journey.models.qwen_image import QwenImage
 from journey.models.sana import Sana
+from journey.models.score_sde import ScoreDenoiser
+from journey.models.stable_audio import StableAudio
 from journey.models.stable_diffusion import StableDiffusion
 from journey.models.stable_diffusion_3 import StableDiffusion3
 from journey.models.stable_diffusion_xl import StableDiffusionXL
+from journey.models.wan import Wan
 from journey.models.weight_files import saved_dtype
 from journey.models.z_image import ZImage
 
@@ -53,6 +59,11 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "PixArtSigmaPipeline": PixArt,
     "HunyuanDiTPipeline": HunyuanDiT,
     "HiDreamImagePipeline": HiDream,
+    "WanPipeline": Wan,
+    "LTXPipeline": Ltx,
+    "HunyuanVideoPipeline": HunyuanVideo,
+    "CogVideoXPipeline": CogVideoX,
+    "StableAudioPipeline": StableAudio,
     "DiTPipeline": DiT,
     "LDMPipeline": LatentDiffusion,
 }
@@ -125,7 +136,8 @@ def _bare(network: nn.Module, scheduler: Any) -> Denoiser:
     ):
         required.append("class_labels")
     if not required:
-        return Denoiser(network, scheduler)
+        scored = any(kind.__name__ == "ScoreSdeVeScheduler" for kind in type(scheduler).__mro__)
+        return (ScoreDenoiser if scored else Denoiser)(network, scheduler)
     if len(required) > 1:
         raise TypeError(
             f"network must be told one thing, got {type(network).__name__} that needs {' and '.join(required)}"

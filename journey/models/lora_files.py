@@ -85,13 +85,20 @@ def load_lora(pipeline: Any, source: str | os.PathLike[str]) -> None:
         source: A file, a folder or a repo id.
 
     Raises:
-        ValueError: If the pipeline takes no adapters, or a tensor of the file is not in the network afterwards.
+        ValueError: If the pipeline takes no adapters or has two networks, or a tensor of the file is not in the
+            network afterwards.
         OSError: If it is neither on the disk nor to be had.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise ValueError(
             "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got "
             f"{type(pipeline).__name__}"
+        )
+    if getattr(pipeline, "transformer_2", None) is not None:
+        raise ValueError(
+            f"lora {source} does not say which of the two networks of {type(pipeline).__name__} it is for: call its "
+            "load_lora_weights(...), for the second with load_into_transformer_2=True, and requires_grad_(False) on a "
+            "network without one; then measure from Python"
         )
     path = Path(source)
     file = read_weights(path) if path.exists() else _fetched(pipeline, os.fspath(source))

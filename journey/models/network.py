@@ -13,7 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 # Networks of diffusers whose arguments are known without their pipeline, and pipelines that know others.
 _KNOWN = {"UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"}
-_PIPELINES = {"FluxTransformer2DModel": "FluxPipeline", "SD3Transformer2DModel": "StableDiffusion3Pipeline"}
+_PIPELINES = {
+    "FluxTransformer2DModel": "FluxPipeline",
+    "SD3Transformer2DModel": "StableDiffusion3Pipeline",
+    "WanTransformer3DModel": "WanPipeline",
+    "LTXVideoTransformer3DModel": "LTXPipeline",
+    "HunyuanVideoTransformer3DModel": "HunyuanVideoPipeline",
+    "CogVideoXTransformer3DModel": "CogVideoXPipeline",
+    "StableAudioDiTModel": "StableAudioPipeline",
+}
 
 _COMPUTED_IN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -1,4 +1,4 @@
-"""The noise schedules that diffusers' schedulers were trained with: variance preserving, flow matching, and EDM."""
+"""The noise schedules that diffusers' schedulers were trained with: variance preserving, flow matching, EDM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from journey.files.fingerprint import fingerprint_tensors
+from journey.models.edm import CosineEdm, Edm
 from journey.models.schedules import PREDICTION_TYPES, Schedule
 
 
@@ -47,7 +48,7 @@ class VariancePreserving(Schedule):
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, see ``Schedule.signal_and_sigma``."""
-        alphas = self._alphas_cumprod[timesteps.cpu()].view(-1, 1, 1, 1)
+        alphas = self._alphas_cumprod[timesteps.cpu()]
         return alphas.sqrt().float().to(timesteps.device), (1 - alphas).sqrt().float().to(timesteps.device)
 
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class VariancePreserving(Schedule):
             return noise
         if self.prediction_type == "sample":
             return x0
-        signal, sigma = self.signal_and_sigma(timesteps)
+        signal, sigma = self.factors(timesteps, x0)
         return signal * noise - sigma * x0
 
     def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -140,7 +141,7 @@ class FlowMatching(Schedule):
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``1 - sigma_t`` and ``sigma_t``, see ``Schedule.signal_and_sigma``."""
-        sigma = self._sigmas[timesteps.cpu()].view(-1, 1, 1, 1).to(timesteps.device)
+        sigma = self._sigmas[timesteps.cpu()].to(timesteps.device)
         return 1 - sigma, sigma
 
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -170,75 +171,6 @@ class FlowMatching(Schedule):
         return fingerprint_tensors({"sigmas": self._sigmas})
 
 
-class Edm(Schedule):
-    """``x_t = (x0 + s_t noise) / sqrt(s_t^2 + sigma_data^2)`` with a preconditioned network: EDM.
-
-    The network's answer F stands for the image ``sigma_data^2 signal x_t + sigma_data sigma F``, under
-    ``v_prediction`` for ``sigma_data^2 signal x_t - sigma_data sigma F``. The target is the F of the image itself, so
-    that the mean square has EDM's own weights; diffusers' script takes that of images instead. Noise levels are those
-    that the script draws from: the first ``num_train_timesteps`` of the scheduler's table.
-
-    Args:
-        scheduler: An ``EDMEulerScheduler`` or an ``EDMDPMSolverMultistepScheduler``.
-
-    Raises:
-        ValueError: If its prediction type is another than ``epsilon`` and ``v_prediction``.
-
-    Reference:
-        Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, Eq. 7 and
-        Table 1.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        told = scheduler.config.prediction_type
-        if told not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type of an EDM scheduler must be epsilon or v_prediction, got {told!r}")
-        self.prediction_type = f"edm_{told}"
-        self._sign = 1.0 if told == "epsilon" else -1.0
-        self._sigma_data = float(scheduler.config.sigma_data)
-        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        # As for flow matching: fresh, in descending order.
-        with torch.device("cpu"):
-            table = type(scheduler).from_config(scheduler.config).sigmas
-        self._ratios: Tensor = table[: self.num_train_timesteps].flip(0).double()
-
-    def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``1 / sqrt(s_t^2 + sigma_data^2)`` and ``s_t`` times that, see ``Schedule.signal_and_sigma``."""
-        ratio = self._ratios[timesteps.cpu()].view(-1, 1, 1, 1)
-        signal = (ratio.square() + self._sigma_data**2).rsqrt()
-        return signal.float().to(timesteps.device), (ratio * signal).float().to(timesteps.device)
-
-    def network_time(self, timesteps: Tensor) -> Tensor:
-        """Return ``log(s_t) / 4``, float32. [num_rows]"""
-        return (self._ratios[timesteps.cpu()].log() / 4).float().to(timesteps.device)
-
-    def nearest(self, times: Tensor) -> list[int]:
-        """Return the timesteps whose network times are nearest, see ``Schedule.nearest``."""
-        apart = times.detach().double().cpu()[:, None] - self._ratios.log()[None] / 4
-        return [int(i) for i in apart.abs().argmin(1)]
-
-    def level(self, sampler: Any, index: int) -> tuple[float, float]:
-        """Take the ratio of noise to signal from the sampler's table, see ``Schedule.level``."""
-        ratio = float(sampler.sigmas[index])
-        signal = (ratio**2 + self._sigma_data**2) ** -0.5
-        return signal, ratio * signal
-
-    def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the network must answer for the image, see ``Schedule.target``."""
-        signal, sigma = self.signal_and_sigma(timesteps)
-        return self._sign * (sigma / self._sigma_data * x0 - self._sigma_data * signal * noise)
-
-    def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """Return the image that an answer stands for, see ``Schedule.invert``."""
-        kept = self._sigma_data**2 * signal * x_t
-        return kept + self._sign * self._sigma_data * sigma * prediction
-
-    def fingerprint(self) -> str:
-        """Hash the ratios of noise to signal, and the deviation of the data."""
-        data = torch.tensor(self._sigma_data, dtype=torch.float64, device="cpu")
-        return fingerprint_tensors({"ratios": self._ratios, "sigma_data": data})
-
-
 def as_schedule(scheduler: Any) -> Schedule:
     """Return the schedule that a diffusers scheduler was trained with.
 
@@ -263,6 +195,8 @@ def as_schedule(scheduler: Any) -> Schedule:
         return FlowMatching(scheduler)
     if kinds & {"EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}:
         return Edm(scheduler)
+    if "CosineDPMSolverMultistepScheduler" in kinds:
+        return CosineEdm(scheduler)
     if kinds & set(_OTHERS):
         why = next(_OTHERS[kind] for kind in kinds if kind in _OTHERS)
         raise TypeError(
@@ -276,8 +210,8 @@ def as_schedule(scheduler: Any) -> Schedule:
 
 # Schedulers whose networks or samplers are of another kind.
 _OTHERS = {
-    "ScoreSdeVeScheduler": "its network predicts a score, and its sampler corrects each step by others, which is not "
-    "covered",
+    "ScoreSdeVeScheduler": "its network predicts a score, which is covered where it is told nothing else, in a pair or "
+    "pipeline of unet and scheduler",
     "ScoreSdeVpScheduler": "its network predicts a score in continuous time, which is not covered",
     "KarrasVeScheduler": "its sampler corrects each step, which is not covered; EDMEulerScheduler is the one of EDM",
     "CMStochasticIterativeScheduler": "consistency models are trained by another loss than that of noised images",

@@ -29,11 +29,17 @@ class Schedule(ABC):
 
     @abstractmethod
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factors of image and noise, float32, on the timesteps' device. Each [num_rows, 1, 1, 1]"""
+        """Return the factors of image and noise, float32, on the timesteps' device. Each [num_rows]"""
+
+    def factors(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``signal_and_sigma`` to multiply rows such as ``like`` with. Each [num_rows, 1, ...]"""
+        ones = (1,) * (like.dim() - 1)
+        signal, sigma = self.signal_and_sigma(timesteps)
+        return signal.view(-1, *ones), sigma.view(-1, *ones)
 
     def levels(self, timesteps: Tensor) -> Tensor:
         """Return the factors of image and noise at some timesteps, float32, on the CPU. [num_rows, 2]"""
-        return torch.cat([x.view(-1, 1) for x in self.signal_and_sigma(timesteps.cpu())], 1)
+        return torch.stack(self.signal_and_sigma(timesteps.cpu()), 1)
 
     @abstractmethod
     def network_time(self, timesteps: Tensor) -> Tensor:
@@ -57,24 +63,24 @@ class Schedule(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the network was trained to predict. [num_rows, C, H, W]"""
+        """Return what the network was trained to predict. [num_rows, ...]"""
 
     @abstractmethod
     def invert(self, prediction: Tensor, x_t: Tensor, signal: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """Return the clean image that a prediction implies. [num_rows, C, H, W]"""
+        """Return the clean image that a prediction implies. [num_rows, ...]"""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Hash the table of the schedule."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return ``x_t = signal_t x0 + sigma_t noise``. [num_rows, C, H, W]"""
-        signal, sigma = self.signal_and_sigma(timesteps)
+        """Return ``x_t = signal_t x0 + sigma_t noise``. [num_rows, ...]"""
+        signal, sigma = self.factors(timesteps, x0)
         return signal * x0 + sigma * noise
 
     def x0_from(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the clean image that a prediction at some timesteps implies. [num_rows, C, H, W]"""
-        return self.invert(prediction, x_t, *self.signal_and_sigma(timesteps))
+        """Return the clean image that a prediction at some timesteps implies. [num_rows, ...]"""
+        return self.invert(prediction, x_t, *self.factors(timesteps, x_t))
 
 
 def check_interval(name: str, interval: Interval, num_train_timesteps: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from journey.models.apart import rows_apart
 from journey.models.condition import Condition
@@ -18,9 +20,6 @@ _TOKENS = 32
 
 class ZImage(Flow):
     """The transformer of a ``ZImagePipeline``, told token states of any length. Its output is ``x0 - noise``.
-
-    The tokens that fill up images and texts, ``x_pad_token`` and ``cap_pad_token``, have no gradient rule: leave them
-    out of a full fine-tune with ``select=lambda name: "pad_token" not in name``.
 
     Reference:
         Z-Image Team, "Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion
@@ -54,11 +53,38 @@ class ZImage(Flow):
         tokens = x_t.shape[2] * x_t.shape[3] // self.patch_size**2
         network: Any = self.network
         with ExitStack() as apart:
+            apart.enter_context(_filled_by_rows(network))
             apart.enter_context(rows_apart(network.cap_embedder, [_filled(len(text)) for text in texts]))
             for embedder in network.all_x_embedder.values():
                 apart.enter_context(rows_apart(embedder, [_filled(tokens)] * len(x_t)))
             found = network(list(x_t.unsqueeze(2)), 1 - sigma, texts).sample
         return -torch.stack(found).squeeze(2)
+
+
+@contextmanager
+def _filled_by_rows(network: Any) -> Iterator[None]:
+    """Fill up the tokens of each row beside those of the others, so that each may have a filling token of its own.
+
+    The network does it to the tokens of all rows as one. Versions of diffusers that do it elsewhere are left alone;
+    there the filling tokens have no gradient rule.
+    """
+    inner = getattr(network, "_prepare_sequence", None)
+    if inner is None:
+        yield
+        return
+
+    def prepare(feats: list[Tensor], positions: Any, fill: list[Tensor], token: Tensor, *arguments: Any) -> Any:
+        stacked = pad_sequence(feats, batch_first=True)
+        filled = torch.where(pad_sequence(fill, batch_first=True).unsqueeze(-1), token, stacked)
+        rows = [row[: len(own)] for row, own in zip(filled, feats, strict=True)]
+        none = [torch.zeros_like(own) for own in fill]
+        return inner(rows, positions, none, torch.zeros_like(feats[0][:1]), *arguments)
+
+    vars(network)["_prepare_sequence"] = prepare
+    try:
+        yield
+    finally:
+        vars(network).pop("_prepare_sequence", None)
 
 
 def _filled(tokens: int) -> int:

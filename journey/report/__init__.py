@@ -2,6 +2,6 @@
 
 In reading order: ``page`` (one HTML file that opens offline: ``page.html``, ``page.css``, ``page.js``,
 ``page.charts.js``), ``payload`` (what the page holds), ``sheets`` (its pictures), ``story`` (what it says in words),
-``view`` (what every form shows), ``draw`` (how), ``png``, ``gif``, ``csv``, ``groups`` (bars of groups), ``run`` (a
-folder that keeps all of it), ``shown`` (the training images that it keeps).
+``view`` (what every form shows), ``media`` (videos and sounds as pictures), ``draw`` (how), ``png``, ``gif``, ``csv``,
+``groups`` (bars of groups), ``run`` (a folder that keeps all of it), ``shown`` (the training images that it keeps).
 """

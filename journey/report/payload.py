@@ -100,7 +100,8 @@ def _scope(view: View, query: int, ranking: Ranking, ids: list[int | str]) -> di
     mask = None if ranking.masks is None else ranking.masks[query]
     return {
         "name": clean(ranking.name),
-        "box": None if mask is None else _box(mask),
+        # Of a video the frames stand beside each other, and a region is in each.
+        "box": None if mask is None or mask.shape != view.images.shape[-2:] else _box(mask),
         "pro": [_entries(entries) for entries in ranking.proponents[query]],
         "opp": [_entries(entries) for entries in ranking.opponents[query]],
         "curves": {str(i): percent[:, columns[i]].tolist() for i in ids},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from journey.data.ids import Ids, ids_of, positions_of
 from journey.data.items import Dataset
+from journey.report.media import as_image, as_images
 from journey.scores.top import TopCollector, TopScores
 
 if TYPE_CHECKING:
@@ -196,9 +197,10 @@ def make_view(
     steps = [recorded.index(t) for t in scored]
     return View(
         scored,
-        trajectory.x_t_pixels[:, steps],
-        trajectory.x0_pixels[:, steps],
-        trajectory.image_pixels,
+        as_images(trajectory.x_t_pixels[:, steps], 2),
+        # Step by step: decoded videos are large.
+        torch.stack([as_images(trajectory.predicted(step), 1) for step in steps], 1),
+        as_images(trajectory.image_pixels, 1),
         scores.train_ids,
         places,
         top,
@@ -242,7 +244,7 @@ def to_picture(image: Tensor, *, max_side: int | None = None) -> Image.Image:
     """Turn an image in [-1, 1] into an 8-bit picture; values outside are clipped.
 
     Args:
-        image: Grey or RGB. [C, H, W]
+        image: Grey or RGB [C, H, W], or what ``journey.report.media.as_image`` makes one of.
         max_side: Larger pictures are reduced to this side, by area averaging.
 
     Returns:
@@ -251,6 +253,7 @@ def to_picture(image: Tensor, *, max_side: int | None = None) -> Image.Image:
     Raises:
         ValueError: If the image is not [1, H, W] or [3, H, W].
     """
+    image = as_image(image)
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(
             f"images must be [1, H, W] or [3, H, W] to be shown, got {list(image.shape)}: "

@@ -68,7 +68,7 @@ class ImageQueries:
                 masks = None
                 if self.masks is not None:
                     here = self.masks[first : first + len(some)]
-                    masks = resample_masks(here, some.x0.shape[2:]).unsqueeze(1)
+                    masks = resample_masks(here, some.x0.shape[-2:]).unsqueeze(1)
                 measured, _ = featurizer.features(some.x0, **drawn._asdict(), mask=masks, ids=ids)
                 found.append(measured)
                 bar.update(len(some))

@@ -100,7 +100,7 @@ class Queries:
             noise = torch.stack([self._noise(step, *pair, device) for pair in some])
             masks = None
             if self.masks is not None:
-                masks = resample_masks(self.masks[queries], images.shape[2:]).unsqueeze(1)
+                masks = resample_masks(self.masks[queries], images.shape[-2:]).unsqueeze(1)
             measured, _ = features.featurizer.features(
                 images,
                 torch.full((len(some), groups, draws // groups), self.steps[step], dtype=torch.int64, device="cpu"),

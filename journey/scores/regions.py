@@ -24,17 +24,20 @@ def pixel_masks(region: Region | list[Region], images: Tensor) -> Tensor:
         region: For all images, or a list with one for each: a box ``(top, left, bottom, right)`` in pixels, bottom and
             right excluded; a mask of the images' size, as a tensor or array [H, W] with values in [0, 1] or uint8 in
             [0, 255], as a PIL image or as the path of one; or a function that is given the image [C, H, W] in [-1, 1]
-            and returns such a mask.
-        images: [num_images, C, H, W]
+            and returns such a mask. Of a video the region is the same in every frame, and a function is given [F, C,
+            H, W].
+        images: [num_images, C, H, W] or [num_images, F, C, H, W]
 
     Returns:
         Weights in [0, 1], float32. [num_images, H, W]
 
     Raises:
-        ValueError: If a box is empty or leaves the image, a mask has another size or values out of range or is zero
-            everywhere, or a list has another length than the images.
+        ValueError: If these are sounds, a box is empty or leaves the image, a mask has another size or values out of
+            range or is zero everywhere, or a list has another length than the images.
         TypeError: If a region is none of these.
     """
+    if images.dim() == 3:
+        raise ValueError("region must be None for sounds, which have no height and width")
     if isinstance(region, list):
         if len(region) != len(images):
             raise ValueError(
@@ -76,7 +79,7 @@ def _overlaps(old: int, new: int) -> Tensor:
 
 def _mask(region: Region, image: Tensor) -> Tensor:
     """One region as weights on the pixels of an image, float32. [H, W]"""
-    size = tuple(image.shape[1:])
+    size = tuple(image.shape[-2:])
     if isinstance(region, tuple):
         return _box(region, size)
     what = "region"

@@ -72,7 +72,7 @@ def test_floating_point_images_are_not_rescaled() -> None:
         (
             {"picture": 1, "label": 2},
             ValueError,
-            r"one of the keys image, pixel_values, images, img, got picture, label",
+            r"one of the keys image, pixel_values, images, img, video, audio, got picture, label",
         ),
     ],
 )

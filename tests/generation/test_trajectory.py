@@ -131,7 +131,7 @@ def test_tensors_that_do_not_belong_together_are_refused(name: str) -> None:
     fields = {"x_t": torch.zeros(2, 3, 1, 8, 8), "x0_hat": torch.zeros(2, 3, 1, 8, 8)}
     fields[name] = torch.zeros(3, 2, 1, 8, 8)
     with pytest.raises(
-        ValueError, match=rf"{name} must be \[num_queries, num_steps, C, H, W\] = \[2, 3, 1, 8, 8\], got \[3, 2"
+        ValueError, match=rf"{name} must be \[num_queries, num_steps, C, ...\] = \[2, 3, 1, 8, 8\], got \[3, 2"
     ):
         Trajectory(timesteps=torch.arange(3), images=torch.zeros(2, 1, 8, 8), **fields)
 

@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_a_loss_with_what_is_missed_added_to_the_residua
     values = LeftOutLoss(0.7, prior)(Prediction(**{**vars(p), "prediction": p.prediction.requires_grad_()}))
     (grad,) = torch.autograd.grad(values.sum(), p.prediction)
 
-    signal, sigma = (factor.double() for factor in schedule.signal_and_sigma(p.timesteps))
+    signal, sigma = (factor.double() for factor in schedule.factors(p.timesteps, p.x0))
     x0, mean = p.x0.double(), IMAGES.double().mean(0)
     variance = (IMAGES.double() - mean).square().mean()
     guess = mean + signal**2 * variance / (signal**2 * variance + sigma**2) * (x0 - mean)
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_a_loss_with_what_is_missed_added_to_the_residua
 def test_the_value_is_the_loss_and_by_how_much_it_is_below_that_of_the_guess() -> None:
     schedule, prior = as_schedule(DDPMScheduler(prediction_type="sample")), Prior.of(IMAGES)
     p = make_prediction(schedule, torch.tensor([50, 900]))
-    signal, sigma = schedule.signal_and_sigma(p.timesteps)
+    signal, sigma = schedule.factors(p.timesteps, p.x0)
     known = signal**2 * prior.variance
     guess = prior.mean + known / (known + sigma**2) * (p.x0 - prior.mean)
     loss, guessed = ((p.prediction - target).square().mean((1, 2, 3)) for target in (p.x0, guess))

@@ -110,7 +110,7 @@ def test_a_scheduler_without_a_known_schedule_is_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("ScoreSdeVeScheduler", "its network predicts a score"),
+        ("ScoreSdeVeScheduler", "its network predicts a score, which is covered where it is told nothing else"),
         ("KarrasVeScheduler", "its sampler corrects each step, .* EDMEulerScheduler is the one of EDM"),
         ("CMStochasticIterativeScheduler", "consistency models are trained by another loss"),
         ("FlowMatchHeunDiscreteScheduler", "give the FlowMatchEulerDiscreteScheduler of the same shift"),

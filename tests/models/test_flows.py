@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from families import PROMPTS, SIZE, Captioned, make_family
-from flow_families import FLOWS, make_flow
+from families import PROMPTS, SIZE, make_family
+from flow_families import FLOWS, make_flow, make_quiet
 from models import assert_same_gradients, one_at_a_time
 from torch import Tensor, nn
+from video_families import VIDEOS
 
 import journey
 from journey.errors import CoverageError, GradientCheckError
@@ -32,6 +33,7 @@ from journey.projectors.random import CountSketch
 from journey.report.run import Run
 
 NUM_DRAWS = 2
+KINDS = {**FLOWS, **VIDEOS}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "to_out", "to_qkv_mlp_proj", "add_q_proj", "to_add_out")
 
 
@@ -49,6 +51,12 @@ def add_adapter(network: Any) -> None:
     network.eval()
 
 
+def networks_of(pipeline: Any) -> nn.Module:
+    """What a script trains: the transformer, or both."""
+    second = getattr(pipeline, "transformer_2", None)
+    return pipeline.transformer if second is None else nn.ModuleList([pipeline.transformer, second]).eval()
+
+
 def train_everything(network: nn.Module, *left_out: str) -> None:
     """A full fine-tune, but for what is said to have no rule."""
     for name, p in network.named_parameters():
@@ -56,17 +64,17 @@ def train_everything(network: nn.Module, *left_out: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adapter", "everything"])
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> None:
-    pipeline, dataset, ids = make_flow(name), Captioned(3), [0, 1, 2]
+    pipeline, dataset, ids = make_quiet(KINDS[name]), KINDS[name].dataset(3), [0, 1, 2]
     if kind == "adapter":
-        add_adapter(pipeline.transformer)
+        add_adapter(networks_of(pipeline))
     else:
-        train_everything(pipeline.transformer, *FLOWS[name].uncovered, *FLOWS[name].frozen)
+        train_everything(networks_of(pipeline), *KINDS[name].uncovered, *KINDS[name].frozen)
     denoiser = as_denoiser(pipeline)
     encoded = denoiser.encode([dataset[i] for i in ids], ids)
     with torch.no_grad():
-        x0 = FLOWS[name].latents(pipeline, dataset.images)
+        x0 = KINDS[name].latents(pipeline, dataset.images)
     torch.testing.assert_close(encoded.x0, x0, rtol=1e-5, atol=1e-5)
 
     timesteps = torch.tensor([[[3, 640]], [[250, 999]], [[20, 800]]])
@@ -81,8 +89,8 @@ def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> 
         found = []
         for row in range(6)[rows]:
             image, drawn, t = x0[row // 2][None], noise.flatten(0, 2)[row][None], timesteps.flatten()[row : row + 1]
-            noisy, time, target = FLOWS[name].noised(scheduler, image, drawn, t)
-            found.append((FLOWS[name].call(pipeline, noisy, time, PROMPTS[row // 2]) - target).square().mean())
+            noisy, time, target = KINDS[name].noised(scheduler, image, drawn, t)
+            found.append((KINDS[name].call(pipeline, noisy, time, PROMPTS[row // 2]) - target).square().mean())
         return torch.stack(found)
 
     expected = one_at_a_time(denoiser.network, losses, 3, NUM_DRAWS)
@@ -93,14 +101,14 @@ def test_gradients_and_losses_are_those_of_the_trainer(name: str, kind: str) -> 
     print(f"losses {((values.flatten() - wanted) / wanted).abs().max():.1e}")
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_recording_is_the_pipelines_own_sampling(name: str) -> None:
-    pipeline, prompts = make_flow(name), ["a red apple", "two"]
-    shape = as_denoiser(pipeline).shape_of(SIZE)
+    pipeline, prompts = make_quiet(KINDS[name]), ["a red apple", "two"]
+    shape = as_denoiser(pipeline).shape_of(KINDS[name].size)
     key = torch.tensor([to_signed(derive_key(4, "trajectory", 0))])
     start = keyed_noise(key, 1, shape, torch.device("cpu"), antithetic=False, per=1)[:, 0, 0]
     default = as_denoiser(pipeline).default_guidance
-    other = "ugly green pears" if FLOWS[name].takes_negatives else None
+    other = "ugly green pears" if KINDS[name].takes_negatives else None
     for scale, negative in ((default, None), (3.0, other), (as_denoiser(pipeline).no_guidance, None)):
         told = {} if negative is None else {"negative_prompt": negative}
         asked = list(prompts)
@@ -109,35 +117,38 @@ def test_recording_is_the_pipelines_own_sampling(name: str) -> None:
             seed=4,
             prompt=asked,
             num_inference_steps=5,
-            size=SIZE,
+            size=KINDS[name].size,
             guidance_scale=scale,
             progress=False,
             **told,
         )
         assert asked == prompts, "the caller's list was edited"
-        expected = FLOWS[name].sample(pipeline, start.expand(2, -1, -1, -1), list(prompts), scale, negative)
+        expected = KINDS[name].sample(pipeline, start.expand(2, *start.shape[1:]), list(prompts), scale, negative)
         error = (found.images - expected).abs().max() / expected.abs().max()
         assert error <= 1e-5, f"at guidance {scale}: {error:.1e}"
         assert (found.images[0] - found.images[1]).abs().max() > 1e-3, "the prompt made no difference"
         print(f"{name} at guidance {scale}: samples {error:.1e}")
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_default_guidance_is_that_of_the_pipeline(name: str) -> None:
-    pipeline = make_flow(name)
+    pipeline = make_quiet(KINDS[name])
     parameters = signature(type(pipeline).__call__).parameters
-    scale = parameters["true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"]
+    guided = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"
+    scale = parameters[KINDS[name].guidance or guided]
     assert as_denoiser(pipeline).default_guidance == scale.default
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_run_goes_through_to_its_page(name: str, tmp_path: Path) -> None:
-    pipeline, dataset = make_flow(name), Captioned(3)
-    add_adapter(pipeline.transformer)
+    pipeline, dataset = make_quiet(KINDS[name]), KINDS[name].dataset(3)
+    add_adapter(networks_of(pipeline))
     options = {"draws": StratifiedDraws(num_draws=2, bins=2), "projector": CountSketch(64), "progress": False}
     journey.featurize(pipeline, dataset, tmp_path / "f", **options)
     features = journey.open_features(tmp_path / "f", pipeline)
-    trajectory = journey.record(pipeline, prompt=PROMPTS[0], num_inference_steps=3, size=SIZE, progress=False)
+    trajectory = journey.record(
+        pipeline, prompt=PROMPTS[0], num_inference_steps=3, size=KINDS[name].size, progress=False
+    )
     trajectory.save(tmp_path / "t.safetensors")
     trajectory = journey.Trajectory.load(tmp_path / "t.safetensors")
     scores = journey.score(features, trajectory, num_draws=2, progress=False)
@@ -146,7 +157,7 @@ def test_a_run_goes_through_to_its_page(name: str, tmp_path: Path) -> None:
     assert scores.values.abs().max() > 0
     page = Run(trajectory, scores, dataset).write_report(tmp_path / "page.html")
     assert PROMPTS[0] in page.read_text(encoding="utf-8")
-    assert as_denoiser(pipeline).decode(trajectory.images).shape == (1, 3, *SIZE)
+    assert as_denoiser(pipeline).decode(trajectory.images).shape == (1, *KINDS[name].decoded)
 
 
 def test_texts_of_different_lengths_are_padded_with_a_mask_and_trimmed() -> None:
@@ -209,18 +220,20 @@ def test_a_solver_that_is_set_to_flow_matching_samples_as_in_its_pipeline(kind: 
     assert (found.x0_hat[:, -1] - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", KINDS)
 def test_another_network_predicts_the_same_without_the_parts_that_encode(name: str) -> None:
-    denoiser = as_denoiser(make_flow(name))
-    x_t, timesteps = randn(2, *denoiser.shape_of(SIZE), seed=3), torch.tensor([30, 700])
+    denoiser = as_denoiser(make_quiet(KINDS[name]))
+    x_t, timesteps = randn(2, *denoiser.shape_of(KINDS[name].size), seed=3), torch.tensor([30, 700])
     told = denoiser.encode_prompt(["a red apple", "two"])
     with torch.no_grad():
         wanted = denoiser.predict(x_t, timesteps, told)
         found = denoiser.around(denoiser.network).predict(x_t, timesteps, told)
     assert torch.equal(found, wanted)
     if name != "SANA":
-        sampled = as_denoiser(make_flow(name), latents="sample").encode_images(Captioned(2).images, [0, 1])
-        assert sampled.shape == (2, *denoiser.shape_of(SIZE))
+        sampled = as_denoiser(make_quiet(KINDS[name]), latents="sample").encode_images(
+            KINDS[name].dataset(2).images, [0, 1]
+        )
+        assert sampled.shape == (2, *denoiser.shape_of(KINDS[name].size))
 
 
 @pytest.mark.parametrize("family", ["SANA", "Qwen-Image"])
@@ -238,14 +251,16 @@ def test_routed_experts_that_get_no_gradient_must_be_frozen() -> None:
         as_denoiser(pipeline)
 
 
-@pytest.mark.parametrize("name", [name for name in FLOWS if FLOWS[name].uncovered])
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].uncovered])
 def test_what_has_no_rule_is_named_and_left_to_autograd(name: str, tmp_path: Path) -> None:
-    pipeline = make_flow(name)
-    train_everything(pipeline.transformer, *FLOWS[name].frozen)
+    pipeline = make_quiet(KINDS[name])
+    train_everything(pipeline.transformer, *KINDS[name].frozen)
     options: dict[str, Any] = {"projector": CountSketch(64), "draws": StratifiedDraws(num_draws=2), "progress": False}
-    with pytest.raises((CoverageError, GradientCheckError), match=FLOWS[name].uncovered[0].replace(".", r"\.")):
-        journey.featurize(pipeline, Captioned(2), tmp_path / "refused", **options)
-    found = journey.featurize(pipeline, Captioned(2), tmp_path / "f", uncovered="autograd", **options)  # and checked
+    with pytest.raises((CoverageError, GradientCheckError), match=KINDS[name].uncovered[0].replace(".", r"\.")):
+        journey.featurize(pipeline, KINDS[name].dataset(2), tmp_path / "refused", **options)
+    found = journey.featurize(
+        pipeline, KINDS[name].dataset(2), tmp_path / "f", uncovered="autograd", **options
+    )  # and checked
     assert found.matrix().any(1).all()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import randn
 from diffusers import (
+    CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
@@ -30,6 +31,7 @@ SCHEDULERS: dict[str, Any] = {
     "EDM of v": lambda: EDMDPMSolverMultistepScheduler(
         num_train_timesteps=100, prediction_type="v_prediction", sigma_data=1.0, sigma_schedule="exponential"
     ),
+    "EDM of angles": lambda: CosineDPMSolverMultistepScheduler(num_train_timesteps=100, sigma_data=1.0),
     "dynamic flow": lambda: FlowMatchEulerDiscreteScheduler(
         num_train_timesteps=100, shift=3.0, use_dynamic_shifting=True
     ),
@@ -84,7 +86,7 @@ def test_times_between_timesteps_belong_to_the_nearest() -> None:
     assert as_schedule(scheduler).nearest(torch.tensor([98.6, 0.4])) == [99, 0]
 
 
-@pytest.mark.parametrize("name", ["EDM", "EDM of v"])
+@pytest.mark.parametrize("name", ["EDM", "EDM of v", "EDM of angles"])
 def test_edm_is_what_its_scheduler_makes_of_images_times_and_answers(name: str) -> None:
     scheduler, schedule = SCHEDULERS[name](), as_schedule(SCHEDULERS[name]())
     scheduler.set_timesteps(7)

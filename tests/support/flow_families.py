@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from families import LATENT, SIZE, make_clip, make_t5, make_tokenizer, make_vae
+from families import LATENT, SIZE, Captioned, make_clip, make_t5, make_tokenizer, make_vae
 from torch import Tensor, nn
 
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -48,6 +48,11 @@ class ByHand:
     """A family: how its tiny pipeline is built, and what its official script and its pipeline do with a network."""
 
     takes_negatives = True
+    # Which of the pipeline's arguments is its guidance, where it has several.
+    guidance: str | None = None
+    # Of an image in pixels: as ``record`` is told it, and as the autoencoder decodes it.
+    size: tuple[int, ...] = SIZE
+    decoded: tuple[int, ...] = (3, *SIZE)
     # Parts of the names of parameters that no rule covers.
     uncovered: tuple[str, ...] = ()
     # Parts of the names of those that the official script freezes too.
@@ -56,6 +61,10 @@ class ByHand:
     def make(self) -> Any:
         """The pipeline."""
         raise NotImplementedError
+
+    def dataset(self, num_samples: int) -> Captioned:
+        """What it is trained on."""
+        return Captioned(num_samples)
 
     def call(self, pipeline: Any, noisy: Tensor, time: Tensor, prompt: str) -> Tensor:
         """The prediction of one row as the training script has it, ``time`` from the scheduler. [1, C, H, W]"""
@@ -93,8 +102,6 @@ class ByHand:
 
 
 class ZImage(ByHand):
-    uncovered = ("pad_token",)
-
     def make(self) -> Any:
         from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -582,7 +589,6 @@ def make_bert() -> nn.Module:
 
 
 class HunyuanDiT(ByHand):
-    uncovered = ("pooler",)
     told_sizes = True
 
     def make(self) -> Any:
@@ -732,11 +738,17 @@ FLOWS: dict[str, ByHand] = {
 
 def make_flow(name: str, seed: int = 0) -> Any:
     """A tiny pipeline, quiet; what begins at zero is made random, as in ``families.make_family``."""
+    return make_quiet(FLOWS[name], seed)
+
+
+def make_quiet(family: ByHand, seed: int = 0) -> Any:
+    """The same of a family that is given."""
     torch.manual_seed(seed)
-    pipeline = FLOWS[name].make()
+    pipeline = family.make()
     pipeline.set_progress_bar_config(disable=True)
     pipeline.default_sample_size = LATENT
-    for i, p in enumerate(pipeline.transformer.parameters()):
-        if not p.any():
-            p.data = 0.05 * randn(*p.shape, seed=i)
+    for network in (pipeline.transformer, getattr(pipeline, "transformer_2", None)):
+        for i, p in enumerate([] if network is None else network.parameters()):
+            if not p.any():
+                p.data = 0.05 * randn(*p.shape, seed=i)
     return pipeline
