@@ -48,7 +48,6 @@ NUM_QUERIES = 32
 NUM_CONTROLS = 4
 OPTIMAL, PIXELS, MEAN_OUTPUT = "optimal denoiser", NEAREST, "mean output, squared"
 SETS = "library, removal set"
-CANDIDATES = 128  # of a removal set; the other half of the images has scores around zero and below
 
 # What a method says of the whole generation, of which so many images are removed at most; and what it says of one step.
 # [num_queries, num_train]
@@ -207,8 +206,7 @@ def _sets(setting: Setting, most: int) -> Tensor:
     scores = _whole_scores(setting)
     places = torch.zeros_like(scores.values[:, 0])
     for query, row in enumerate(places):
-        candidates = max(CANDIDATES, most)
-        chosen = scores.removal_set(most, setting.dataset, query=query, candidates=candidates, progress=False)
+        chosen = scores.removal_set(most, setting.dataset, query=query, progress=False)
         row[[scores.train_ids.index(i) for i in chosen.ids]] = torch.arange(most, 0, -1.0)
     return places
 
