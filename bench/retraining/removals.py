@@ -38,6 +38,7 @@ from journey.features.features import Features
 from journey.measure.draws import StratifiedDraws
 from journey.methods import baselines
 from journey.models.denoiser import Denoiser
+from journey.scores.scores import Scores
 
 STEPS = (500,)  # in the middle of the way, where digits are decided
 WIDTH = 100  # of the interval in which a retrained model replaces the attributed one: a step and the next two
@@ -46,18 +47,19 @@ NUM_REMOVED = (48, 16)
 NUM_QUERIES = 32
 NUM_CONTROLS = 4
 OPTIMAL, PIXELS, MEAN_OUTPUT = "optimal denoiser", NEAREST, "mean output, squared"
+SETS = "library, removal set"
 
-# What a method says of the whole generation, and what it says of one step. [num_queries, num_train]
-WHOLE: dict[str, Callable[[Setting], Tensor]] = {
-    WHOLE_IMAGE: lambda setting: journey.score(_features(setting), images=setting.trajectory, progress=False).values[
-        :, 0
-    ],
-    DEFAULT: lambda setting: journey.score(
+# What a method says of the whole generation, of which so many images are removed at most; and what it says of one step.
+# [num_queries, num_train]
+WHOLE: dict[str, Callable[[Setting, int], Tensor]] = {
+    WHOLE_IMAGE: lambda setting, _: _whole_scores(setting).values[:, 0],
+    SETS: lambda setting, most: _sets(setting, most),
+    DEFAULT: lambda setting, _: journey.score(
         _features(setting), setting.trajectory, interval=(0, 1000), progress=False
     ).values[:, 0],
-    PIXELS: lambda setting: baselines.pixels(setting.train, setting.trajectory.images, cosine=True),
-    OPTIMAL: lambda setting: baselines.optimal_denoiser(setting.model, setting.train, setting.trajectory.images),
-    MEAN_OUTPUT: lambda setting: _method(setting, MEAN_OUTPUT),
+    PIXELS: lambda setting, _: baselines.pixels(setting.train, setting.trajectory.images, cosine=True),
+    OPTIMAL: lambda setting, _: baselines.optimal_denoiser(setting.model, setting.train, setting.trajectory.images),
+    MEAN_OUTPUT: lambda setting, _: _method(setting, MEAN_OUTPUT),
 }
 STEPWISE: dict[str, Callable[[Setting, int], Tensor]] = {
     DEFAULT: lambda setting, step: journey.score(
@@ -101,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compare(
     setting: Setting,
-    methods: Mapping[str, Callable[[Setting], Tensor]],
+    methods: Mapping[str, Callable[[Setting, int], Tensor]],
     sizes: tuple[int, int],
     numbers: Sequence[int],
     steps: Sequence[int],
@@ -131,7 +133,7 @@ def compare(
         models = remove(training, some, num_removed, folder, num_controls=NUM_CONTROLS, processes=processes)
         return {what: _rounded(measure_effect(models, effect).runs) for what, effect in effects.items()}
 
-    whole = {name: scores(setting) for name, scores in methods.items()}
+    whole = {name: scores(setting, max(numbers)) for name, scores in methods.items()}
     document: dict[str, Any] = {
         "what": "change of every query under models without its proponents: [effect][name][training][query]",
         "tier": setting.tier.name,
@@ -193,6 +195,20 @@ def _method(setting: Setting, name: str) -> Tensor:
     contender = next(contender for contender in contenders() if contender.name == name)
     measured, _ = measure(setting, contender)
     return scores_at(setting, contender, measured, None)[0][-setting.tier.num_queries :]
+
+
+def _whole_scores(setting: Setting) -> Scores:
+    return journey.score(_features(setting), images=setting.trajectory, progress=False)
+
+
+def _sets(setting: Setting, most: int) -> Tensor:
+    """The removal set of every query, its first image the highest. [num_queries, num_train]"""
+    scores = _whole_scores(setting)
+    places = torch.zeros_like(scores.values[:, 0])
+    for query, row in enumerate(places):
+        chosen = scores.removal_set(most, setting.dataset, query=query, progress=False)
+        row[[scores.train_ids.index(i) for i in chosen.ids]] = torch.arange(most, 0, -1.0)
+    return places
 
 
 def _features(setting: Setting) -> Features:

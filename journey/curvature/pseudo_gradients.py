@@ -7,7 +7,7 @@ Gauss-Newton matrix is ``G = E[J^T (2 / D) J]`` with ``J = df / dθ``: the image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -34,12 +34,12 @@ class PseudoGradients:
 
     Args:
         denoiser: The model.
-        images: In the space that the network denoises, float32; image i has the draws of sample i.
-            [num_samples, C, H, W]
+        images: In the space that the network denoises, float32. [num_samples, C, H, W]
         draws: Timesteps and noise; bins count alike.
         condition: What the network is told, one row per image.
         exact: Go through all unit vectors u in place of one random u for each draw.
         seed: Names the random ones.
+        numbers: Name the draws of each image; 0, 1, ... by default.
 
     Raises:
         ValueError: If there are no images, or ``condition`` has another number of rows.
@@ -51,6 +51,7 @@ class PseudoGradients:
     condition: Condition | None
     exact: bool
     seed: int
+    numbers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Check that there is a row of the condition for each image."""
@@ -99,8 +100,9 @@ class PseudoGradients:
         """Yield ``sqrt(2 / D) <u, prediction>`` of some rows, for one random u or for each unit vector."""
         denoiser, device, shape = self.denoiser, self.denoiser.device, self.shape
         per_image = self.draws.bins * self.draws.num_draws
-        ids = list(range(int(rows[0]) // per_image, int(rows[-1]) // per_image + 1))
-        here = (rows - ids[0] * per_image).to(device)  # among all draws of these images
+        first, end = int(rows[0]) // per_image, int(rows[-1]) // per_image + 1
+        ids = list(range(first, end)) if self.numbers is None else list(self.numbers[first:end])
+        here = (rows - first * per_image).to(device)  # among all draws of these images
         timesteps = self.draws.timesteps(ids, denoiser.num_train_timesteps)
         times = timesteps.flatten().to(device)[here]
         counts = self.draws.row_weights(timesteps, denoiser.num_train_timesteps)

@@ -6,7 +6,7 @@ Own gradients are those of the images at strata of timesteps, measured as rows o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def make_gram(
     with tqdm(total=total, unit="draw", desc="fit", disable=not progress, dynamic_ncols=True) as bar:
         own.fill(lambda first, end: own_rows(featurizer, samples, ids, first, end), bins, bar, OWN_DRAWS.num_draws)
         pseudo.fill(lambda first, end: pseudo_rows(featurizer, gradients, first, end), 1, bar, 1)
-    noise = torch.cat([_noise(part) for part in own.read()])
+    noise = torch.cat([noise_of(part) for part in own.read()])
     matrix = mix(own.read, pseudo.read, plan.own_share, noise, featurizer.denoiser.device)
     remove_folder(parts)
     return matrix
@@ -88,9 +88,16 @@ def make_gram(
 def pseudo_gradients(featurizer: Featurizer, samples: Encoded, ids: list[int], plan: GramPlan) -> PseudoGradients:
     """Return the pseudo-gradients of a plan: of every image at draws stratified over the range."""
     each = -(-plan.pseudo_gradients // len(samples))
+    return gradients_of(featurizer, samples, ids, range(len(samples)), each, plan.seed)
+
+
+def gradients_of(
+    featurizer: Featurizer, samples: Encoded, ids: Sequence[int], numbers: Sequence[int], each: int, seed: int
+) -> PseudoGradients:
+    """Return ``each`` pseudo-gradients of some images, whose draws are those of the fit's images of these numbers."""
     told = samples.conditions(choose_captions(0, ids, samples.counts, 1))
-    draws = StratifiedDraws(each, antithetic=False, seed=plan.seed)
-    return PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=plan.seed)
+    draws = StratifiedDraws(each, antithetic=False, seed=seed)
+    return PseudoGradients(featurizer.denoiser, samples.x0, draws, told, exact=False, seed=seed, numbers=numbers)
 
 
 def own_batches(first: int, end: int) -> list[slice]:
@@ -134,8 +141,8 @@ def pseudo_rows(featurizer: Featurizer, gradients: PseudoGradients, first: int, 
     return sketches
 
 
-def _noise(part: Tensor) -> Tensor:
-    """Half the difference of the images' even and odd strata. [num_images * bins, k] -> [num_images, k]"""
+def noise_of(part: Tensor) -> Tensor:
+    """Return half the difference of the images' even and odd strata. [num_images * bins, k] -> [num_images, k]"""
     strata = part.view(-1, OWN_DRAWS.bins, part.shape[1])
     return (strata[:, 0::2].mean(1) - strata[:, 1::2].mean(1)) / 2
 

@@ -22,6 +22,7 @@ from journey.scores.errors import ScoreErrors
 from journey.scores.image_queries import IMAGE_DRAWS, ImageQueries, plan_images
 from journey.scores.queries import Queries, check_features, plan_queries
 from journey.scores.regions import Region
+from journey.scores.removal import Removals
 from journey.scores.scores import Scores
 from journey.scores.top import TopCollector, TopScores
 
@@ -177,8 +178,9 @@ def score(  # type: ignore[misc]  # the two above tell their options as Any
     if collector is not None:
         return strongest(features, solutions, weights, gains, collector, settings)
     errors = None if gains is None else ScoreErrors(*noises(features), *gains)
-    values = products(features, solutions, weights)
-    return Scores(values, train_ids=features.ids, errors=errors, solutions=torch.stack(solutions), **settings)
+    values, stacked = products(features, solutions, weights), torch.stack(solutions)
+    removals = None if train_interval is not None else Removals(features, stacked, float(damping))
+    return Scores(values, train_ids=features.ids, errors=errors, solutions=stacked, removals=removals, **settings)
 
 
 @dataclass(frozen=True)

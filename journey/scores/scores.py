@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from journey.files.tensors import read_tensors, write_tensors
 from journey.models.schedules import Interval
 from journey.scores.errors import ScoreErrors
 from journey.scores.groups import Groups, group_columns
+from journey.scores.places import one_step, place_of
 from journey.scores.ranked import Top
 from journey.scores.saved import id_tensors, ids_of_tensors, setting_tensors, settings_of_tensors
+from journey.scores.sets import CANDIDATES, FindsRemovals, RemovalSet
 from journey.scores.top import TopCollector
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Scores:
         errors: What standard errors are made of; None where they are not known.
         solutions: The solved queries, whose inner product with a row is its score, averaged over checkpoints; not
             saved. float32 [num_checkpoints, num_queries, num_steps, proj_dim]
+        removals: What ``removal_set`` asks; not saved.
     """
 
     values: Tensor
@@ -66,6 +69,7 @@ class Scores:
     region: Tensor | None = None
     errors: ScoreErrors | None = None
     solutions: Tensor | None = None
+    removals: FindsRemovals | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the shapes agree, and that every image has an id of its own."""
@@ -153,7 +157,50 @@ class Scores:
         (docs/results/choices.md), but they do not add up over regions, intervals and steps, and have no standard
         errors.
         """
-        return replace(self, values=self.values * self.values.abs(), errors=None, solutions=None)
+        return replace(self, values=self.values * self.values.abs(), errors=None, solutions=None, removals=None)
+
+    def removal_set(
+        self,
+        k: int,
+        dataset: Any,
+        *,
+        query: int = 0,
+        step: int | None = None,
+        candidates: int = CANDIDATES,
+        progress: bool = True,
+    ) -> RemovalSet:
+        """Return the k training images whose removal together raises the loss of a query most, chosen greedily.
+
+        Each is the one with which the set does most, which is not the next by score: of two copies one still teaches
+        what both do. It takes measuring each candidate as often as the fit did its images.
+
+        Args:
+            k: How many.
+            dataset: The training images, in the order that the fit looked at them.
+            query: Which query, by position.
+            step: One of the timesteps; None for the only one.
+            candidates: How many of the strongest proponents are looked at, at least k.
+            progress: Show a progress bar.
+
+        Returns:
+            The set.
+
+        Raises:
+            ValueError: If these are not the scores that ``journey.score`` returned, an argument is out of range, the
+                dataset lacks a candidate, or the damping is too small.
+            TypeError: If the dataset is a stream.
+            StoreMismatchError: If the model's weights, or a candidate's image, are no longer those of the features.
+            NonFiniteGradientError: If a gradient is NaN or infinite.
+        """
+        if self.removals is None:
+            raise ValueError(
+                "removal_set needs scores as journey.score returned them: not from a file, of strengths(), nor of a "
+                "train_interval; score again"
+            )
+        place = place_of(query, step, len(self.values), self.timesteps.tolist())
+        return self.removals.find(
+            k, dataset, place, self.values[place], self.train_ids, candidates=candidates, progress=progress
+        )
 
     def to_quanda(self, step: int | Literal["mean"] | None = None, *, ids: Sequence[int | str] | None = None) -> Tensor:
         """Return the scores of one step, or their ``"mean"``, as quanda's metrics take explanations.
@@ -222,45 +269,3 @@ class Scores:
         ids = ids_of_tensors("train_ids", saved, str(path))
         settings = settings_of_tensors(saved)
         return Scores(saved["values"], train_ids=ids, errors=ScoreErrors.of_tensors(saved), **settings)
-
-
-def one_step(
-    values: Tensor,
-    timesteps: list[int],
-    train_ids: Ids,
-    step: int | Literal["mean"] | None,
-    ids: Sequence[int | str] | None = None,
-) -> Tensor:
-    """Return the scores of one step, whose columns are the dataset's images in their order.
-
-    Args:
-        values: Scores. [num_queries, num_steps, num_train]
-        timesteps: The steps.
-        train_ids: Id of each column.
-        step: One of the timesteps, ``"mean"`` of all, or None for the only one.
-        ids: Of the dataset's images, in their order, as ``journey.data.ids.ids_of`` tells them: a store has an order
-            of its own. By default 0, 1, ...
-
-    Returns:
-        float32. [num_queries, num_train]
-
-    Raises:
-        ValueError: If there is no such step, or none is named and there are several, or the columns are not those of
-            the whole dataset.
-    """
-    order = range(len(train_ids)) if ids is None else ids
-    places = positions_of(train_ids)
-    if len(order) != len(places) or set(order) != set(places):
-        raise ValueError(
-            "columns must be all images of the dataset, by whose positions other libraries name them: give their ids, "
-            f"ids=journey.data.ids.ids_of(dataset); got train_ids {train_ids[:5]} ..., ids {list(order[:5])} ..."
-        )
-    if step == "mean":
-        chosen = values.mean(1)
-    elif step is None and len(timesteps) == 1:
-        chosen = values[:, 0]
-    elif step in timesteps:
-        chosen = values[:, timesteps.index(step)]
-    else:
-        raise ValueError(f'step must be one of the timesteps {timesteps} or "mean", got {step}')
-    return chosen[:, [places[i] for i in order]]

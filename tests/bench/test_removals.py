@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from bench.retraining import planted as detection
+from bench.retraining.library import WHOLE_IMAGE
+from bench.retraining.removals import SETS
 from bench.retraining.removals_report import AT_STEP, NEAREST, tables
 from bench.retraining.tiers import TIERS
 from journey.evaluate.counterfactual import Counterfactual
@@ -37,10 +39,16 @@ def test_the_results_are_those_of_this_tier() -> None:
 
 
 @pytest.mark.parametrize("effect", ["pixels", "loss"])
-def test_removing_our_proponents_changes_more_than_random_removal_and_another_seed(effect: str) -> None:
-    found = result(next(iter(checked_in()["whole"].values()))[effect])
-    assert found.excess("version 0.1, whole image", RANDOM).low > 0
-    assert found.excess("version 0.1, whole image", RESEED).low > 0
+@pytest.mark.parametrize("method", [WHOLE_IMAGE, SETS])
+def test_removing_our_proponents_changes_more_than_random_removal_and_another_seed(method: str, effect: str) -> None:
+    found = result(checked_in()["whole"]["48"][effect])
+    assert found.excess(method, RANDOM).low > 0
+    assert found.excess(method, RESEED).low > 0
+
+
+@pytest.mark.parametrize("effect", ["pixels", "embedding", "loss"])
+def test_sets_chosen_together_change_more_than_the_highest_scores(effect: str) -> None:
+    assert result(checked_in()["whole"]["48"][effect]).excess(SETS, WHOLE_IMAGE).low > 0
 
 
 def test_tables_name_every_method_the_strongest_first_and_the_gap_of_each_step() -> None:
