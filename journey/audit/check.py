@@ -113,8 +113,7 @@ def _against(features: Features, prompts: Sequence[str], damping: float, seed: i
             continue
         i = scores.train_ids[column]
         sentence = (
-            f"This image works against {against[column]:.0%} of {len(values)} images that the model makes of the "
-            f"{len(prompts)} prompts."
+            f"It works against {against[column]:.0%} of {len(values)} images that the model makes of the prompts."
         )
         told = "Leaving it out is predicted to make what the prompts ask for more likely."
         number = (mean[column].item(), error[column].item(), "mean influence on the prompts' images")

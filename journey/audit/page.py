@@ -115,7 +115,7 @@ def _card(finding: Finding, dataset: Dataset, places: dict[int | str, int], labe
     noise = "" if finding.error is None else f" ± {format_number(finding.error).lstrip('+')}"
     lines = [
         f'<p class="what">{_text(finding.sentence)}</p>',
-        f'<p class="number">{_text(finding.measures)}: {format_number(finding.value)}{noise}</p>',
+        f'<p class="number">{_text(finding.measures)}: {format_number(finding.value).lstrip("+")}{noise}</p>',
     ]
     lines += [f'<p class="soft">{_text(finding.prediction)}</p>'] if finding.prediction else []
     return f'<li><div class="shown">{pictures}</div>{"".join(lines)}</li>'

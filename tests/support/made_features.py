@@ -66,7 +66,7 @@ class _Shard:
 
 
 def make_features(
-    means: Tensor, noise: Tensor | float = 0.0, *, seed: int = 0, checkpoints: int = 1, directions: int = 4096
+    means: Tensor, noise: Tensor | float = 0.0, *, seed: int = 0, checkpoints: int = 1, directions: int = 512
 ) -> MadeFeatures:
     """Features of known expectation, whose noise is Gaussian with a covariance of its own.
 
