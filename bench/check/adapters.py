@@ -23,7 +23,7 @@ from journey.models.conditional import ConditionalDenoiser
 
 STEPS = 160
 BATCH_SIZE = 8
-NUM_DRAWS = 40  # of each training image: twice the default, since forty images are few
+PSEUDO_GRADIENTS = 512  # as journey check takes
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,7 @@ def train(planted: Planted, work: Path, name: str) -> Trained:
     network = training.build(0)
     set_peft_model_state_dict(network, load_file(path))
     adapted = ConditionalDenoiser(network, model.scheduler, encode_prompt=encoder())
-    features = journey.featurize(
-        adapted,
-        planted.dataset,
-        work / name / "features",
-        draws=journey.StratifiedDraws(NUM_DRAWS),
-        progress=False,
-    )
+    fit = journey.fit(adapted, planted.dataset, work / name / "fit", pseudo_gradients=PSEUDO_GRADIENTS, progress=False)
+    features = journey.featurize(adapted, planted.dataset, work / name / "features", fit=fit, progress=False)
     seconds = {"train": trained - begin, "featurize": time.perf_counter() - trained}
     return Trained(adapted, training, features, seconds)

@@ -48,6 +48,7 @@ def folder(seed: int, known: bool, work: Path) -> dict[str, Any]:
         "off topic": planted.off_topic,
         "seconds": seconds,
         **judge(planted, checked),
+        "numbers": {name: list(values) for name, values in checked.numbers.items()},
         "ranks": _ranks(planted, checked, trained.model, trained.features),
     }
     kept.write_text(json.dumps(found, indent=1) + "\n")
@@ -82,8 +83,7 @@ def _ranks(planted: Planted, checked: Check, model: Any, features: Any) -> dict[
     """Where the planted images stand in each ranking, from 1; the better of two swapped captions."""
     kernel = Kernel.of(features)
     rows = torch.cat([block.values for block in kernel.blocks()])
-    lengths = kernel.own.clamp(min=0).sqrt()
-    cosines = rows / (lengths[:, None] * lengths).clamp(min=1e-12)
+    cosines = rows / (kernel.lengths[:, None] * kernel.lengths)
     pixels, structure = rivals.pixel_pairs(planted), rivals.structure_pairs(planted)
     denoiser, loss = rivals.denoiser_pairs(planted, model), rivals.losses(planted, model)
     numbers = {name: torch.tensor(values, dtype=torch.float64) for name, values in checked.numbers.items()}

@@ -25,9 +25,10 @@ from journey.models.encoding import encode_some
 from journey.ops.keys import derive_key
 from journey.scores.queries import check_features
 
-MISFIT = 0.0
-_DRAWS = 10  # of each of two halves
-_READS = -0.5  # where the model reads captions, half of the images are better with their own by so much
+_MISFIT = 0.5  # share of the usual gain that is lacking
+_DRAWS = 4  # of each of two halves
+_READS = 0.05  # where the model reads captions, they take so much off the loss of half of the images
+_STRENGTHS = (0.0, 0.5)  # of an adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,36 +37,42 @@ class CaptionFits:
 
     Attributes:
         ids: The images.
-        fits: ``(loss under the own caption - mean under others) / standard deviation over others``, float64: about -2
-            for a caption that fits, 0 for one that is as good as any other. [num_train]
+        lacks: Share of the usual gain from the own caption that is lacking: 0 for a caption that is as much better than
+            others' as usual, 1 for one that is no better than others', float64. [num_train]
         errors: Standard errors by the draws, float64. [num_train]
         better: For each image the image whose caption fits best among those that were tried; None where that is its
             own.
-        reads: Whether the model tells the captions of most images from others; if not, nothing can be said.
+        gain: By how much a caption usually lowers the loss, as a share of it: the median over images.
     """
 
     ids: Ids
-    fits: Tensor
+    lacks: Tensor
     errors: Tensor
     better: list[int | str | None]
-    reads: bool
+    gain: float
+
+    @property
+    def reads(self) -> bool:
+        """Whether the model tells the captions of most images from others; if not, nothing can be said."""
+        return self.gain >= _READS
 
     @property
     def misfits(self) -> list[int | str]:
-        """The images whose own caption is no better than others, by more than the noise of the draws."""
+        """The images whose own caption lacks at least half of the usual gain."""
         if not self.reads:
             return []
-        return [self.ids[i] for i in (self.fits - self.errors > MISFIT).nonzero().flatten().tolist()]
+        return [self.ids[i] for i in (self.lacks >= _MISFIT).nonzero().flatten().tolist()]
 
 
 def misfit_captions(
-    features: Features, dataset: Dataset, *, num_captions: int = 24, seed: int = 0, progress: bool = True
+    features: Features, dataset: Dataset, *, num_captions: int = 8, seed: int = 0, progress: bool = True
 ) -> CaptionFits:
     """Rank the images by how badly their captions fit.
 
     Every image is measured under its own caption and under those of other images, with the same noise. A model that was
-    trained on a wrong caption has learned it; so the loss is that of the network without its adapter, where it has one.
-    Without an adapter it is the trained network, which hides what it has learned by heart.
+    trained on a wrong caption has learned it. So the loss is that of the network without its adapter, and with half of
+    it: the first knows things, the second also the style, and a caption must lack its gain under both. Without an
+    adapter it is the trained network alone, which hides what it has learned by heart.
 
     Args:
         features: The training images, whose model reads captions or classes.
@@ -95,27 +102,51 @@ def misfit_captions(
     order = torch.Generator("cpu").manual_seed(derive_key(seed, "captions") >> 1)
     chosen = torch.randperm(len(ids), generator=order, dtype=torch.int64, device="cpu")[: num_captions + 1].tolist()
     pool = _first_captions(encode_some(denoiser, dataset, [places[ids[i]] for i in chosen]))
+    strengths = _STRENGTHS if _adapted(denoiser.network) else (1.0,)
     losses = []
-    with without_adapter(denoiser.network):
-        for position, i in enumerate(tqdm(ids, unit="image", desc="captions", disable=not progress)):
-            sample = encode_some(denoiser, dataset, [places[i]])
-            losses.append(_losses(denoiser, sample, pool, position, seed))
-    return _rank(ids, torch.stack(losses), chosen)
+    with tqdm(total=len(strengths) * len(ids), unit="image", desc="captions", disable=not progress) as bar:
+        for strength in strengths:
+            losses.append([])
+            with adapter_at(denoiser.network, strength):
+                for position, i in enumerate(ids):
+                    sample = encode_some(denoiser, dataset, [places[i]])
+                    losses[-1].append(_losses(denoiser, sample, pool, position, seed))
+                    bar.update()
+    return _rank(ids, torch.stack([torch.stack(each) for each in losses]), chosen)
 
 
 @contextmanager
-def without_adapter(network: nn.Module) -> Iterator[None]:
-    """Let a network compute without its adapters for a while; one that has none stays as it is."""
+def adapter_at(network: nn.Module, strength: float) -> Iterator[None]:
+    """Let a network compute with its adapter at another strength for a while.
+
+    Args:
+        network: The network; one that has no adapter stays as it is.
+        strength: Of the adapter: 0 is the base, 1 the network as it is; powers of two leave no rounding behind.
+
+    Yields:
+        Nothing.
+    """
     untyped: Any = network
-    if not getattr(network, "peft_config", None) or not hasattr(network, "disable_adapters"):
+    if not _adapted(network) or strength == 1:
         yield
         return
+    layers: list[Any] = [layer for layer in network.modules() if hasattr(layer, "scale_layer")]
     with exclusively(network):
-        untyped.disable_adapters()
+        if strength == 0:
+            untyped.disable_adapters()
+        for layer in layers if strength else ():
+            layer.scale_layer(strength)
         try:
             yield
         finally:
-            untyped.enable_adapters()
+            if strength == 0:
+                untyped.enable_adapters()
+            for layer in layers if strength else ():
+                layer.unscale_layer(strength)
+
+
+def _adapted(network: nn.Module) -> bool:
+    return bool(getattr(network, "peft_config", None)) and hasattr(network, "disable_adapters")
 
 
 def _first_captions(samples: Encoded) -> Condition:
@@ -146,28 +177,27 @@ def _losses(denoiser: Denoiser, sample: Encoded, pool: Condition, position: int,
 
 
 def _rank(ids: Ids, losses: Tensor, chosen: Sequence[int]) -> CaptionFits:
-    """Rank images by losses [num_train, 2, 1 + num_pool] under their own caption and those of the pool."""
-    own, others = losses[:, :, :1], losses[:, :, 1:].clone()
+    """Rank images by losses [num_strengths, num_train, 2, 1 + num_pool] under their own caption and the pool's."""
+    own, others = losses[..., 0], losses[..., 1:].clone()
     for column, row in enumerate(chosen):
-        others[row, :, column] = torch.nan  # its own caption is none of the others'
-    count = (~others.isnan()).sum(2)
-    centre = others.nanmean(2)
-    spread = ((others - centre[..., None]).square().nansum(2) / (count - 1)).mean(1, keepdim=True).sqrt()
-    halves = (own[..., 0] - centre) / spread.clamp(min=torch.finfo(torch.float64).tiny)
-    fits, errors = halves.mean(1), (halves[:, 0] - halves[:, 1]).abs() / 2
+        others[:, row, :, column] = torch.nan  # its own caption is none of the others'
+    usual = others.nanmedian(3).values
+    gains = 1 - own / usual  # [num_strengths, num_train, 2]
+    median = gains.mean(2).median(1).values
+    # The lesser lack of all strengths: what one of them does not miss is no fault.
+    each = 1 - gains / median.clamp(min=_READS / 2)[:, None, None]
+    lacks, which = each.mean(2).min(0)
+    halves = each.gather(0, which[None, :, None].expand(1, -1, 2))[0]
+    errors = (halves[:, 0] - halves[:, 1]).abs() / 2
     # One difference of halves is a poor estimate of one image's noise: no less than what is usual.
-    errors = errors.clamp(min=errors.square().mean().sqrt().item())
-    best = others.mean(1).nan_to_num(torch.inf).min(1)
+    errors = errors.clamp(min=errors.median().item())
+    best = others.mean((0, 2)).nan_to_num(torch.inf).min(1)
     better = [
         ids[chosen[at]] if value < mine else None
-        for at, value, mine in zip(best.indices.tolist(), best.values.tolist(), own.mean((1, 2)).tolist(), strict=True)
+        for at, value, mine in zip(best.indices.tolist(), best.values.tolist(), own.mean((0, 2)).tolist(), strict=True)
     ]
-    order = torch.sort(fits, descending=True, stable=True).indices
+    order = torch.sort(lacks, descending=True, stable=True).indices
     places = order.tolist()
     return CaptionFits(
-        [ids[i] for i in places],
-        fits[order],
-        errors[order],
-        [better[i] for i in places],
-        bool(fits.median() < _READS),
+        [ids[i] for i in places], lacks[order], errors[order], [better[i] for i in places], median.min().item()
     )

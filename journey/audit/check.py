@@ -30,7 +30,7 @@ def check(
     dataset: Dataset,
     *,
     prompts: Sequence[str] | None = None,
-    num_captions: int = 24,
+    num_captions: int = 8,
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
     progress: bool = True,
@@ -85,7 +85,7 @@ def check(
         **(
             {}
             if fits is None
-            else {"caption_misfit": (fits.ids, fits.fits), "caption_misfit_error": (fits.ids, fits.errors)}
+            else {"caption_misfit": (fits.ids, fits.lacks), "caption_misfit_error": (fits.ids, fits.errors)}
         ),
     }
     numbers = {name: _in_order(kernel.ids, *ranking) for name, ranking in rankings.items()}

@@ -47,13 +47,15 @@ class Kernel:
         features: The training images.
         damping: Ridge in mean diagonals of the Gram matrix.
         own: ``K[i, i]`` without the noise's part, float64. [num_train]
-        own_errors: Its standard error, at most, float64; NaN where it is not known. [num_train]
+        own_errors: Its standard error, at most, float64. [num_train]
+        squares: ``K[i, i]`` as measured, with the noise's part, float64. [num_train]
     """
 
     features: Features
     damping: float
     own: Tensor
     own_errors: Tensor
+    squares: Tensor
     _noise: Tensor = field(repr=False)  # [num_checkpoints, num_train]
     _gain: Tensor = field(repr=False)  # [num_checkpoints, num_train]
     _mean_gain: Tensor = field(repr=False)  # of the mean solved row [num_checkpoints]
@@ -84,7 +86,7 @@ class Kernel:
                 "features must know the noise of their rows, which takes two independent halves of the draws, such as "
                 "the default StratifiedDraws(20); these do not"
             )
-        own, errors, gains, means = [], [], [], []
+        own, errors, measured, gains, means = [], [], [], [], []
         for number in range(len(features.checkpoints)):
             gram = features.fit.gram(number)
             bias, spread = _of_noise(gram, damping)
@@ -95,18 +97,34 @@ class Kernel:
                     total += solved.sum(0)
                     parts.append(torch.stack([(solved * some).sum(1), gram.row_errors(solved)]))
             squares, gain = torch.cat(parts, 1)
+            measured.append(squares)
             own.append(squares - noise[number].square() * bias)
             # Linear in the noise, and its square about the mean.
             errors.append(torch.hypot(2 * noise[number] * gain, noise[number].square() * spread))
             gains.append(gain)
             means.append(gram.row_errors(total / features.num_samples)[0])
-        diagonal, spreads = (torch.stack(part).mean(0) for part in (own, errors))
-        return Kernel(features, float(damping), diagonal, spreads, noise, torch.stack(gains), torch.stack(means))
+        parts_of = (own, errors, measured)
+        diagonal, spreads, whole = (torch.stack(part).mean(0) for part in parts_of)
+        return Kernel(features, float(damping), diagonal, spreads, whole, noise, torch.stack(gains), torch.stack(means))
 
     @property
     def ids(self) -> Ids:
         """Ids of the images, in the order of rows."""
         return self.features.ids
+
+    @property
+    def lengths(self) -> Tensor:
+        """Lengths of the rows in the damped metric, float64. [num_train]
+
+        At most half of the square is taken off for the noise: of images whose halves of draws differ much by their
+        timesteps, more would be too much, and their cosines above one.
+        """
+        return torch.maximum(self.own, self.squares / 2).sqrt()
+
+    @property
+    def known(self) -> Tensor:
+        """Which rows are more than the noise of their draws. [num_train]"""
+        return (self.squares > 2 * self.own_errors) & (self.squares > 0)
 
     @property
     def unit(self) -> float:

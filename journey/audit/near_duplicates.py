@@ -11,9 +11,9 @@ from journey.audit.kernel import Kernel, KernelBlock
 from journey.curvature.gram import DEFAULT_DAMPING
 from journey.features.features import Features
 
-_NULL_PAIRS = 1 << 20  # that the threshold is taken from, at most, about
+_NULL_PAIRS = 1 << 20  # that the null is taken from, at most, about
 _NULL_DEVIATIONS = 6.0  # beyond the median of random pairs, in robust standard deviations
-_LEAST = 0.5  # below it two images have more that differs than in common
+_ISOLATED = 3.0  # how far above the next cosine of either image that of an altered copy is
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,30 @@ class Duplicates:
     Attributes:
         groups: Each with the ids of its images, in the order of rows; the largest cosine first.
         pairs: For each group, the pairs that hold it together, the largest cosine first.
-        threshold: Cosine from which two images count as one.
-        undecided: Pairs above the threshold that the noise of their draws may have put there.
+        null: Cosine beyond which a pair is more alike than random ones.
+        undecided: Pairs that the noise of their draws may have made alike.
     """
 
     groups: list[list[int | str]]
     pairs: list[list[Pair]]
-    threshold: float
+    null: float
     undecided: list[Pair]
 
 
 def near_duplicates(
-    features: Features | Kernel, *, threshold: float | None = None, damping: float = DEFAULT_DAMPING
+    features: Features | Kernel, *, threshold: float = 0.5, damping: float = DEFAULT_DAMPING
 ) -> Duplicates:
     """Find groups of training images that do the same to the model: connected by pairs of nearly parallel rows.
 
-    The cosine ``K[i, j] / sqrt(K[i, i] K[j, j])`` is that of rows in the damped metric, whose diagonal is without the
-    noise of the draws. Pixels do not enter: a copy that is shifted, recoloured or cut trains the model alike.
+    The cosine ``K[i, j] / (|i| |j|)`` is that of rows in the damped metric, without the noise of the draws. Two images
+    count as one if it is at least ``threshold``; or, for copies that were shifted, recoloured or cut, if each is by far
+    the nearest of the other: three times as near as the next. Either way it must be beyond what random pairs of the
+    same set have, of which most are no duplicates: six robust standard deviations above their median. Pixels do not
+    enter.
 
     Args:
         features: The training images, or their kernel.
-        threshold: Cosine from which two images count as one. By default that of random pairs, of which most are none:
-            six robust standard deviations above their median, and at least one half.
+        threshold: Cosine from which two images count as one.
         damping: As for ``journey.score``; of a kernel its own counts.
 
     Returns:
@@ -69,56 +71,59 @@ def near_duplicates(
         TypeError: As ``self_influence``.
         ValueError: As ``self_influence``, or if ``threshold`` is not in (0, 1].
     """
-    if threshold is not None and not 0 < threshold <= 1:
+    if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be a cosine in (0, 1], got {threshold}")
     kernel = features if isinstance(features, Kernel) else Kernel.of(features, damping)
-    least = _calibrated(kernel) if threshold is None else threshold
+    null, nearest, second = _neighbours(kernel)
     ids = kernel.ids
     found: list[tuple[int, int, Pair]] = []
     undecided: list[tuple[int, int, Pair]] = []
     for block in kernel.blocks():
         cosines, errors = _cosines(kernel, block)
-        rows, columns = (cosines >= least).nonzero().unbind(1)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        rows = torch.arange(len(cosines), dtype=torch.int64, device="cpu") + block.first
+        mutual = (nearest[rows][:, None] == torch.arange(len(ids), dtype=torch.int64, device="cpu")) & (
+            nearest[None] == rows[:, None]
+        )
+        apart = cosines >= _ISOLATED * torch.maximum(second[rows][:, None], second)
+        candidates = (cosines > null) & ((cosines >= threshold) | (mutual & apart))
+        for row, column in candidates.nonzero().tolist():
             first = block.first + row
             if column > first:
                 pair = Pair((ids[first], ids[column]), cosines[row, column].item(), errors[row, column].item())
-                sure = pair.cosine - 2 * pair.error > least / 2
-                (found if sure else undecided).append((first, column, pair))
+                (found if pair.cosine - 2 * pair.error > null else undecided).append((first, column, pair))
     groups = _components(found)
     order = {i: place for place, i in enumerate(ids)}
     named = [sorted({i for pair in group for i in pair.ids}, key=order.__getitem__) for group in groups]
-    return Duplicates(named, groups, least, [pair for _, _, pair in undecided])
+    return Duplicates(named, groups, null, [pair for _, _, pair in undecided])
 
 
 def _cosines(kernel: Kernel, block: KernelBlock) -> tuple[Tensor, Tensor]:
     """Cosines of a block with all rows, and their errors; zero where a row is nothing but noise."""
-    own = kernel.own.clamp(min=0).sqrt()
-    here = own[block.first : block.first + len(block.values), None]
-    lengths = here * own
-    # Of a row that is all noise nothing can be said; rows of equal noise make no pair.
-    sure = kernel.own > 2 * kernel.own_errors
-    known = sure[block.first : block.first + len(block.values), None] & sure & (lengths > 0)
-    safe = torch.where(known, lengths, torch.ones_like(lengths))
-    zero = torch.zeros_like(lengths)
-    return torch.where(known, block.values / safe, zero), torch.where(known, block.errors / safe, zero)
+    here = slice(block.first, block.first + len(block.values))
+    known = kernel.known[here, None] & kernel.known
+    lengths = kernel.lengths[here, None] * kernel.lengths
+    safe = torch.where(known, lengths, torch.full_like(lengths, torch.inf))
+    return block.values / safe, block.errors / safe
 
 
-def _calibrated(kernel: Kernel) -> float:
-    """The default threshold, from the cosines of random pairs."""
+def _neighbours(kernel: Kernel) -> tuple[float, Tensor, Tensor]:
+    """What random pairs have at most; the nearest image of each; the cosine of its second nearest. [num_train]"""
     count = len(kernel.ids)
     step = max(1, count * count // _NULL_PAIRS)
-    sample = []
+    sample, nearest, second = [], [], []
     for block in kernel.blocks():
         cosines, _ = _cosines(kernel, block)
         places = torch.arange(len(cosines), dtype=torch.int64, device="cpu")
-        cosines[places, block.first + places] = torch.nan
-        sample.append(cosines.flatten()[::step])
+        cosines[places, block.first + places] = -torch.inf
+        best = cosines.topk(2, dim=1)
+        nearest.append(best.indices[:, 0])
+        second.append(best.values[:, 1])
+        some = cosines.flatten()[::step]
+        sample.append(some[some.isfinite()])
     values = torch.cat(sample)
-    values = values[~values.isnan()]
     median = values.median()
     deviation = 1.4826 * (values - median).abs().median()
-    return min(1.0, max(_LEAST, (median + _NULL_DEVIATIONS * deviation).item()))
+    return (median + _NULL_DEVIATIONS * deviation).item(), torch.cat(nearest), torch.cat(second)
 
 
 def _components(found: list[tuple[int, int, Pair]]) -> list[list[Pair]]:

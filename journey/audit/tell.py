@@ -76,10 +76,10 @@ class Teller:
                 Finding(
                     "caption",
                     (i,),
-                    f"The caption “{self.words(i)}” fits this image no better than captions of others.{better}",
-                    fits.fits[place].item(),
+                    f"The caption “{self.words(i)}” fits this image hardly better than captions of others.{better}",
+                    fits.lacks[place].item(),
                     fits.errors[place].item(),
-                    "loss under its caption, in standard deviations above that under others",
+                    "share of the usual gain from a caption that is lacking",
                     f"Leaving the image out is predicted to change {self._of_others([i])}",
                     tuple(shown),
                 )
@@ -94,7 +94,7 @@ class Teller:
                 (i,),
                 "The other images taught the model little that helps with this one.",
                 odd.values[place].item(),
-                odd.errors[place].item(),
+                None,
                 odd.MEASURES,
                 f"Leaving it out is predicted to change {self._of_others([i])}",
             )
@@ -194,9 +194,9 @@ class Teller:
                 "the median over images."
             )
             about = (
-                fits.fits.median().item(),
+                fits.gain,
                 None,
-                "loss under its caption, in standard deviations above that under others",
+                "share of the loss that a caption usually takes off",
             )
             found.append(Finding("undecided", tuple(fits.ids[:1]), sentence, *about))
         return found

@@ -21,6 +21,10 @@ from journey.cli.arguments import (
 from journey.cli.inputs import load_data, load_denoiser, load_measuring
 from journey.cli.outputs import prepare_folder
 from journey.features.featurize import featurize
+from journey.features.fit import fit
+
+# Of a small set: as many as 26 images cost. The Gram matrix is half of the images' own gradients all the same.
+_PSEUDO_GRADIENTS = 512
 
 EXAMPLES = """
 journey check --model ./stable-diffusion --lora ./lora --data ./captioned --out check
@@ -55,7 +59,12 @@ def _run(options: argparse.Namespace) -> None:
     prepare_folder(out)
     denoiser = load_denoiser(options)
     data = load_data(options, denoiser)
-    features = featurize(denoiser, data, out / "features", **load_measuring(options), progress=not options.quiet)
+    given, progress = load_measuring(options), not options.quiet
+    if given["fit"] is None:
+        names = ("measurement", "projector", "checkpoints", "select")
+        told = {name: given[name] for name in names}
+        given["fit"] = fit(denoiser, data, out / "fit", **told, pseudo_gradients=_PSEUDO_GRADIENTS, progress=progress)
+    features = featurize(denoiser, data, out / "features", **given, progress=progress)
     found = check(
         features,
         data,
@@ -63,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         num_captions=options.captions,
         damping=options.damping,
         seed=options.seed,
-        progress=not options.quiet,
+        progress=progress,
     )
     page = write_page(out / "check.html", found, data, labels=data.labels)
     for line in found.summary():

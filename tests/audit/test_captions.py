@@ -14,7 +14,7 @@ from made_features import PROJ_DIM, MadeFeatures, make_features
 from models import IMAGE, make_images, make_scheduler
 from torch import Tensor, nn
 
-from journey.audit.captions import misfit_captions, without_adapter
+from journey.audit.captions import adapter_at, misfit_captions
 from journey.models.conditional import ConditionalDenoiser
 
 IMAGES = make_images(12)
@@ -61,7 +61,8 @@ def test_swapped_captions_come_first_and_the_right_one_is_named() -> None:
 def test_right_captions_are_left_alone() -> None:
     found = misfit_captions(*make_run(CAPTIONS), num_captions=5, progress=False)
     assert found.misfits == []
-    assert found.fits.max() < -1
+    assert found.lacks.abs().max() < 0.5
+    assert found.gain > 0.9
 
 
 def test_a_model_that_hears_nothing_judges_nothing() -> None:
@@ -71,17 +72,34 @@ def test_a_model_that_hears_nothing_judges_nothing() -> None:
     assert found.misfits == []
 
 
-def test_the_adapter_is_away_only_for_a_while() -> None:
-    network = Knowing(1.0)
+class Layer(nn.Module):
+    """A layer with an adapter, as peft has them."""
+
+    scale = 1.0
+
+    def scale_layer(self, factor: float) -> None:
+        self.scale *= factor
+
+    def unscale_layer(self, factor: float) -> None:
+        self.scale /= factor
+
+
+def test_the_adapter_is_weaker_only_for_a_while() -> None:
+    network, layer = Knowing(1.0), Layer()
     told: list[str] = []
+    network.layer = layer
     network.peft_config = {"default": None}
     network.disable_adapters = lambda: told.append("off")
     network.enable_adapters = lambda: told.append("on")
-    with suppress(RuntimeError), without_adapter(network):
-        assert told == ["off"]
+    with suppress(RuntimeError), adapter_at(network, 0.0):
+        assert (told, layer.scale) == (["off"], 1.0)
         raise RuntimeError
     assert told == ["off", "on"]
-    with without_adapter(Knowing(1.0)):
+    with suppress(RuntimeError), adapter_at(network, 0.5):
+        assert layer.scale == 0.5
+        raise RuntimeError
+    assert (told, layer.scale) == (["off", "on"], 1.0)
+    with adapter_at(Knowing(1.0), 0.0):  # has none
         pass
 
 

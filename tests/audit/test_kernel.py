@@ -29,7 +29,7 @@ def test_without_noise_it_is_the_kernel_of_the_rows(checkpoints: int) -> None:
 
 def test_the_diagonal_is_without_the_noise_and_its_error_is_that_of_repetitions() -> None:
     clean = Kernel.of(make_features(MEANS)).own
-    runs = [Kernel.of(make_features(MEANS, 6.0, seed=seed)) for seed in range(100)]
+    runs = [Kernel.of(make_features(MEANS, 10.0, seed=seed)) for seed in range(100)]
     found = torch.stack([run.own for run in runs])
     raw = torch.stack([list_own(seed) for seed in range(20)]).mean(0)
     bias, left = (raw - clean).mean().item(), (found.mean(0) - clean).mean().item()
@@ -43,7 +43,7 @@ def test_the_diagonal_is_without_the_noise_and_its_error_is_that_of_repetitions(
 
 def list_own(seed: int) -> torch.Tensor:
     """The plain squares, by the inverse."""
-    features = make_features(MEANS, 6.0, seed=seed)
+    features = make_features(MEANS, 10.0, seed=seed)
     rows = features.rows[0].double()
     return ((rows @ metric(features, 1.0)) * rows).sum(1)
 

@@ -56,7 +56,7 @@ def test_altered_copies_are_altered_and_stay_near(kind: str) -> None:
 def test_the_auc_counts_pairs() -> None:
     assert auc([3.0, 1.0], [2.0, 1.0]) == (1 + 1 + 0 + 0.5) / 4
     near = {"journey.copies": {kind: [2.0, 3.0] for kind in COPIES} | {"held out": [0.0, 1.0]}}
-    folders = [{"near": near, "p values": dict.fromkeys(COPIES, [0.05, 0.5])}]
+    folders = [{"near": near, "p values": {kind: [0.05, 0.5] for kind in COPIES}}]
     assert interval(folders, "journey.copies", "exact") == [1.0, 1.0, 1.0]
     lines = copies_table({"copies": folders}).splitlines()
     assert lines[2].startswith("| journey.copies | 1.00 [1.00, 1.00] |")

@@ -15,7 +15,7 @@ from journey.curvature.gram import GramMatrix
 from journey.features.features import Features
 from journey.measure.draws import StratifiedDraws
 
-PROJ_DIM = 64
+PROJ_DIM = 256
 
 
 @dataclass(frozen=True, eq=False)
