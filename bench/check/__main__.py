@@ -1,15 +1,16 @@
 """Plant faults, train, check, count: ``python -m bench.check --seeds 100 120``.
 
-Twenty folders of 40 emoji with three faults each: a copy, sometimes altered; two captions that changed places; a
+Folders of 40 emoji with three faults each: a copy, sometimes altered; two captions that changed places; a
 damaged image or one of something else. A LoRA is trained on each, on the base of the text demo. Thresholds were chosen
 on other seeds. With ``--copies`` also AUC of copies of training images against held-out images.
 
-Models, features and what was found are kept in ``--work``; results are ``check.json`` and ``check.md``.
+Models, features and what was found are kept in ``--work``; results are ``check-emoji.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from bench.check import copying, faults
 from bench.check.folders import COPIES
-from bench.retraining.arguments import write_into, write_results
+from bench.retraining.arguments import write_into
 
 _TITLES = {"duplicates": "duplicates", "caption": "swapped captions", "odd": "damaged or off topic"}
 
@@ -38,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--copies", action="store_true", help="also ask about copies")
     parser.add_argument("--work", type=Path, default=Path("build/check"), help="folder of models and features")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="folder of the numbers, as JSON")
-    parser.add_argument("--pages", type=Path, default=Path("docs/results"), help="folder of the tables")
     parser.add_argument("--into", type=Path, help="also write the tables into this file, between their markers")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"folder {seed}: {document['folders'][-1]['counts']}", flush=True)
     name = "check-emoji" if known else "check-emoji-unknown"
     text = table(document) + ("\n\n" + copies_table(document) if options.copies else "")
-    write_results(options, name, document, text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    print(text)
     write_into(options, table(document), name)
     if options.copies:
         write_into(options, copies_table(document), f"{name}-copies")

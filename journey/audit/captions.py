@@ -25,7 +25,7 @@ from journey.models.encoding import encode_some
 from journey.ops.keys import derive_key
 from journey.scores.queries import check_features
 
-_MISFIT = 0.5  # share of the usual gain that is lacking
+_MISFIT = 0.95  # share of the usual gain that is lacking
 _DRAWS = 4  # of each of two halves
 _READS = 0.05  # where the model reads captions, they take so much off the loss of half of the images
 _STRENGTHS = (0.0, 0.5)  # of an adapter
@@ -58,7 +58,7 @@ class CaptionFits:
 
     @property
     def misfits(self) -> list[int | str]:
-        """The images whose own caption lacks at least half of the usual gain."""
+        """The images whose own caption is no better than those of others."""
         if not self.reads:
             return []
         return [self.ids[i] for i in (self.lacks >= _MISFIT).nonzero().flatten().tolist()]
@@ -103,7 +103,7 @@ def misfit_captions(
     chosen = torch.randperm(len(ids), generator=order, dtype=torch.int64, device="cpu")[: num_captions + 1].tolist()
     pool = _first_captions(encode_some(denoiser, dataset, [places[ids[i]] for i in chosen]))
     strengths = _STRENGTHS if _adapted(denoiser.network) else (1.0,)
-    losses = []
+    losses: list[list[Tensor]] = []
     with tqdm(total=len(strengths) * len(ids), unit="image", desc="captions", disable=not progress) as bar:
         for strength in strengths:
             losses.append([])

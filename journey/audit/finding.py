@@ -21,7 +21,7 @@ KINDS = {
     ),
     "caption": (
         "Captions that do not fit",
-        "The image goes better with captions of other images than with its own.",
+        "Told its caption, the model does no better at the image than told those of others.",
     ),
     "odd": (
         "Images that do not belong",

@@ -42,7 +42,9 @@ def pixel_distance(queries: Tensor, images: Tensor) -> Tensor:
     """
     a, b = queries.flatten(1).double(), images.flatten(1).double()
     # Without matrix products, in which equal pictures would differ by rounding.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") / a.shape[1] ** 0.5
+    distances: Tensor = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    scaled: Tensor = distances / a.shape[1] ** 0.5
+    return scaled
 
 
 def structural_similarity(queries: Tensor, images: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Teller:
                 Finding(
                     "caption",
                     (i,),
-                    f"The caption “{self.words(i)}” fits this image hardly better than captions of others.{better}",
+                    f"The caption “{self.words(i)}” fits this image no better than captions of others.{better}",
                     fits.lacks[place].item(),
                     fits.errors[place].item(),
                     "share of the usual gain from a caption that is lacking",

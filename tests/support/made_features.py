@@ -81,7 +81,7 @@ def make_features(
     shape = torch.linspace(0.2, 2, PROJ_DIM)
     shape = shape / shape.norm()
     rows = torch.stack(
-        [means + norms[:, None] * shape * randn(*means.shape, seed=seed + 100 * n) for n in range(checkpoints)]
+        [means + norms[:, None] * shape * randn(*means.shape, seed=1000 + seed + 100 * n) for n in range(checkpoints)]
     )
     root = randn(PROJ_DIM, PROJ_DIM, seed=77)
     gram = root @ root.T
