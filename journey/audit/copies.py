@@ -148,9 +148,9 @@ def _cosines(kernel: Kernel, images: Any, conditions: Condition | None, told: di
             else (solved @ factor.T).square().sum(1)
         )
         squares.append(own + kernel.damping * solved.square().sum(1))
-    lengths = torch.stack(squares).mean(0).sqrt()[:, None] * kernel.own.clamp(min=0).sqrt()
-    sure = kernel.own > 2 * kernel.own_errors  # of a row that is all noise nothing can be said
-    safe = torch.where(sure & (lengths > 0), lengths, torch.full_like(lengths, torch.inf))
+    # Of a row that is all noise nothing can be said.
+    theirs = torch.where(kernel.known, kernel.lengths, torch.full_like(kernel.lengths, torch.inf))
+    safe = torch.stack(squares).mean(0).sqrt()[:, None] * theirs
     return scores.values[:, 0].double() / safe, scores.standard_errors()[:, 0].double() / safe
 
 

@@ -11,6 +11,7 @@ from journey.audit.kernel import Kernel, KernelBlock
 from journey.curvature.gram import DEFAULT_DAMPING
 from journey.features.features import Features
 
+SAME = 0.5  # cosine from which two images count as one
 _NULL_PAIRS = 1 << 20  # that the null is taken from, at most, about
 _NULL_DEVIATIONS = 6.0  # beyond the median of random pairs, in robust standard deviations
 _ISOLATED = 3.0  # how far above the next cosine of either image that of an altered copy is
@@ -49,7 +50,7 @@ class Duplicates:
 
 
 def near_duplicates(
-    features: Features | Kernel, *, threshold: float = 0.5, damping: float = DEFAULT_DAMPING
+    features: Features | Kernel, *, threshold: float = SAME, damping: float = DEFAULT_DAMPING
 ) -> Duplicates:
     """Find groups of training images that do the same to the model: connected by pairs of nearly parallel rows.
 

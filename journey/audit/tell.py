@@ -11,7 +11,7 @@ import torch
 from journey.audit.captions import CaptionFits
 from journey.audit.finding import Finding, Shown
 from journey.audit.kernel import Kernel
-from journey.audit.near_duplicates import Duplicates, Pair
+from journey.audit.near_duplicates import SAME, Duplicates, Pair
 from journey.audit.odd import Oddness
 from journey.audit.opponents import Effects
 from journey.audit.self_influence import SelfInfluence
@@ -55,8 +55,14 @@ class Teller:
                 if distance == 0
                 else f" Their pixels differ by {distance / 2:.0%} of the range."
             )
-        what = "These two images do" if len(group) == 2 else f"These {len(group)} images do"
-        sentence = f"{what} the same to the model.{alike}"
+        if len(group) > 2:
+            sentence = f"These {len(group)} images do the same to the model.{alike}"
+        elif pairs[0].cosine >= SAME:
+            sentence = f"These two images do the same to the model.{alike}"
+        else:
+            sentence = (
+                f"Each of these two images is by far the nearest to the other in what it does to the model.{alike}"
+            )
         rest = group[1:]
         told = f"Leaving out all but the first ({_names(rest)}) is predicted to change {self._of_others(rest)}"
         closest = pairs[0]
