@@ -1,4 +1,4 @@
-"""Plant faults, train, check, count: ``python -m bench.check --seeds 100 120``.
+"""Plant faults, train, check, count: ``python -m bench.check --copies``.
 
 Folders of 40 emoji with three faults each: a copy, sometimes altered; two captions that changed places; a
 damaged image or one of something else. A LoRA is trained on each, on the base of the text demo. Thresholds were chosen
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs=2, default=(100, 120), metavar=("FIRST", "END"), help="folders")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(100, 120)], metavar="N", help="folders")
     parser.add_argument("--unknown", action="store_true", help="of things that the base does not know")
     parser.add_argument("--copies", action="store_true", help="also ask about copies")
     parser.add_argument("--work", type=Path, default=Path("build/check"), help="folder of models and features")
@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="also write the tables into this file, between their markers")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    known, seeds = not options.unknown, range(*options.seeds)
-    document: dict[str, Any] = {"seeds": list(seeds), "known": known, "folders": [], "copies": []}
+    known, seeds = not options.unknown, options.seeds
+    document: dict[str, Any] = {"seeds": seeds, "known": known, "folders": [], "copies": []}
     for seed in seeds:
         document["folders"].append(faults.folder(seed, known, options.work))
         if options.copies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _LEVEL = 100  # timestep at which the network sees the image that it embeds
 def folder(seed: int, known: bool, work: Path) -> dict[str, Any]:
     """Ask about copies of a folder's images and about held-out images, or read what an earlier run found.
 
-    Nothing is told of any image but the empty caption: a caption in common is no evidence.
+    A copy has the caption of its original, as a generation has the prompt that it was made from; a held-out image has
+    its own.
 
     Args:
         seed: Names the folder.
@@ -56,10 +58,11 @@ def folder(seed: int, known: bool, work: Path) -> dict[str, Any]:
 
 def _measure(planted: Planted, trained: Trained, queries: dict[str, Tensor], chosen: list[int]) -> dict[str, Any]:
     images = torch.cat(list(queries.values()))
+    captions = [planted.captions[i] for i in chosen] * len(COPIES) + list(planted.held_out_captions[NULL:])
     asked = journey.copies(
         trained.features,
-        _untold(images),
-        held_out=_untold(planted.held_out[:NULL]),
+        _told(images, captions),
+        held_out=_told(planted.held_out[:NULL], planted.held_out_captions[:NULL]),
         dataset=planted.dataset,
         progress=False,
     )
@@ -85,8 +88,8 @@ def _measure(planted: Planted, trained: Trained, queries: dict[str, Tensor], cho
     return result
 
 
-def _untold(images: Tensor) -> list[dict[str, Any]]:
-    return [{"image": image, "text": ""} for image in images]
+def _told(images: Tensor, captions: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"image": image, "text": text} for image, text in zip(images, captions, strict=True)]
 
 
 def _embedder(model: Denoiser) -> Any:
