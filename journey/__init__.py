@@ -5,12 +5,14 @@ training images for each step or for the whole image. Before them ``fit`` learns
 model; ``featurize`` calls it if nobody did.
 
 The rest is imported from its package. In the order in which data flows these are ``data``, ``models``, ``generation``,
-``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``, ``scores`` and ``report``; beside the road
-stand ``methods``, ``evaluate``, ``health``, ``integrations``, ``demo`` and ``cli``; below it ``ops``, ``files``,
-``store``, ``locks`` and ``errors``.
+``projectors``, ``gradients``, ``measure``, ``curvature``, ``features``, ``scores``, ``report`` and ``audit``; beside
+the road stand ``methods``, ``evaluate``, ``health``, ``integrations``, ``demo`` and ``cli``; below it ``ops``,
+``files``, ``store``, ``locks`` and ``errors``.
 """
 
 from journey import errors, evaluate, methods, ops
+from journey.audit.check import check
+from journey.audit.copies import copies
 from journey.data.folder import ImageFolder
 from journey.features.features import Features
 from journey.features.featurize import featurize
@@ -57,6 +59,8 @@ __all__ = [
     "Trajectory",
     "Transition",
     "as_denoiser",
+    "check",
+    "copies",
     "errors",
     "evaluate",
     "featurize",

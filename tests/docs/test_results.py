@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.check.__main__ import table as check_table
 from bench.retraining.groups import table as groups_table
 from bench.retraining.library import DEFAULT
 from bench.retraining.planted import table as planted_table
@@ -37,6 +38,7 @@ def numbers(name: str) -> dict[str, Any]:
         ("steps", "lds-steps", "lds-digits8-steps-table", lambda document: step_table(document, SHOWN)),
         ("removals", "removals", "removals-digits8", lambda document: tables(document, short=True)),
         ("planted", "planted", "planted-digits8", planted_table),
+        ("check", "check-emoji", "check-emoji", check_table),
         ("speed", "bench", "cpu-2core", lambda document: speed_table(document, goals_only=True)),
     ],
 )

@@ -1,0 +1,81 @@
+"""``journey check``: what is wrong with a training set, on one page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from journey.audit.check import check
+from journey.audit.page import write_page
+from journey.cli.arguments import (
+    Commands,
+    add_command,
+    add_damping,
+    add_data,
+    add_measured,
+    add_measuring,
+    add_model,
+    add_running,
+    folder,
+)
+from journey.cli.inputs import load_data, load_denoiser, load_measuring
+from journey.cli.outputs import prepare_folder
+from journey.features.featurize import featurize
+from journey.features.fit import fit
+
+# Of a small set: as many as 26 images cost. The Gram matrix is half of the images' own gradients all the same.
+_PSEUDO_GRADIENTS = 512
+
+EXAMPLES = """
+journey check --model ./stable-diffusion --lora ./lora --data ./captioned --out check
+journey check --model ./stable-diffusion --lora ./lora --data ./captioned --prompts "a red apple" --out check
+journey check --model ./ddpm-digits --data ./digits --out check --num-draws 80
+"""
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    text = "look for duplicates, wrong captions, images that do not belong, and what is learned by heart; writes a page"
+    parser = add_command(commands, "check", text, EXAMPLES, _run)
+    add_model(parser)
+    add_data(parser)
+    add_measured(parser)
+    parser.add_argument(
+        "--prompts", nargs="+", metavar="TEXT", help="also look for images that work against what these prompts make"
+    )
+    parser.add_argument(
+        "--captions", type=int, default=8, metavar="N", help="other captions that each image is tried with (default 8)"
+    )
+    parser.add_argument(
+        "--out", type=folder, required=True, help="folder for the page, the tables and the features; continues"
+    )
+    add_damping(parser)
+    add_measuring(parser)
+    add_running(parser)
+
+
+def _run(options: argparse.Namespace) -> None:
+    out: Path = options.out
+    prepare_folder(out)
+    denoiser = load_denoiser(options)
+    data = load_data(options, denoiser)
+    given, progress = load_measuring(options), not options.quiet
+    if given["fit"] is None:
+        names = ("measurement", "projector", "checkpoints", "select")
+        told = {name: given[name] for name in names}
+        given["fit"] = fit(denoiser, data, out / "fit", **told, pseudo_gradients=_PSEUDO_GRADIENTS, progress=progress)
+    features = featurize(denoiser, data, out / "features", **given, progress=progress)
+    found = check(
+        features,
+        data,
+        prompts=options.prompts,
+        num_captions=options.captions,
+        damping=options.damping,
+        seed=options.seed,
+        progress=progress,
+    )
+    page = write_page(out / "check.html", found, data, labels=data.labels)
+    for line in found.summary():
+        print(line)
+    for path in (page, *found.save(out)):
+        print(path)

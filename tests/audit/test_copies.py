@@ -1,0 +1,69 @@
+"""Copies of training images are told from images that were never trained on, with p-values that hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import Images, make_images, make_scheduler, make_unet
+from torch import Tensor
+
+import journey
+from journey.audit.copies import copies
+from journey.evaluate.training import UNetTraining
+from journey.features.features import Features
+
+TRAIN = make_images(16)
+HELD_OUT = make_images(40, seed=9)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Of a network that has learned its sixteen images by heart, more or less."""
+    model = (make_unet(), make_scheduler())
+    network = UNetTraining(model, TRAIN, steps=100, batch_size=8)(range(16), seed=0)
+    return journey.featurize(
+        (network, make_scheduler()),
+        Images(TRAIN),
+        tmp_path_factory.mktemp("copies") / "features",
+        draws=journey.StratifiedDraws(40),
+        projector=journey.CountSketch(1024),
+        progress=False,
+    )
+
+
+def ask(features: Features, images: Tensor, **options: object) -> list[journey.audit.copies.Copy]:
+    return copies(features, images, held_out=HELD_OUT[:19], dataset=Images(TRAIN), progress=False, **options)
+
+
+def test_exact_copies_are_found_with_the_smallest_p_value(features: Features) -> None:
+    found = ask(features, TRAIN[3:7], top=3)
+    assert [copy.ids[0] for copy in found] == [3, 4, 5, 6]
+    assert {copy.p_value for copy in found} == {1 / 20}
+    assert all(len(copy.ids) == len(copy.cosines) == len(copy.errors) == 3 for copy in found)
+    assert all(copy.margin > 0 and copy.cosines[0] > copy.cosines[1] for copy in found)
+    assert all(copy.distance == 0 and copy.structure == pytest.approx(1) for copy in found)
+    assert all(copy.region is not None and copy.region.share == 1 for copy in found)
+
+
+def test_the_p_value_is_the_rank_among_images_that_were_not_trained_on(features: Features) -> None:
+    values = torch.tensor([copy.p_value for copy in ask(features, HELD_OUT[19:])])
+    assert 0.3 < values.mean() < 0.75  # uniform, but for 21 images and a null of 19
+    assert ((values * 20).round() / 20 == values).all()
+
+
+def test_pixels_are_left_out_without_a_dataset(features: Features) -> None:
+    (found,) = copies(features, TRAIN[:1], held_out=HELD_OUT[:19], progress=False)
+    assert (found.distance, found.structure, found.region) == (None, None, None)
+
+
+def test_what_cannot_be_answered_is_refused(features: Features, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 19 images"):
+        copies(features, TRAIN[:1], held_out=HELD_OUT[:18], progress=False)
+    with pytest.raises(ValueError, match="top must be between"):
+        ask(features, TRAIN[:1], top=17)
+    with pytest.raises(ValueError, match="got none of id 3"):
+        copies(features, TRAIN[3:4], held_out=HELD_OUT[:19], dataset=Images(TRAIN[:2]), progress=False)
+    with pytest.raises(TypeError, match="features must be Features"):
+        copies(str(tmp_path), TRAIN[:1], held_out=HELD_OUT)  # type: ignore[arg-type]
