@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--gif", action="store_true", help="write report.gif too: one image, step after step")
     parser.add_argument("--csv", action="store_true", help="write report.csv too: every ranked training image")
     parser.add_argument("--query", type=int, default=0, help="image of the picture and the animation (default 0)")
-    parser.add_argument("--top", type=int, default=8, help="proponents and opponents per step (default 8)")
+    parser.add_argument("--top", type=int, default=12, help="proponents and opponents per step (default 12)")
     parser.add_argument(
         "--region",
         action="append",

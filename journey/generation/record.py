@@ -124,7 +124,7 @@ def record(
         guidance_scale=scale,
         num_inference_steps=num_inference_steps,
         prompts=tuple(word for word in words for _ in range(num_images)),
-        pixels=_decode(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
+        pixels=decode_pixels(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
         schedule=denoiser.schedule.fingerprint(),
         levels=denoiser.schedule.levels(timesteps),
     )
@@ -152,8 +152,16 @@ def _condition_of(
     return condition, []
 
 
-def _decode(denoiser: Denoiser, latents: Tensor) -> Tensor:
-    """Decode latents one image at a time. [num_queries, num, C, H, W] -> uint8 [num_queries, num, 3, height, width]"""
+def decode_pixels(denoiser: Denoiser, latents: Tensor) -> Tensor:
+    """Decode latents one image at a time, as ``Trajectory.pixels`` has them.
+
+    Args:
+        denoiser: The model.
+        latents: float32. [num_queries, num, C, H, W]
+
+    Returns:
+        uint8, on the CPU. [num_queries, num, 3, height, width]
+    """
     rows = [denoiser.decode(row.unsqueeze(0)).cpu() for row in latents.flatten(0, 1)]
     pictures: Tensor = (torch.cat(rows) + 1).mul(127.5).round().to(torch.uint8)
     return pictures.view(*latents.shape[:2], *pictures.shape[1:])

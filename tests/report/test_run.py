@@ -34,6 +34,7 @@ def run(case: Case) -> Run:
         query_captions=["first", "second"],
         regions={"corner": make_region(case, (0, 0, 4, 4))},
         transitions={(1, "is round"): make_transition()},
+        groups={f"Ann {HOSTILE}": case.scores.train_ids[:4]},
         notes=["a note"],
     )
 
@@ -53,7 +54,7 @@ def test_a_run_keeps_the_ranked_training_images_alone_and_says_so(run: Run, tmp_
     assert len(loaded.dataset) == 65
     # At most two of each of 2 queries, 3 steps and 2 scopes, and two of the transition.
     assert 0 < len(loaded.labels) <= 26
-    with pytest.raises(ValueError, match="top must be at most 1, the ranks that were kept with the run, got 8"):
+    with pytest.raises(ValueError, match="top must be at most 1, the ranks that were kept with the run, got 12"):
         loaded.write_report(tmp_path / "report.html")
 
 
@@ -103,7 +104,7 @@ def test_folders_that_hold_no_run_are_refused(run: Run, tmp_path: Path) -> None:
 def keys_of(run: dict[str, Any]) -> list[tuple[str, ...]]:
     """What may be missing of a run's JSON: a key, or one of its first region or transition."""
     inner = [(part, key) for part in ("regions", "transitions") for key in run[part][0]]
-    return [(key,) for key in run if key not in ("title", "credit")] + inner
+    return [(key,) for key in run if key not in ("title", "credit", "groups")] + inner
 
 
 def test_a_run_that_lacks_anything_names_it(run: Run, tmp_path: Path) -> None:
