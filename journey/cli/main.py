@@ -11,13 +11,13 @@ from contextlib import nullcontext, suppress
 import torch
 
 from journey import ops
-from journey.cli import demo, featurize, fit, groups, influence, inspect, plan, record, report, score, transitions
+from journey.cli import app, demo, featurize, fit, groups, influence, inspect, plan, record, report, score, transitions
 from journey.cli.arguments import add_command, hidden_bars
 from journey.cli.info import describe_installation
 from journey.files.paths import Location, exists
 from journey.files.publish import publish
 
-_COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect)
+_COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect, app)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
 
 
