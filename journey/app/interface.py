@@ -34,7 +34,7 @@ def build(workbench: Workbench) -> Any:
     """
     import gradio as gr
 
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         session = gr.State()
         gr.Markdown(f"# {_TITLE}")
         with gr.Row():
@@ -53,7 +53,7 @@ def build(workbench: Workbench) -> Any:
                 with gr.Accordion("Download", open=False, elem_id="downloads"):
                     write = gr.Button("Write page, CSV and Parquet", elem_id="write")
                     files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=4, min_width=320):
                 frame = gr.HTML(
                     {"page": "", "scope": None, "anew": True},
                     html_template=_resource("frame.html"),
@@ -87,7 +87,7 @@ def _question(gr: Any, workbench: Workbench) -> tuple[Any, ...]:
     form = workbench.told
     told = gr.Textbox(label=_FIELDS.get(form or "", ""), visible=form is not None, max_lines=3, elem_id="told")
     generate = gr.Button("Generate", variant="primary", elem_id="generate")
-    with gr.Accordion("Options", open=False):
+    with gr.Accordion("Options", open=False, elem_id="options"):
         seed = gr.Number(label="Seed", value=0, precision=0, elem_id="seed")
         steps = gr.Slider(2, 100, value=50, step=1, label="Steps of the sampler", elem_id="steps")
         guidance = gr.Number(label="Guidance (empty: the pipeline's own)", value=None, visible=form is not None)
@@ -111,7 +111,8 @@ def _decision(gr: Any, workbench: Workbench) -> tuple[Any, ...]:
 def _handler(gr: Any, work: Callable[..., dict[str, Any]], num_outputs: int) -> Callable[..., Any]:
     """A listener of Gradio's: does some work, and tells what became of it in words, as text."""
 
-    def handle(session: Session, *given: Any, progress: Any = gr.Progress(track_tqdm=True)) -> Any:  # noqa: B008
+    # Gradio puts its progress, which follows the library's bars, where its argument stands among the inputs.
+    def handle(session: Session, progress: Any = gr.Progress(track_tqdm=True), *given: Any) -> Any:  # noqa: B008
         nothing = [gr.skip()] * (num_outputs - 1)
         try:
             found = work(session, *given)
@@ -163,9 +164,9 @@ def _attribute(session: Session, brush: dict[str, str]) -> dict[str, Any]:
 def _decide(session: Session, part: str, feature: str, completions: float) -> dict[str, Any]:
     name = session.decide(part, feature, completions=int(completions))
     found = session.transitions[0, name]
-    words = "below the steps, on the page" if found.found else "nowhere: its likelihood does not rise clearly"
+    shown = f'The page shows when "{name}" is decided, below the curves.'
     return {
-        "told": f'When "{name}" is decided: {words}.',
+        "told": shown if found.found else f'No steps decide "{name}": its likelihood does not rise clearly.',
         "frame": {"page": session.page(), "scope": None, "anew": False},
         "part": part,
     }

@@ -385,6 +385,7 @@
 
   // Inside another page (journey app), which replaces this one when there is more to show: it keeps the place.
   const embedded = parent !== window;
+  document.documentElement.classList.toggle("embedded", embedded);
   const tellParent = () => {
     const place = { t: data.timesteps[state.step], scope: state.scope, tab: state.tab, pins: state.pins };
     parent.postMessage({ journey: "place", place, height: document.body.offsetHeight }, "*");
