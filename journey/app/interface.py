@@ -15,7 +15,12 @@ from journey.app.workbench import Workbench
 from journey.report.view import to_picture
 
 # Everything that needs the network waits in one queue.
-_QUEUE = {"concurrency_limit": 1, "concurrency_id": "network", "api_visibility": "private", "trigger_mode": "once"}
+_QUEUE: dict[str, Any] = {
+    "concurrency_limit": 1,
+    "concurrency_id": "network",
+    "api_visibility": "private",
+    "trigger_mode": "once",
+}
 _TITLE = "Which training images steered the generation?"
 _FIELDS = {"prompt": "Prompt", "label": "Class, by its number"}
 
@@ -62,7 +67,7 @@ def build(workbench: Workbench) -> Any:
                 )
 
         answers = [status, brush, frame, part]
-        shown = {**_QUEUE, "outputs": answers, "show_progress_on": status}
+        shown: dict[str, Any] = {**_QUEUE, "outputs": answers, "show_progress_on": status}
         told, seed, steps, guidance, generate, file, open_file = asked
 
         def run(work: Callable[..., dict[str, Any]]) -> Callable[..., Any]:

@@ -55,7 +55,8 @@ class Visitor:
         self.tab.settle()
 
     def leave(self) -> None:
-        assert self.tab.complaints(self.address) == []
+        # Gradio warns of itself after an upload.
+        assert [c for c in self.tab.complaints(self.address) if "Method not implemented." not in str(c)] == []
         self.tab.close()
 
 
@@ -164,6 +165,7 @@ def test_work_is_cancelled_and_the_next_is_done(browser: Browser, address: str) 
 def test_two_visitors_at_once_get_what_each_asked_for(browser: Browser, address: str, workbench: Workbench) -> None:
     visitors = [Visitor(browser, address) for _ in range(2)]
     for seed, visitor in enumerate(visitors):
+        visitor.tab.front()
         visitor.open_part("options")
         visitor.tab.run(
             "(() => { const input = document.querySelector('#seed input'); input.value = '"
@@ -171,6 +173,7 @@ def test_two_visitors_at_once_get_what_each_asked_for(browser: Browser, address:
             + "'; input.dispatchEvent(new Event('input', { bubbles: true })); })()"
         )
     for visitor in visitors:
+        visitor.tab.front()
         visitor.tab.click("#generate")
     for seed, visitor in enumerate(visitors):
         visitor.tab.wait(f"{STATE}.includes('Generated')")
@@ -196,7 +199,7 @@ def test_an_upload_is_attributed_or_gets_a_sentence(browser: Browser, address: s
     node = visitor.tab.call("DOM.querySelector", nodeId=root, selector="#file input[type=file]")["nodeId"]
     visitor.tab.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
     visitor.tab.wait("document.querySelector('#file').innerText.includes('onerror')")
-    expected = {"good": "Read.", "broken": "cannot be read", "huge": "20000 x 10000 pixels, more than the 50,000,000"}
+    expected = {"good": "Read.", "broken": "cannot be read", "huge": "50,000,000 that are read; scale it down"}
     visitor.ask("#open", expected[kind])
     assert visitor.tab.run("document.querySelectorAll('#file img[onerror]').length") == 0
     visitor.leave()

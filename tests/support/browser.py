@@ -130,6 +130,10 @@ class Tab:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def front(self) -> None:
+        """Come before the other tabs: those behind draw nothing."""
+        self.call("Page.bringToFront")
+
     def wait(self, condition: str, seconds: float = _PATIENCE) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + seconds
