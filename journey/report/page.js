@@ -102,7 +102,7 @@
     const list = find(side);
     const [pro, opp] = [scope().pro[state.step], scope().opp[state.step]];
     const entries = side === "pro" ? pro : opp;
-    const strongest = Math.max(...[...pro, ...opp].map(([, value]) => Math.abs(value)), 0) || 1;
+    const strongest = Math.max(...[...pro, ...opp].map(([, value, margin]) => Math.abs(value) + margin), 0) || 1;
     while (cards[side].length < entries.length) {
       const card = makeCard(side);
       cards[side].push(card);
