@@ -13,6 +13,25 @@ _MAX_FILE_SIZE = "100mb"
 _WAITING = 64  # questions in the queue at most
 
 
+def load_gradio() -> Any:
+    """Import Gradio, with its telemetry off.
+
+    Returns:
+        The package.
+
+    Raises:
+        ImportError: If it is not installed; names the extra.
+    """
+    # Read when Gradio is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(f'the app needs Gradio: pip install "journey-attribution[app]" ({error})') from error
+    return gradio
+
+
 def serve(workbench: Workbench, *, host: str = "127.0.0.1", port: int | None = None) -> tuple[Any, str]:
     """Serve the app until its ``close`` is called or the process ends.
 
@@ -28,13 +47,7 @@ def serve(workbench: Workbench, *, host: str = "127.0.0.1", port: int | None = N
         ImportError: If Gradio is not installed; names the extra.
         OSError: If the port is taken.
     """
-    # Read when Gradio is imported.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError(f'the app needs Gradio: pip install "journey-attribution[app]" ({error})') from error
+    gr = load_gradio()
     blocks = build(workbench)
     blocks.queue(default_concurrency_limit=1, max_size=_WAITING, api_open=False)
     plain = ("system-ui", "sans-serif")  # not a font of a server elsewhere

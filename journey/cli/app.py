@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from journey.app.serve import serve
+from journey.app.serve import load_gradio, serve
 from journey.app.workbench import Unseen, Workbench, groups_of_captions
 from journey.cli.arguments import Commands, add_command, add_features, add_model, add_running
 from journey.cli.groups import read_groups
@@ -46,6 +46,7 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     if options.num_scored < 1:
         raise ValueError(f"num_scored must be at least 1, got {options.num_scored}")
+    load_gradio()  # refused before the work and not after
     workbench = load_workbench(options)
     workbench.prepare()
     blocks, address = serve(workbench, host=options.host, port=options.port)
