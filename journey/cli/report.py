@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from journey.cli.arguments import Commands, add_command
+from journey.cli.groups import read_groups
 from journey.report.run import Run
 
 EXAMPLES = """
@@ -31,6 +34,9 @@ def add(commands: Commands) -> None:
         metavar="NAME=RUN",
         help="add another run of the same images and steps, made with --region, as a box to choose; may be repeated",
     )
+    parser.add_argument(
+        "--groups", type=Path, metavar="CSV", help="file with the columns id and group, whose sums the page shows too"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -41,6 +47,10 @@ def _run(options: argparse.Namespace) -> None:
         if not (name and separator and other):
             raise ValueError(f"region must be NAME=RUN, got {words!r}")
         run = run.with_region(name, Run.load(other))
+    if options.groups is not None:
+        integers = isinstance(run.scores.train_ids[0], int)
+        groups: dict[str, Any] = dict(read_groups(options.groups, integers=integers))
+        run = replace(run, groups=groups)
     top = options.top
     written = [run.write_report(folder / "report.html", top=top)]
     if options.png:

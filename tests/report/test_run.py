@@ -67,6 +67,15 @@ def test_the_report_command_writes_all_four_files(run: Run, tmp_path: Path, caps
     assert (tmp_path / "report.gif").read_bytes() == run.write_gif(tmp_path / "again", query=1, top=3).read_bytes()
 
 
+def test_groups_of_a_file_are_shown_in_place_of_those_of_the_run(run: Run, case: Case, tmp_path: Path) -> None:
+    run.save(tmp_path / "run")
+    ids = case.scores.train_ids[:3]
+    (tmp_path / "groups.csv").write_text("id,group\n" + "".join(f"{i},Ben\n" for i in ids))
+    assert main(["report", "--run", str(tmp_path / "run"), "--groups", str(tmp_path / "groups.csv")]) == 0
+    expected = replace(run, groups={"Ben": ids}).write_report(tmp_path / "expected")
+    assert (tmp_path / "run" / "report.html").read_bytes() == expected.read_bytes()
+
+
 def test_another_run_of_the_same_images_becomes_a_region(run: Run, case: Case, tmp_path: Path) -> None:
     part = make_region(case, (4, 4, 8, 8))
     replace(run, regions={}).save(tmp_path / "whole")
