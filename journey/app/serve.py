@@ -51,21 +51,24 @@ def serve(workbench: Workbench, *, host: str = "127.0.0.1", port: int | None = N
     blocks = build(workbench)
     blocks.queue(default_concurrency_limit=1, max_size=_WAITING, api_open=False)
     plain = ("system-ui", "sans-serif")  # not a font of a server elsewhere
-    _, local, _ = blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        run_history=False,
-        inline=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        footer_links=[],
-        max_file_size=_MAX_FILE_SIZE,
-        theme=gr.themes.Base(primary_hue="teal", font=plain, font_mono=("ui-monospace", "monospace")),
-        css=resources.files("journey.app").joinpath("app.css").read_text(encoding="utf-8"),
-    )
+    try:
+        _, local, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            run_history=False,
+            inline=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            max_file_size=_MAX_FILE_SIZE,
+            theme=gr.themes.Base(primary_hue="teal", font=plain, font_mono=("ui-monospace", "monospace")),
+            css=resources.files("journey.app").joinpath("app.css").read_text(encoding="utf-8"),
+        )
+    except OSError as error:
+        raise OSError(f"port must be a free one of {host}, got {port or 'none from 7860 on'}: {error}") from error
     return blocks, local
