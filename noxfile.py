@@ -47,7 +47,7 @@ def spills(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Run what takes too long for CI: slow tests, stores of a million rows, processes that die. Needs 10 GB of disk."""
-    session.install("-c", "constraints.txt", "-e", ".[test]")
+    session.install("-c", "constraints.txt", "-e", ".[test,app]")
     session.run("pytest", "-m", "slow")
     session.run("python", "-m", "bench.scale")
     session.run("python", "-m", "bench.scale.growth")

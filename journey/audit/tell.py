@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -225,10 +226,14 @@ class Teller:
         return f"{number}{', which is within the noise' if abs(change) <= 2 * error else ''}."
 
     def _item(self, i: int | str) -> Any:
-        return self.dataset[positions_of(ids_of(self.dataset))[i]]
+        return self.dataset[self._positions[i]]
 
     def _image(self, i: int | str) -> Any:
-        return get_image(self.dataset, positions_of(ids_of(self.dataset))[i])
+        return get_image(self.dataset, self._positions[i])
+
+    @cached_property
+    def _positions(self) -> dict[int | str, int]:
+        return positions_of(ids_of(self.dataset))
 
 
 def _names(ids: Sequence[int | str]) -> str:

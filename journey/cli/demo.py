@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="names everything random (default 0)")
     parser.add_argument("--num-images", type=int, help="images to generate (default 16, with --text 4)")
     parser.add_argument("--train-steps", type=int, help="optimiser steps (default 1200, with --text 3000)")
-    parser.add_argument("--num-draws", type=int, default=2, help="timesteps per image and bin, of ten bins (default 2)")
+    parser.add_argument("--num-draws", type=int, default=2, help="timesteps per training image (default 2)")
     add_running(parser)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from journey import ops
 from journey.cli import (
+    app,
     check,
     demo,
     featurize,
@@ -30,7 +31,7 @@ from journey.cli.info import describe_installation
 from journey.files.paths import Location, exists
 from journey.files.publish import publish
 
-_COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect, check)
+_COMMANDS = (demo, plan, fit, featurize, record, score, groups, transitions, influence, report, inspect, check, app)
 _EXAMPLES = "journey info\n" + "".join(command.EXAMPLES.lstrip() for command in _COMMANDS)
 
 

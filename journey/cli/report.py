@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from journey.cli.arguments import Commands, add_command
+from journey.cli.groups import read_groups
 from journey.report.run import Run
 
 EXAMPLES = """
@@ -23,13 +26,16 @@ def add(commands: Commands) -> None:
     parser.add_argument("--gif", action="store_true", help="write report.gif too: one image, step after step")
     parser.add_argument("--csv", action="store_true", help="write report.csv too: every ranked training image")
     parser.add_argument("--query", type=int, default=0, help="image of the picture and the animation (default 0)")
-    parser.add_argument("--top", type=int, default=8, help="proponents and opponents per step (default 8)")
+    parser.add_argument("--top", type=int, default=12, help="proponents and opponents per step (default 12)")
     parser.add_argument(
         "--region",
         action="append",
         default=[],
         metavar="NAME=RUN",
         help="add another run of the same images and steps, made with --region, as a box to choose; may be repeated",
+    )
+    parser.add_argument(
+        "--groups", type=Path, metavar="CSV", help="file with the columns id and group, whose sums the page shows too"
     )
 
 
@@ -41,6 +47,10 @@ def _run(options: argparse.Namespace) -> None:
         if not (name and separator and other):
             raise ValueError(f"region must be NAME=RUN, got {words!r}")
         run = run.with_region(name, Run.load(other))
+    if options.groups is not None:
+        integers = isinstance(run.scores.train_ids[0], int)
+        groups: dict[str, Any] = dict(read_groups(options.groups, integers=integers))
+        run = replace(run, groups=groups)
     top = options.top
     written = [run.write_report(folder / "report.html", top=top)]
     if options.png:

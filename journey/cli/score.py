@@ -27,7 +27,6 @@ from journey.data.ids import ids_of
 from journey.errors import StoreMismatchError
 from journey.features.contents import check_images
 from journey.features.features import Features
-from journey.generation.trajectory import Trajectory
 from journey.report.run import Run
 from journey.scores.score import score
 
@@ -78,7 +77,7 @@ def add(commands: Commands) -> None:
     add_completion_steps(parser)
     add_damping(parser)
     parser.add_argument("--query-draws", type=int, default=16, help="noises per query and step (default 16)")
-    parser.add_argument("--top", type=int, default=8, help="proponents and opponents in the report (default 8)")
+    parser.add_argument("--top", type=int, default=12, help="proponents and opponents in the report (default 12)")
     add_running(parser)
 
 
@@ -96,7 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     scores = score(
         features,
         trajectory,
-        steps=None if options.interval else options.steps or _spread(trajectory, options.num_scored),
+        steps=None if options.interval else options.steps or trajectory.spread(options.num_scored),
         interval=_pair(options.interval),
         train_interval=_pair(options.train_interval),
         region=region,
@@ -147,13 +146,6 @@ class _Part:
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[self._rows[index]]
-
-
-def _spread(trajectory: Trajectory, count: int) -> list[int]:
-    """The middles of equal parts of the trajectory."""
-    total = len(trajectory.timesteps)
-    count = min(count, total)
-    return [int(trajectory.timesteps[(2 * i + 1) * total // (2 * count)]) for i in range(count)]
 
 
 def _pair(numbers: list[int] | None) -> tuple[int, int] | None:

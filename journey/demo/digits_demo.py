@@ -180,6 +180,7 @@ def run_demo(
         query_captions=[f"looks like a {int(label)}" for label in labels],
         regions={"upper half": upper, "lower half": lower},
         transitions=decided_by,
+        groups={f"a {digit}": (dataset.labels == digit).nonzero().flatten().tolist() for digit in range(10)},
         notes=notes,
     )
     run.save(out)

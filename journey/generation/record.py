@@ -125,7 +125,7 @@ def record(
         guidance_scale=scale,
         num_inference_steps=num_inference_steps,
         prompts=tuple(word for word in words for _ in range(num_images)),
-        pixels=_decode(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
+        pixels=decode_pixels(denoiser, torch.cat([predicted, x.cpu().unsqueeze(1)], 1)) if denoiser.is_latent else None,
         schedule=denoiser.schedule.fingerprint(),
         levels=denoiser.schedule.levels(timesteps),
     )
@@ -153,8 +153,16 @@ def _condition_of(
     return condition, []
 
 
-def _decode(denoiser: Denoiser, latents: Tensor) -> Tensor:
-    """Decode latents one image at a time. [num_queries, num, ...] -> as ``Trajectory.pixels``"""
+def decode_pixels(denoiser: Denoiser, latents: Tensor) -> Tensor:
+    """Decode latents one image at a time.
+
+    Args:
+        denoiser: The model.
+        latents: float32. [num_queries, num, ...]
+
+    Returns:
+        As ``Trajectory.pixels``, on the CPU. [num_queries, num, ...]
+    """
     rows = [packed(denoiser.decode(row.unsqueeze(0)).cpu()) for row in latents.flatten(0, 1)]
     pictures: Tensor = torch.cat(rows).unflatten(0, latents.shape[:2])
     return pictures

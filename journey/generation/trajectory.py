@@ -149,6 +149,24 @@ class Trajectory:
         """Number of generated images."""
         return len(self.images)
 
+    def spread(self, count: int) -> list[int]:
+        """Return some of the recorded timesteps, evenly spread: the middles of equal parts of the steps.
+
+        Args:
+            count: How many, at most.
+
+        Returns:
+            The timesteps, in their order.
+
+        Raises:
+            ValueError: If ``count`` is not positive.
+        """
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        total = len(self.timesteps)
+        count = min(count, total)
+        return [int(self.timesteps[(2 * i + 1) * total // (2 * count)]) for i in range(count)]
+
     @property
     def finished(self) -> Encoded:
         """The images at the end as samples, with what the network was told."""

@@ -7,7 +7,7 @@
   const PERIOD = 700; // milliseconds per step while playing
   const FRAME = 52; // pixels of a picture of the film at most
   const last = data.timesteps.length - 1;
-  const state = { query: 0, step: Math.floor((last + 1) / 2), scope: 0, pins: [] }; // pins: an id or null per line style
+  const state = { query: 0, step: Math.floor((last + 1) / 2), scope: 0, pins: [], tab: "training" }; // pins: an id or null per line style
   let sources = {};
   let moves = [];
   let timer = 0;
@@ -64,14 +64,25 @@
     card.name = make("span", { className: "id" });
     card.words = make("bdi");
     card.value = make("span", { className: "value" });
-    card.bar = make("span", { className: "bar" }, make("span"));
+    card.line = make("i");
+    card.bar = make("span", { className: "bar" }, make("span"), card.line);
     card.button = make("button", { type: "button" }, card.canvas, card.bar, card.name, card.words, card.value);
     card.button.addEventListener("click", () => togglePin(card.id));
     card.node = make("li", { className: side }, card.button);
     return card;
   };
-  const fillCard = (card, [id, value], strongest) => {
+  // The score is somewhere on the line: two standard errors to either side.
+  const showMargin = (line, from, to) => {
+    const [left, right] = [from, to].map((share) => Math.min(Math.max(100 * share, 0), 100));
+    Object.assign(line.style, { left: `${left}%`, width: `${right - left}%` });
+  };
+  const fillCard = (card, [id, value, margin], strongest) => {
     card.id = id;
+    const size = Math.abs(value);
+    card.line.hidden = margin === null;
+    if (margin !== null) showMargin(card.line, (size - margin) / strongest, (size + margin) / strongest);
+    card.button.classList.toggle("unsure", margin !== null && margin >= size);
+    card.value.title = margin === null ? "" : `± ${number(margin).slice(1)}, two standard errors`;
     draw(card.canvas, "training", data.training[id][0]);
     card.name.textContent = card.name.title = `#${id}`;
     card.words.textContent = card.words.title = caption(id);
@@ -91,7 +102,7 @@
     const list = find(side);
     const [pro, opp] = [scope().pro[state.step], scope().opp[state.step]];
     const entries = side === "pro" ? pro : opp;
-    const strongest = Math.max(...[...pro, ...opp].map(([, value]) => Math.abs(value)), 0) || 1;
+    const strongest = Math.max(...[...pro, ...opp].map(([, value, margin]) => Math.abs(value) + margin), 0) || 1;
     while (cards[side].length < entries.length) {
       const card = makeCard(side);
       cards[side].push(card);
@@ -103,6 +114,41 @@
     });
     list.classList.toggle("empty", entries.length === 0);
     list.dataset.empty = `No training image has a ${side === "pro" ? "positive" : "negative"} score at this step.`;
+  };
+
+  // The sums of groups, the highest first; the last may be what is in no group.
+  const showGroups = () => {
+    if (!data.groups.length) return;
+    const rows = scope().groups[state.step].map((row, i) => [row, data.groups[i]]);
+    rows.sort(([[a]], [[b]]) => b - a);
+    const ends = rows.flatMap(([[sum, margin]]) => [sum - margin, sum + margin]); // an unknown margin is null, here 0
+    const [low, high] = [Math.min(0, ...ends), Math.max(0, ...ends)];
+    const at = (value) => (high > low ? (value - low) / (high - low) : 0);
+    const made = rows.map(([[sum, margin, share], [name, count]]) => {
+      const side = margin === null || Math.abs(sum) <= margin ? "within" : sum > 0 ? "pro" : "opp";
+      const fill = make("span");
+      const [from, to] = [Math.min(at(sum), at(0)), Math.max(at(sum), at(0))];
+      Object.assign(fill.style, { left: `${100 * from}%`, width: `${100 * (to - from)}%` });
+      const [zero, line] = [make("i", { className: "zero" }), make("i", { hidden: margin === null })];
+      zero.style.left = `${100 * at(0)}%`;
+      showMargin(line, at(sum - margin), at(sum + margin));
+      const told = margin === null ? "" : ` ± ${number(margin).slice(1)}`;
+      const percent = `${share < 0 ? "−" : "+"}${Math.abs(share).toFixed(1)} %`;
+      return make(
+        "li",
+        {},
+        make("span", {}, make("bdi", { textContent: name, title: name }), make("span", { className: "soft", textContent: `${count} image${count === 1 ? "" : "s"}` })),
+        make("span", { className: `bar ${side}` }, fill, line, zero),
+        make("span", { className: `value ${side}` }, `${number(sum)}${told}`, make("br"), make("span", { className: "soft", textContent: `share ${percent}` })),
+      );
+    });
+    find("bars").replaceChildren(...made);
+  };
+  const chooseTab = (name) => {
+    state.tab = name;
+    for (const button of find("tabs").children) button.setAttribute("aria-pressed", String(button.value === name));
+    for (const part of ["training", "groups"]) find(part).hidden = part !== name;
+    remember();
   };
 
   const showStep = () => {
@@ -117,6 +163,7 @@
     draw(find("predicted"), "predicted", query.predicted[state.step], `predicted image at t = ${t}`);
     fillSide("pro");
     fillSide("opp");
+    showGroups();
     const [best] = scope().pro[state.step];
     find("spoken").textContent = `${words}. ${best ? `Strongest proponent: ${nameOf(best[0])}` : "No proponent"}.`;
     for (const move of moves) move(t);
@@ -190,7 +237,7 @@
   const showCharts = () => {
     const query = data.queries[state.query];
     const pins = state.pins
-      .map((id, slot) => ({ id, slot, values: scope().curves[id] }))
+      .map((id, slot) => ({ id, slot, values: scope().curves[id]}))
       .filter(({ id }) => id !== null);
     const svg = find("curves").querySelector("svg");
     const decided = query.features.find((feature) => feature.interval);
@@ -320,6 +367,10 @@
   // The address says what is shown, once it rests: browsers refuse many changes in a row.
   const remember = () => {
     clearTimeout(writing);
+    if (embedded) {
+      writing = setTimeout(tellParent, 50);
+      return;
+    }
     const address = `#image-${state.query + 1},t-${data.timesteps[state.step]},region-${state.scope}`;
     writing = setTimeout(() => history.replaceState(null, "", address), 300);
   };
@@ -330,6 +381,22 @@
     state.step = nearest(t);
     state.query = Math.min(Math.max(query - 1, 0), data.queries.length - 1);
     state.scope = Math.min(region, data.queries[state.query].scopes.length - 1);
+  };
+
+  // Inside another page (journey app), which replaces this one when there is more to show: it keeps the place.
+  const embedded = parent !== window;
+  document.documentElement.classList.toggle("embedded", embedded);
+  const tellParent = () => {
+    const place = { t: data.timesteps[state.step], scope: state.scope, tab: state.tab, pins: state.pins };
+    parent.postMessage({ journey: "place", place, height: document.body.offsetHeight }, "*");
+  };
+  const open = ({ t, scope, tab, pins }) => {
+    const { scopes } = data.queries[state.query];
+    if (Number.isFinite(t)) state.step = nearest(t);
+    if (Number.isInteger(scope) && scopes[scope]) state.scope = scope;
+    if (Array.isArray(pins)) state.pins = Array.from({ length: SLOTS }, (_, i) => (pins[i] in data.training ? pins[i] : null));
+    chooseScope(state.scope);
+    if (tab === "training" || (tab === "groups" && data.groups.length)) chooseTab(tab);
   };
 
   const play = (on) => {
@@ -369,6 +436,13 @@
       drawFilm();
       showCharts();
     });
+    for (const button of find("tabs").children) button.addEventListener("click", () => chooseTab(button.value));
+    if (embedded) {
+      new ResizeObserver(remember).observe(document.body);
+      addEventListener("message", (event) => {
+        if (event.source === parent && event.data && event.data.journey === "open") open(event.data.place);
+      });
+    }
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", markFilm);
   };
 
@@ -386,6 +460,9 @@
         return make("li", {}, button);
       }),
     );
+    find("noise").hidden = !data.queries.some(({ scopes }) => scopes.some(({ pro }) => pro.some((step) => step.some(([, , margin]) => margin !== null))));
+    find("tabs").hidden = data.groups.length === 0;
+    find("unnamed").textContent = data.unnamed ? `and ${data.unnamed} more groups, with smaller shares` : "";
     find("gallery").parentNode.hidden = data.queries.length === 1;
     const decided = data.queries[0].features.find((feature) => feature.midpoint);
     if (decided) state.step = nearest(decided.midpoint[2]);
@@ -393,6 +470,7 @@
     listen();
     chooseQuery(state.query);
     document.documentElement.classList.add("ready");
+    if (embedded) parent.postMessage({ journey: "ready" }, "*");
   };
   start();
 })();

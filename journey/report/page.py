@@ -27,20 +27,22 @@ def write_report(
     scores: Scores,
     dataset: Dataset,
     *,
-    top: int = 8,
+    top: int = 12,
     title: str = TITLE,
     notes: Sequence[str] = (),
     labels: Captions | None = None,
     query_captions: Sequence[object] | None = None,
     regions: Mapping[str, Scores] | None = None,
     transitions: Transitions | None = None,
+    groups: Mapping[str, Sequence[int | str]] | None = None,
 ) -> Path:
     """Write a self-contained HTML page that goes through the steps of the generated images.
 
     A slider moves x_t, the predicted image and the ranked training images together. Curves follow single training
     images over all steps, and the likelihood of a feature shows when it is decided. Boxes on the image switch to the
-    scores of that region. The file loads nothing from anywhere: pictures, style and script are inside, and a content
-    security policy forbids the rest. All texts stay text. Equal inputs give equal bytes.
+    scores of that region. Bars have whiskers of two standard errors. The file loads nothing from anywhere: pictures,
+    style and script are inside, and a content security policy forbids the rest. All texts stay text. Equal inputs give
+    equal bytes.
 
     Args:
         path: The file to write; missing folders are made.
@@ -54,14 +56,15 @@ def write_report(
         query_captions: One caption per generated image; by default the trajectory's prompts, if it has any.
         regions: Scores of parts of the images by name, from ``journey.score(..., region=...)`` for the same steps.
         transitions: Results of ``journey.transitions`` by (query, name of the feature).
+        groups: Ids of training images by the name of a group, whose sums are shown as bars, see ``Scores.groups``.
 
     Returns:
         The path of the file.
 
     Raises:
         ValueError: If ``scores`` and ``trajectory`` disagree, a region's scores have other steps, a transition is of a
-            query that is not there, ids are outside ``dataset``, scores are not finite, a caption is missing, ``top``
-            is below 1, or images are neither grey nor RGB.
+            query that is not there, groups overlap or one is empty, ids are outside ``dataset``, scores are not finite,
+            a caption is missing, ``top`` is below 1, or images are neither grey nor RGB.
         TypeError: If an item of ``dataset`` is not an image, or ``scores`` are the strongest alone.
     """
     view = make_view(trajectory, scores, places_of(dataset, scores), top, regions)
@@ -70,7 +73,8 @@ def write_report(
     if outside:
         raise ValueError(f"transitions must be of queries among 0..{view.num_queries - 1}, got {outside[0]}")
     named = query_captions if query_captions is not None else trajectory.prompts or None
-    payload = make_payload(view, dataset, found, labels, named)
+    sums = [each.groups(groups) for each in (scores, *(regions or {}).values())] if groups else []
+    payload = make_payload(view, dataset, found, labels, named, sums)
     style = _resource("page.css")
     script = _resource("page.charts.js") + _resource("page.js")
     page = Template(_resource("page.html")).substitute(

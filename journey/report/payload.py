@@ -12,9 +12,11 @@ from torch import Tensor
 
 from journey.data.items import Dataset, get_image
 from journey.generation.transitions import Transition
+from journey.report.group_bars import group_bars, largest_groups, short
 from journey.report.sheets import Bank, make_sheets
 from journey.report.story import Transitions, find_turncoat, tell
 from journey.report.view import Captions, Entry, Ranking, View, caption, to_picture
+from journey.scores.groups import NOISE_LEVEL, Groups
 
 # What can be neither in HTML nor in UTF-8: controls other than white space, surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -39,6 +41,7 @@ def make_payload(
     transitions: Transitions,
     labels: Captions | None,
     query_captions: Sequence[object] | None,
+    groups: Sequence[Groups] | None = None,
 ) -> dict[str, Any]:
     """Collect what the page shows.
 
@@ -48,6 +51,7 @@ def make_payload(
         transitions: Of (query, name of the feature).
         labels: Captions of the training images.
         query_captions: One caption per generated image.
+        groups: The sums of groups of training images, of each ranking.
 
     Returns:
         Values that JSON can hold. Tiles are places on the sheets of their kind.
@@ -58,11 +62,16 @@ def make_payload(
     """
     noisy, predicted, training = Bank(), Bank(), Bank()
     queries = []
+    largest = [] if not groups else largest_groups(groups)
+
+    def bars(query: int, place: int) -> dict[str, Any]:
+        return {} if not groups else {"groups": group_bars(groups[place], query, largest)}
+
     shown: set[int | str] = set()
     for query in range(view.num_queries):
         mine = [(name, found) for (which, name), found in transitions.items() if which == query]
         features = [_feature(view, query, name, found) for name, found in mine]
-        ids = {train_id for feature in features for side in ("inside", "before") for train_id, _ in feature[side]}
+        ids = {train_id for feature in features for side in ("inside", "before") for train_id, *_ in feature[side]}
         ids = ids.union(*(view.shown(query, ranking) for ranking in view.rankings))
         shown |= ids
         turn = find_turncoat(view, query)
@@ -74,7 +83,10 @@ def make_payload(
                 "noisy": [noisy.add(to_picture(image)) for image in view.noisy[query]],
                 "predicted": [predicted.add(to_picture(image)) for image in view.predicted[query]],
                 "image": predicted.add(to_picture(view.images[query])),
-                "scopes": [_scope(view, query, ranking, sorted(ids)) for ranking in view.rankings],
+                "scopes": [
+                    _scope(view, query, ranking, sorted(ids)) | bars(query, place)
+                    for place, ranking in enumerate(view.rankings)
+                ],
                 "features": features,
             }
         )
@@ -89,6 +101,8 @@ def make_payload(
             for name, sheets in make_sheets({k: v for k, v in banks.items() if v.pictures}).items()
         },
         "training": {str(i): [tile, words[i]] for i, tile in tiles.items()},
+        "groups": [[_name_of(groups[0].names[g]), groups[0].sizes[g]] for g in largest] if groups else [],
+        "unnamed": groups[0].num_named - sum(groups[0].names[g] is not None for g in largest) if groups else 0,
         "queries": queries,
     }
 
@@ -139,9 +153,14 @@ def _feature(view: View, query: int, name: str, found: Transition) -> dict[str, 
     }
 
 
+def _name_of(group: str | None) -> str:
+    return "in no group" if group is None else clean(group)
+
+
 def _percent(values: Tensor) -> list[float]:
     return [round(100 * value, 1) for value in values.tolist()]
 
 
-def _entries(entries: list[Entry]) -> list[list[int | str | float]]:
-    return [[entry.train_id, float(f"{entry.value:.4g}")] for entry in entries]
+def _entries(entries: list[Entry]) -> list[list[int | str | float | None]]:
+    """Id, score, and what it may be off by to either side. Each [3]"""
+    return [[entry.train_id, short(entry.value), short(NOISE_LEVEL * entry.error)] for entry in entries]

@@ -32,6 +32,7 @@ _FIELDS: Fields = {
     "query_captions": (list, _NONE),
     "regions": list,
     "transitions": list,
+    "groups": dict,
     "notes": list,
     "title": str,
     "credit": str,
@@ -52,6 +53,7 @@ class Run:
         query_captions: One caption per generated image.
         regions: Scores of parts of the images by name.
         transitions: By (query, name of the feature).
+        groups: Ids of training images by the name of a group.
         notes: Short remarks.
         title: Heading of the page and the picture.
         credit: Written below the picture and the animation.
@@ -65,12 +67,13 @@ class Run:
     query_captions: Sequence[object] | None = None
     regions: Mapping[str, Scores] = field(default_factory=dict)
     transitions: Transitions = field(default_factory=dict)
+    groups: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     title: str = TITLE
     credit: str = ""
     top: int | None = None
 
-    def write_report(self, path: str | Path, *, top: int = 8) -> Path:
+    def write_report(self, path: str | Path, *, top: int = 12) -> Path:
         """Write the page, see ``journey.report.page.write_report``."""
         return write_report(
             path,
@@ -84,6 +87,7 @@ class Run:
             query_captions=self.query_captions,
             regions=self.regions,
             transitions=self.transitions,
+            groups=self.groups,
         )
 
     def write_png(
@@ -196,6 +200,7 @@ class Run:
             "query_captions": None if captions is None else [caption(captions, q, "query_captions") for q in queries],
             "regions": regions,
             "transitions": transitions,
+            "groups": {name: list(ids) for name, ids in self.groups.items()},
             "notes": list(self.notes),
             "title": self.title,
             "credit": self.credit,
@@ -221,7 +226,7 @@ class Run:
         if not path.is_file():
             raise ValueError(f"{root} is no run: it has no run.json, which journey score and journey demo write")
         found = read_json(path)
-        earlier = {"title": TITLE, "credit": ""}  # runs of earlier versions have neither
+        earlier = {"title": TITLE, "credit": "", "groups": {}}  # runs of earlier versions have none of these
         described = check_fields({**earlier, **found} if isinstance(found, dict) else found, _FIELDS, str(path))
         regions = [check_fields(part, _REGION_FIELDS, f"a region in {path}") for part in described["regions"]]
         changes = [
@@ -238,6 +243,7 @@ class Run:
             transitions={
                 (part["query"], part["name"]): Transition.load(_inside(root, part["file"])) for part in changes
             },
+            groups=described["groups"],
             notes=described["notes"],
             title=described["title"],
             credit=described["credit"],

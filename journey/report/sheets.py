@@ -17,7 +17,7 @@ _LOSSY_QUALITY = 82
 _SAMPLE = 25  # pictures on which the format is chosen and the size estimated
 # Sides that tiles are reduced to, the largest first that fits: 192 is twice the largest size shown, for dense screens.
 _SIDES = (192, 144, 112, 88, 64, 48)
-_BUDGET = 6_500_000  # characters of all sheets, which leaves room for the scores of 20 images at 20 steps below 10 MB
+_BUDGET = 5_500_000  # characters of all sheets, which leaves room for the scores of 20 images at 20 steps below 10 MB
 
 
 @dataclass(frozen=True)

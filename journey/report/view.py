@@ -28,10 +28,11 @@ TITLE = "Which training images steered the generation?"
 
 @dataclass(frozen=True)
 class Entry:
-    """One ranked training image: its id, its score, and its position in the dataset."""
+    """One ranked training image: its id, its score with the standard error, and its position in the dataset."""
 
     train_id: int | str
     value: float
+    error: float  # NaN where it is not known
     position: int
 
 
@@ -233,10 +234,10 @@ def _entries(ranked: Ranked, places: dict[int | str, int], sign: int) -> list[li
     """Turn one side of ``Scores.top`` into lists, without the scores that have the other sign or none."""
     return [
         [
-            [Entry(i, v, places[i]) for i, v in zip(step_ids, step_values, strict=True) if v * sign > 0]
-            for step_ids, step_values in zip(query_ids, query_values, strict=True)
+            [Entry(i, v, e, places[i]) for i, v, e in zip(*step, strict=True) if v * sign > 0]
+            for step in zip(*query, strict=True)
         ]
-        for query_ids, query_values in zip(ranked.ids.tolist(), ranked.values.tolist(), strict=True)
+        for query in zip(ranked.ids.tolist(), ranked.values.tolist(), ranked.errors.tolist(), strict=True)
     ]
 
 

@@ -67,7 +67,7 @@ def test_the_page_shows_the_images_of_the_ids(kind: str, tmp_path: Path) -> None
         assert [names[str(i)] for i in before["pins"]] == after["pins"]
         for side in ("pro", "opp"):
             for old, new in zip(before["scopes"][0][side], after["scopes"][0][side], strict=True):
-                assert [[names[str(i)], value] for i, value in old] == new
+                assert [[names[str(i)], *rest] for i, *rest in old] == new
     assert HOSTILE not in (tmp_path / "b").read_text(encoding="utf-8")
 
 

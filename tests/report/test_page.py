@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_cases import HOSTILE, TIMESTEPS, Case, bytes_of, make_case, make_region, make_transition
+from report_cases import HOSTILE, TIMESTEPS, Case, bytes_of, make_case, make_region, make_transition, with_errors
 
 from journey.generation.trajectory import Trajectory
 from journey.report import sheets as report_sheets
@@ -116,9 +116,9 @@ def test_every_step_has_the_strongest_of_each_sign_in_order(case: Case, page: Pa
             sides = [c for c in order[:3] if values[c] > 0], [c for c in order[::-1][:3] if values[c] < 0]
             for side, expected in zip(("pro", "opp"), sides, strict=True):
                 shown = query["scopes"][0][side][s]
-                assert [i for i, _ in shown] == [case.scores.train_ids[c] for c in expected]
+                assert [i for i, *_ in shown] == [case.scores.train_ids[c] for c in expected]
                 # Four digits are written.
-                assert [v for _, v in shown] == pytest.approx([values[c].item() for c in expected], rel=1e-3)
+                assert [v for _, v, _ in shown] == pytest.approx([values[c].item() for c in expected], rel=1e-3)
 
 
 def test_every_picture_is_the_one_it_is_said_to_be(case: Case, page: Page) -> None:
@@ -135,8 +135,8 @@ def test_every_picture_is_the_one_it_is_said_to_be(case: Case, page: Page) -> No
 def test_every_shown_training_image_has_a_picture_and_a_curve_in_every_scope(case: Case, page: Page) -> None:
     columns = {train_id: column for column, train_id in enumerate(case.scores.train_ids)}
     for q, query in enumerate(page.data["queries"]):
-        shown = {i for scope in query["scopes"] for side in ("pro", "opp") for step in scope[side] for i, _ in step}
-        shown |= {i for feature in query["features"] for side in ("inside", "before") for i, _ in feature[side]}
+        shown = {i for scope in query["scopes"] for side in ("pro", "opp") for step in scope[side] for i, *_ in step}
+        shown |= {i for feature in query["features"] for side in ("inside", "before") for i, *_ in feature[side]}
         shown |= set(query["pins"])
         assert shown <= {int(i) for i in page.data["training"]}
         for scope, values in zip(query["scopes"], (case.scores.values, case.scores.values.flip(2)), strict=True):
@@ -152,6 +152,48 @@ def test_training_pictures_are_shared_between_queries_steps_and_equal_images(cas
     assert {tile for tile, _ in page.data["training"].values()} == {0}
     assert page.data["sheets"]["training"]["columns"] == 1
     assert page.source.count("data:image/") == 3
+
+
+def test_scores_have_margins_of_two_standard_errors_where_these_are_known(case: Case, tmp_path: Path) -> None:
+    assert {entry[2] for entry in write(case, tmp_path / "r.html").data["queries"][0]["scopes"][0]["pro"][0]} == {None}
+    case.scores = with_errors(case.scores)
+    page = write(case, tmp_path / "r.html")
+    places = {i: place for place, i in enumerate(case.scores.train_ids)}
+    for q, query in enumerate(page.data["queries"]):
+        for side in ("pro", "opp"):
+            for s, step in enumerate(query["scopes"][0][side]):
+                expected = [2 * float(case.scores.standard_errors()[q, s, places[i]]) for i, *_ in step]
+                assert [margin for *_, margin in step] == pytest.approx(expected, rel=1e-3)
+
+
+def test_groups_have_the_sums_margins_and_shares_of_every_scope(case: Case, tmp_path: Path) -> None:
+    case.scores = with_errors(case.scores)
+    region = make_region(case, (0, 2, 4, 8))
+    ids = case.scores.train_ids
+    groups = {HOSTILE: ids[:3], "Ben": ids[3:10]}
+    page = write(case, tmp_path / "r.html", groups=groups, regions={"corner": region})
+    names = [name for name, _ in page.data["groups"]]
+    assert sorted(page.data["groups"][:2]) == sorted([[HOSTILE, 3], ["Ben", 7]])
+    assert page.data["groups"][2] == ["in no group", 2]
+    for q, query in enumerate(page.data["queries"]):
+        for scope, scores in zip(query["scopes"], (case.scores, region), strict=True):
+            found = scores.groups(groups)
+            order = [{HOSTILE: 0, "Ben": 1, "in no group": 2}[name] for name in names]
+            for s, step in enumerate(scope["groups"]):
+                for place, (total, margin, share) in zip(order, step, strict=True):
+                    assert total == pytest.approx(float(found.sums[q, s, place]), rel=1e-3)
+                    assert share == pytest.approx(100 * float(found.shares()[q, s, place]), rel=1e-3)
+                    error = float(found.errors[q, s, place])
+                    assert margin == (None if error != error else pytest.approx(2 * error, rel=1e-3))
+    assert write(case, tmp_path / "r.html").data["groups"] == []
+
+
+def test_only_the_largest_groups_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    case = make_case(num_queries=1, num_train=60, timesteps=[500])
+    page = write(case, tmp_path / "r.html", groups={f"g{i}": [i] for i in case.scores.train_ids})
+    strongest = case.scores.values[0, 0].abs().argsort(descending=True)[:24]
+    assert {name for name, _ in page.data["groups"]} == {f"g{case.scores.train_ids[c]}" for c in strongest}
+    assert page.data["unnamed"] == 36
 
 
 def test_a_region_has_its_box_and_its_own_rankings(case: Case, page: Page) -> None:
@@ -175,7 +217,7 @@ def test_a_transition_has_its_curve_its_interval_and_the_proponents_inside_and_b
     before = case.scores.values[1, 0]
     for side, values in (("inside", inside), ("before", before)):
         expected = [case.scores.train_ids[c] for c in values.argsort(descending=True)[:3] if values[c] > 0]
-        assert [i for i, _ in feature[side]] == expected
+        assert [i for i, *_ in feature[side]] == expected
 
 
 def test_the_story_says_when_the_feature_is_decided_and_by_whom(case: Case, tmp_path: Path) -> None:
@@ -253,7 +295,7 @@ def test_hostile_texts_stay_texts(case: Case, tmp_path: Path) -> None:
     assert len(page.all("script")) == 2
     assert not page.all("img")
     assert page.all("title")[0].text == page.all("h1")[0].text == HOSTILE
-    assert [e.text for e in page.all("li")] == [HOSTILE, "\ufffd \ufffd \ufffd"]
+    assert [e.text for e in page.all("li")][3:] == [HOSTILE, "\ufffd \ufffd \ufffd"]
     first, second = page.data["queries"]
     assert first["caption"] == first["scopes"][1]["name"] == first["features"][0]["name"] == HOSTILE
     assert {words for _, words in page.data["training"].values()} == {HOSTILE}
@@ -309,7 +351,8 @@ def test_twenty_images_of_twenty_steps_leave_their_sheets_the_room_that_these_ke
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = make_case(num_queries=20, num_train=1500, side=2, timesteps=range(980, 0, -49))
-    regions = {name: make_region(case, (0, 0, 1, 1)) for name in "ab"}
+    case.scores = with_errors(case.scores)
+    regions = {name: with_errors(make_region(case, (0, 0, 1, 1))) for name in "ab"}
     transitions = {(q, "it"): make_transition() for q in range(20)}
     labels = ["a caption of some length"] * 1505
     page = write(case, tmp_path / "r.html", regions=regions, transitions=transitions, labels=labels)

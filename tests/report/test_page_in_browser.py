@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from browser import Browser, Tab
-from report_cases import HOSTILE, Case, bytes_of, make_case, make_region, make_transition
+from report_cases import HOSTILE, Case, bytes_of, make_case, make_region, make_transition, with_errors
 
 from journey.report.page import write_report
 
@@ -146,6 +146,41 @@ def test_the_box_lies_where_the_region_is_and_shows_its_attributions(tab: Tab, c
     check_step(tab, made, 0, 3, region=True)
     tab.click("#scopes label")
     check_step(tab, made, 0, 3)
+
+
+def test_lines_on_bars_are_two_standard_errors_and_groups_move_with_the_steps(browser: Browser, tmp_path: Path) -> None:
+    case = make_case(timesteps=TIMES)
+    scores = with_errors(case.scores)
+    groups = {"Ann": scores.train_ids[:4], HOSTILE: scores.train_ids[4:]}
+    path = write_report(tmp_path / "report.html", case.trajectory, scores, case.dataset, top=3, groups=groups)
+    tab = browser.open(path)
+    tab.press("ArrowRight")
+    shares = tab.run(
+        "[...document.querySelectorAll('#pro li:not([hidden]), #opp li:not([hidden])')]"
+        ".map((e) => [e.querySelector('.bar span').style.width, "
+        "e.querySelector('i').style.left, e.querySelector('i').style.width].map(parseFloat))"
+    )
+    top = scores.top(3)
+    shown = [side.values[0, 3] * sign > 0 for side, sign in zip(top, (1, -1), strict=True)]
+    values = torch.cat([side.values[0, 3][mine] for side, mine in zip(top, shown, strict=True)]).abs()
+    margins = 2 * torch.cat([side.errors[0, 3][mine] for side, mine in zip(top, shown, strict=True)])
+    scale = (values + margins).max()
+    for (bar, left, width), value, margin in zip(shares, values.tolist(), margins.tolist(), strict=True):
+        low = max(value - margin, 0)
+        expected = [100 * part / float(scale) for part in (value, low, value + margin - low)]
+        assert [bar, left, width] == pytest.approx(expected, abs=0.1)
+    tab.click("#tabs button:nth-child(2)")
+    assert tab.run("document.getElementById('training').hidden && !document.getElementById('groups').hidden")
+    for step in (3, 4):
+        sums = scores.groups(groups).sums[0, step]
+        order = [list(groups)[i] for i in sums.argsort(descending=True).tolist()]
+        assert tab.run("[...document.querySelectorAll('#bars bdi')].map((e) => e.textContent)") == order
+        sides = tab.run("[...document.querySelectorAll('#bars .bar')].map((e) => e.className)")
+        above = scores.groups(groups).above_noise()[0, step][sums.argsort(descending=True)].tolist()
+        assert [side == "bar within" for side in sides] == [not one for one in above]
+        tab.press("ArrowRight")
+    assert tab.complaints() == []
+    tab.close()
 
 
 def test_a_keyboard_alone_reaches_and_does_everything(tab: Tab, case: tuple[Case, Path]) -> None:

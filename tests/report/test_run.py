@@ -34,6 +34,7 @@ def run(case: Case) -> Run:
         query_captions=["first", "second"],
         regions={"corner": make_region(case, (0, 0, 4, 4))},
         transitions={(1, "is round"): make_transition()},
+        groups={f"Ann {HOSTILE}": case.scores.train_ids[:4]},
         notes=["a note"],
     )
 
@@ -53,7 +54,7 @@ def test_a_run_keeps_the_ranked_training_images_alone_and_says_so(run: Run, tmp_
     assert len(loaded.dataset) == 65
     # At most two of each of 2 queries, 3 steps and 2 scopes, and two of the transition.
     assert 0 < len(loaded.labels) <= 26
-    with pytest.raises(ValueError, match="top must be at most 1, the ranks that were kept with the run, got 8"):
+    with pytest.raises(ValueError, match="top must be at most 1, the ranks that were kept with the run, got 12"):
         loaded.write_report(tmp_path / "report.html")
 
 
@@ -64,6 +65,15 @@ def test_the_report_command_writes_all_four_files(run: Run, tmp_path: Path, caps
     assert written == ["report.html", "report.png", "report.gif", "report.csv"]
     assert (tmp_path / "report.html").read_bytes() == run.write_report(tmp_path / "again", top=3).read_bytes()
     assert (tmp_path / "report.gif").read_bytes() == run.write_gif(tmp_path / "again", query=1, top=3).read_bytes()
+
+
+def test_groups_of_a_file_are_shown_in_place_of_those_of_the_run(run: Run, case: Case, tmp_path: Path) -> None:
+    run.save(tmp_path / "run")
+    ids = case.scores.train_ids[:3]
+    (tmp_path / "groups.csv").write_text("id,group\n" + "".join(f"{i},Ben\n" for i in ids))
+    assert main(["report", "--run", str(tmp_path / "run"), "--groups", str(tmp_path / "groups.csv")]) == 0
+    expected = replace(run, groups={"Ben": ids}).write_report(tmp_path / "expected")
+    assert (tmp_path / "run" / "report.html").read_bytes() == expected.read_bytes()
 
 
 def test_another_run_of_the_same_images_becomes_a_region(run: Run, case: Case, tmp_path: Path) -> None:
@@ -103,7 +113,7 @@ def test_folders_that_hold_no_run_are_refused(run: Run, tmp_path: Path) -> None:
 def keys_of(run: dict[str, Any]) -> list[tuple[str, ...]]:
     """What may be missing of a run's JSON: a key, or one of its first region or transition."""
     inner = [(part, key) for part in ("regions", "transitions") for key in run[part][0]]
-    return [(key,) for key in run if key not in ("title", "credit")] + inner
+    return [(key,) for key in run if key not in ("title", "credit", "groups")] + inner
 
 
 def test_a_run_that_lacks_anything_names_it(run: Run, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 _PATIENCE = 120  # seconds until a browser that says nothing is given up
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Tab": 9, "Enter": 13, " ": 32}
+_LOCAL = ("data:", "blob:", "about:")
 _TEXTS = {"Enter": "\r", " ": " "}
 
 
@@ -87,18 +88,21 @@ class Browser:
 
     def open(self, path: Path, width: int = 1000, height: int = 900) -> Tab:
         """Show a page of ``write_report`` in a new tab, when it is ready."""
+        return self.visit(
+            path.resolve().as_uri(), "document.documentElement?.classList.contains('ready')", width, height
+        )
+
+    def visit(self, address: str, ready: str, width: int = 1000, height: int = 900) -> Tab:
+        """Show what is at an address in a new tab, when an expression is true there."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, target, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
         tab.resize(width, height)
-        tab.call("Page.navigate", url=path.resolve().as_uri())
-        for _ in range(10 * _PATIENCE):
-            if tab.run("document.documentElement?.classList.contains('ready')"):
-                return tab
-            time.sleep(0.1)
-        raise AssertionError(f"the page was never ready: {tab.complaints()}")
+        tab.call("Page.navigate", url=address)
+        tab.wait(ready)
+        return tab
 
     def close(self) -> None:
         try:
@@ -125,6 +129,17 @@ class Tab:
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def front(self) -> None:
+        """Come before the other tabs: those behind draw nothing."""
+        self.call("Page.bringToFront")
+
+    def wait(self, condition: str, seconds: float = _PATIENCE) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + seconds
+        while not self.run(condition):
+            assert time.monotonic() < end, f"never became true: {condition}; {self.complaints()}"
+            time.sleep(0.1)
 
     def resize(self, width: int, height: int = 900) -> None:
         metrics: dict[str, Any] = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -154,8 +169,21 @@ class Tab:
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
         self.settle()
 
-    def complaints(self) -> list[Any]:
-        """What the page complained of: exceptions, errors and warnings, dialogs, and requests to anywhere."""
+    def drag(self, selector: str, *places: tuple[float, float]) -> None:
+        """Hold the mouse from place to place, in fractions of an element's width and height."""
+        x, y, width, height = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
+            "return [b.x, b.y, b.width, b.height]; })()"
+        )
+        points = [(x + across * width, y + down * height) for across, down in places]
+        kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
+        for kind, (left, top) in zip(kinds, [*points, points[-1]], strict=True):
+            self.call("Input.dispatchMouseEvent", type=kind, x=left, y=top, button="left", buttons=1, clickCount=1)
+        self.settle()
+
+    def complaints(self, origin: str = "file:") -> list[Any]:
+        """What the page complained of: exceptions, errors and warnings, dialogs, and requests to elsewhere."""
         found = []
         for event in self.browser.events:
             if event.get("sessionId") != self._session:
@@ -164,7 +192,7 @@ class Tab:
             spoken = method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert")
             if spoken or method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Log.entryAdded"):
                 found.append(told)
-            elif method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(("file:", "data:")):
+            elif method == "Network.requestWillBeSent" and not told["request"]["url"].startswith((origin, *_LOCAL)):
                 found.append(told["request"]["url"])
         return found
 

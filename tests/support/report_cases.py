@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from journey.generation.trajectory import Trajectory
 from journey.generation.transitions import Transition
+from journey.scores.errors import ScoreErrors
 from journey.scores.scores import Scores
 
 TIMESTEPS = [900, 500, 100]
@@ -51,6 +52,15 @@ def make_region(case: Case, box: tuple[int, int, int, int]) -> Scores:
     masks[:, box[0] : box[2], box[1] : box[3]] = 1
     values = case.scores.values.flip(2)
     return Scores(values, case.scores.timesteps, case.scores.train_ids, 0.1, region=masks)
+
+
+def with_errors(scores: Scores) -> Scores:
+    """The same scores with standard errors."""
+    generator = torch.Generator().manual_seed(7)
+    num_queries, num_steps, num_train = scores.values.shape
+    rows = torch.rand(2, 1, num_train, generator=generator)
+    gains = torch.rand(2, 1, num_queries, num_steps, generator=generator) * 0.3
+    return replace(scores, errors=ScoreErrors(*rows, *gains))
 
 
 def make_transition(likelihood: Sequence[float] = (0.1, 0.1, 0.9, 1.0), completions: int = 40) -> Transition:
