@@ -27,8 +27,8 @@ _LEVEL = 100  # timestep at which the network sees the image that it embeds
 def folder(seed: int, known: bool, work: Path) -> dict[str, Any]:
     """Ask about copies of a folder's images and about held-out images, or read what an earlier run found.
 
-    A copy has the caption of its original, as a generation has the prompt that it was made from; a held-out image has
-    its own.
+    A copy has the caption of its original, as a generation has the prompt that it was made from. Held-out images that
+    stand beside them have the same captions: else the captions would tell them from copies.
 
     Args:
         seed: Names the folder.
@@ -58,7 +58,10 @@ def folder(seed: int, known: bool, work: Path) -> dict[str, Any]:
 
 def _measure(planted: Planted, trained: Trained, queries: dict[str, Tensor], chosen: list[int]) -> dict[str, Any]:
     images = torch.cat(list(queries.values()))
-    captions = [planted.captions[i] for i in chosen] * len(COPIES) + list(planted.held_out_captions[NULL:])
+    others = len(queries["held out"])
+    captions = [planted.captions[i] for i in chosen] * len(COPIES) + [
+        planted.captions[chosen[i % len(chosen)]] for i in range(others)
+    ]
     asked = journey.copies(
         trained.features,
         _told(images, captions),

@@ -17,8 +17,10 @@ from journey.data.folder import ImageFolder
 from journey.data.ids import ids_of, positions_of
 from journey.data.items import Dataset, get_image, image_of
 from journey.features.features import Features
+from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.trajectory import Trajectory
-from journey.models.condition import Condition
+from journey.models.condition import Condition, Encoded
+from journey.scores.image_queries import IMAGE_DRAWS, plan_images
 from journey.scores.queries import check_features
 from journey.scores.score import score
 
@@ -58,7 +60,6 @@ def copies(
     held_out: Pictures,
     dataset: Dataset | str | os.PathLike[str] | None = None,
     conditions: Condition | None = None,
-    held_out_conditions: Condition | None = None,
     top: int = 5,
     num_draws: int | None = None,
     seed: int = 0,
@@ -69,17 +70,17 @@ def copies(
 
     An image is measured as the training images were; its row is compared with theirs. How near is near is read off
     images that were never trained on: ``p = (1 + how many of them are as near) / (1 + how many there are)``. If the
-    image is exchangeable with them, p is at most alpha with a probability of at most alpha.
+    image is exchangeable with them, p is at most alpha with a probability of at most alpha. A model that reads captions
+    is told the same with them as with the image, since a caption in common brings rows together, whatever the pictures
+    show; so each caption costs a measurement of all held-out images. Of several captions the first one counts.
 
     Args:
         features: The training images, from ``journey.featurize`` with the same model.
         images: The images in question, as ``images`` of ``journey.score``.
         held_out: Images of the same kind that the model was never trained on, at least 19, in the same forms. They
-            should have captions as the images have; a held-out image that was trained on makes all others look less
-            like copies.
+            are told what the images are told. One that was trained on makes all others look less like copies.
         dataset: The training images, or their folder, for what pixels say about the nearest one.
         conditions: As ``conditions`` of ``journey.score``, for ``images``.
-        held_out_conditions: Likewise, for ``held_out``.
         top: How many of the nearest training images to name.
         num_draws: As for ``journey.score``.
         seed: Likewise.
@@ -98,19 +99,27 @@ def copies(
     kernel = Kernel.of(features, damping)
     if not 1 <= top <= len(kernel.ids):
         raise ValueError(f"top must be between 1 and the {len(kernel.ids)} training images, got {top}")
-    others = _opened(held_out, features)
+    draws = IMAGE_DRAWS if num_draws is None else num_draws
+
+    def encoded(given: Pictures, told_with: Condition | None = None) -> Encoded:
+        return plan_images(features, given, told_with, region=None, num_draws=draws, seed=seed).samples
+
+    images, others = _opened(images, features), _opened(held_out, features)
     count = others.num_queries if isinstance(others, Trajectory) else len(others)
     if count < MIN_HELD_OUT:
         raise ValueError(
             f"held_out must be at least {MIN_HELD_OUT} images that were not trained on, got {count}: with fewer no "
             "p-value can be .05"
         )
-    told: dict[str, Any] = {"num_draws": num_draws, "seed": seed, "damping": damping, "progress": progress}
-    images = _opened(images, features)
-    cosines, errors = _cosines(kernel, images, conditions, told)
-    null = _cosines(kernel, others, held_out_conditions, told)[0].amax(1)
+    samples = encoded(images, conditions)
+    told = samples.conditions(torch.zeros(len(samples), 1, dtype=torch.int64, device="cpu"))
+    # A tensor, as the network takes it, has no captions.
+    pictures = others if told is not None and isinstance(others, Tensor) else encoded(others).x0
+    asked: dict[str, Any] = {"num_draws": draws, "seed": seed, "damping": damping, "progress": progress}
+    cosines, errors = _cosines(kernel, samples.x0, told, asked)
     best = cosines.topk(max(2, top), dim=1)
-    p_values = (1 + (null[None] >= best.values[:, :1]).sum(1)).double() / (1 + count)
+    nulls = _nulls(kernel, pictures, [None if told is None else told.select([i]) for i in range(len(samples))], asked)
+    p_values = (1 + (nulls >= best.values[:, :1]).sum(1)).double() / (1 + count)
     beside = _beside(kernel, images, best.indices[:, 0].tolist(), dataset)
     return [
         Copy(
@@ -133,7 +142,19 @@ def _opened(images: Pictures, features: Features) -> Any:
     return images
 
 
-def _cosines(kernel: Kernel, images: Any, conditions: Condition | None, told: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _nulls(kernel: Kernel, pictures: Tensor, told: Sequence[Condition | None], asked: dict[str, Any]) -> Tensor:
+    """How near the nearest is of each held-out image, told what each query is told. [num_queries, num_held_out]"""
+    known: dict[str, Tensor] = {}
+    names = ["" if row is None else fingerprint_tensors(dict(row.tensors)) for row in told]
+    for name, row in zip(names, told, strict=True):
+        if name not in known:
+            known[name] = _cosines(kernel, pictures, row, asked)[0].amax(1)
+    return torch.stack([known[name] for name in names])
+
+
+def _cosines(
+    kernel: Kernel, images: Tensor, conditions: Condition | None, told: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
     """Cosines of images with the training images, and their errors. [num_queries, num_train], twice."""
     features = kernel.features
     scores = score(features, images=images, conditions=conditions, **told)

@@ -13,6 +13,7 @@ import journey
 from journey.audit.copies import copies
 from journey.evaluate.training import UNetTraining
 from journey.features.features import Features
+from journey.models.conditional import ConditionalDenoiser
 
 TRAIN = make_images(16)
 HELD_OUT = make_images(40, seed=9)
@@ -67,3 +68,23 @@ def test_what_cannot_be_answered_is_refused(features: Features, tmp_path: Path) 
         copies(features, TRAIN[3:4], held_out=HELD_OUT[:19], dataset=Images(TRAIN[:2]), progress=False)
     with pytest.raises(TypeError, match="features must be Features"):
         copies(str(tmp_path), TRAIN[:1], held_out=HELD_OUT)  # type: ignore[arg-type]
+
+
+def test_held_out_images_are_told_what_the_image_is_told(tmp_path: Path) -> None:
+    model = ConditionalDenoiser(make_unet(num_class_embeds=3), make_scheduler(), name="class_labels")
+
+    def told(images: Tensor, labels: list[int]) -> list[dict[str, object]]:
+        return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+    options = {"draws": journey.StratifiedDraws(4), "projector": journey.CountSketch(64), "progress": False}
+    features = journey.featurize(model, told(TRAIN, [i % 3 for i in range(16)]), tmp_path / "f", **options)
+    held_out, queries = HELD_OUT[:19], HELD_OUT[19:21]
+    asked = {"num_draws": 4, "progress": False}
+    expected = copies(features, told(queries, [1, 2]), held_out=told(held_out, [0] * 19), **asked)
+    again = copies(features, told(queries, [1, 2]), held_out=told(held_out, [i % 3 for i in range(19)]), **asked)
+    assert again == expected, "captions of held-out images count"
+    for query, label in enumerate((1, 2)):
+        one = copies(features, told(held_out, [label] * 19), held_out=told(held_out, [0] * 19), **asked)
+        nearest = torch.tensor([copy.cosines[0] for copy in one])
+        nearer = int((nearest >= expected[query].cosines[0]).sum())
+        assert expected[query].p_value == (1 + nearer) / 20
