@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from journey.audit.kernel import check_pictures
 from journey.data.ids import ids_of
 from journey.data.items import Dataset
 from journey.features.features import Features
@@ -66,12 +67,7 @@ class Workbench:
 
     def __post_init__(self) -> None:
         """Refuse a model of what cannot be painted on."""
-        size = self.denoiser.sample_size
-        if size is not None and len(size) != 2:
-            raise ValueError(
-                f"features must be of a model of images, got one of {'sounds' if len(size) == 1 else 'videos'}; "
-                "journey record and journey score show those"
-            )
+        check_pictures(self.denoiser)
 
     @property
     def denoiser(self) -> Denoiser:

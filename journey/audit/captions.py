@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from journey.data.ids import Ids, ids_of, positions_of
 from journey.data.items import Dataset
 from journey.features.features import Features
+from journey.files.fingerprint import canonical_json
 from journey.locks import exclusively
 from journey.measure.batch import measure_values
 from journey.measure.draws import StratifiedDraws
@@ -25,6 +26,7 @@ from journey.models.encoding import encode_some
 from journey.ops.keys import derive_key
 from journey.scores.queries import check_features
 
+FEWEST_CAPTIONS = 4  # different ones: of fewer the median is of two
 _MISFIT = 0.95  # share of the usual gain that is lacking
 _DRAWS = 4  # of each of two halves
 _READS = 0.05  # where the model reads captions, they take so much off the loss of half of the images
@@ -86,8 +88,8 @@ def misfit_captions(
 
     Raises:
         TypeError: If ``features`` is a path.
-        ValueError: If the model is told nothing, ``num_captions`` is below 3, there are fewer than four images, or
-            ``dataset`` lacks an image of the features.
+        ValueError: If the model is told nothing, ``num_captions`` is below 3, there are fewer than four images or
+            different captions, or ``dataset`` lacks an image of the features.
     """
     check_features(features)
     denoiser, ids = features.featurizer.denoiser, features.ids
@@ -99,8 +101,17 @@ def misfit_captions(
         raise ValueError(
             f"num_captions must be at least 3, of at least four images, got {num_captions} and {len(ids)} images"
         )
+    words = told_words(denoiser, dataset, [places[i] for i in ids])
     order = torch.Generator("cpu").manual_seed(derive_key(seed, "captions") >> 1)
-    chosen = torch.randperm(len(ids), generator=order, dtype=torch.int64, device="cpu")[: num_captions + 1].tolist()
+    first: dict[str, int] = {}  # of each caption, in an order of chance
+    for at in torch.randperm(len(ids), generator=order, dtype=torch.int64, device="cpu").tolist():
+        first.setdefault(words[at], at)
+    chosen = list(first.values())[: num_captions + 1]
+    if len(chosen) < FEWEST_CAPTIONS:
+        raise ValueError(
+            f"dataset must have at least {FEWEST_CAPTIONS} different captions to compare them, got {len(chosen)}"
+        )
+    own = torch.tensor([[words[at] == word for at in chosen] for word in words], dtype=torch.bool, device="cpu")
     pool = _first_captions(encode_some(denoiser, dataset, [places[ids[i]] for i in chosen]))
     strengths = _STRENGTHS if _adapted(denoiser.network) else (1.0,)
     losses: list[list[Tensor]] = []
@@ -112,7 +123,12 @@ def misfit_captions(
                     sample = encode_some(denoiser, dataset, [places[i]])
                     losses[-1].append(_losses(denoiser, sample, pool, position, seed))
                     bar.update()
-    return _rank(ids, torch.stack([torch.stack(each) for each in losses]), chosen)
+    return _rank(ids, torch.stack([torch.stack(each) for each in losses]), chosen, own)
+
+
+def told_words(denoiser: Denoiser, dataset: Dataset, positions: Sequence[int]) -> list[str]:
+    """Return what the model is told of each image, as text by which equal captions are known."""
+    return [canonical_json(denoiser.describe(dataset[at], f"dataset[{at}]")) for at in positions]
 
 
 @contextmanager
@@ -176,11 +192,11 @@ def _losses(denoiser: Denoiser, sample: Encoded, pool: Condition, position: int,
     )
 
 
-def _rank(ids: Ids, losses: Tensor, chosen: Sequence[int]) -> CaptionFits:
-    """Rank images by losses [num_strengths, num_train, 2, 1 + num_pool] under their own caption and the pool's."""
-    own, others = losses[..., 0], losses[..., 1:].clone()
-    for column, row in enumerate(chosen):
-        others[:, row, :, column] = torch.nan  # its own caption is none of the others'
+def _rank(ids: Ids, losses: Tensor, chosen: Sequence[int], equal: Tensor) -> CaptionFits:
+    # losses: under the own caption, then under the pool's [num_strengths, num_train, 2, 1 + num_pool].
+    # equal: which of the pool's captions are an image's own [num_train, num_pool].
+    own = losses[..., 0]
+    others = losses[..., 1:].masked_fill(equal[None, :, None], torch.nan)
     usual = others.nanmedian(3).values
     gains = 1 - own / usual  # [num_strengths, num_train, 2]
     median = gains.mean(2).median(1).values

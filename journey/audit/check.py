@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import torch
 
-from journey.audit.captions import CaptionFits, misfit_captions
+from journey.audit.captions import FEWEST_CAPTIONS, CaptionFits, misfit_captions, told_words
 from journey.audit.finding import KINDS, Check, Finding
-from journey.audit.kernel import Kernel
-from journey.audit.near_duplicates import near_duplicates
+from journey.audit.kernel import Kernel, check_pictures
+from journey.audit.near_duplicates import equal_pictures, near_duplicates, with_equal
 from journey.audit.odd import odd_images
 from journey.audit.opponents import opponents
 from journey.audit.self_influence import self_influence
 from journey.audit.tell import Teller
 from journey.curvature.gram import DEFAULT_DAMPING
-from journey.data.ids import Ids, positions_of
+from journey.data.ids import Ids, ids_of, positions_of
 from journey.data.items import Dataset
 from journey.features.features import Features
 from journey.generation.record import record
@@ -56,18 +56,24 @@ def check(
     Raises:
         TypeError: If ``features`` is a path, or ``prompts`` is a string.
         ValueError: As ``journey.audit.self_influence.self_influence`` and ``misfit_captions``, or if ``prompts`` are
-            given to a model that reads no text.
+            given to a model that reads no text, or the model is one of videos or sounds.
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list of prompts, got the string {prompts!r}; put it in a list")
+    denoiser = features.featurizer.denoiser
+    check_pictures(denoiser)
     kernel = Kernel.of(features, damping)
-    told = features.featurizer.denoiser.encode([dataset[0]], [0]).condition is not None
-    fits = None
+    told = denoiser.encode([dataset[0]], [0]).condition is not None
+    fits, different = None, 0
     if told:
+        places = positions_of(ids_of(dataset))
+        different = len(set(told_words(denoiser, dataset, [places[i] for i in kernel.ids if i in places])))
+    if different >= FEWEST_CAPTIONS:
         fits = misfit_captions(features, dataset, num_captions=num_captions, seed=seed, progress=progress)
     own, effects, odd = self_influence(kernel), opponents(kernel), odd_images(kernel)
     copies = near_duplicates(kernel)
     teller = Teller(kernel, dataset, effects, captioned=told)
+    copies = with_equal(copies, equal_pictures(kernel.ids, dataset))
     found: list[Finding] = [*teller.duplicates(copies), *teller.odd(odd), *teller.opponents()]
     found += [] if fits is None else teller.captions(fits)
     if prompts is not None:
@@ -89,7 +95,7 @@ def check(
         ),
     }
     numbers = {name: _in_order(kernel.ids, *ranking) for name, ranking in rankings.items()}
-    return Check(tuple(found), tuple(kernel.ids), numbers, _notes(kernel, fits))
+    return Check(tuple(found), tuple(kernel.ids), numbers, _notes(kernel, fits, different))
 
 
 def _against(features: Features, prompts: Sequence[str], damping: float, seed: int, progress: bool) -> list[Finding]:
@@ -127,7 +133,7 @@ def _in_order(ids: Ids, ranked: Ids, values: torch.Tensor) -> list[float]:
     return [values[places[i]].item() for i in ids]
 
 
-def _notes(kernel: Kernel, fits: CaptionFits | None) -> tuple[str, ...]:
+def _notes(kernel: Kernel, fits: CaptionFits | None, different: int) -> tuple[str, ...]:
     """How it was measured, in sentences."""
     draws = kernel.features.draws
     notes = [
@@ -136,6 +142,8 @@ def _notes(kernel: Kernel, fits: CaptionFits | None) -> tuple[str, ...]:
         "Predictions are to first order, for the training loss, and were checked by retraining small models only.",
         "Self-influence is without what the noise of the draws adds to it, by two disjoint halves of them.",
     ]
-    if fits is None:
+    if not different:
         notes.append("The model is told nothing about its images, so captions were not judged.")
+    elif fits is None:
+        notes.append(f"Captions were not judged: there are {different} different ones, too few to compare.")
     return tuple(notes)

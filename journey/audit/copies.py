@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from journey.audit.kernel import Kernel
+from journey.audit.kernel import Kernel, check_pictures
 from journey.audit.similarity import Region, matching_region, pixel_distance, structural_similarity
 from journey.curvature.gram import DEFAULT_DAMPING
 from journey.data.folder import ImageFolder
 from journey.data.ids import ids_of, positions_of
-from journey.data.items import Dataset, get_image, image_of
+from journey.data.items import Dataset, check_range, get_image, image_of
+from journey.errors import check_count
 from journey.features.features import Features
 from journey.files.fingerprint import fingerprint_tensors
 from journey.generation.trajectory import Trajectory
@@ -92,10 +93,14 @@ def copies(
 
     Raises:
         TypeError: As ``journey.score``.
-        ValueError: As ``journey.score``, or if there are fewer than 19 held-out images, ``top`` is out of range, the
-            features' draws do not tell their noise, or ``dataset`` lacks the nearest image or has another size.
+        ValueError: As ``journey.score``, or if the model is not one of images, there are fewer than 19 held-out images,
+            ``top`` is out of range, the features' draws do not tell their noise, or ``dataset`` lacks the nearest image
+            or has another size.
     """
     check_features(features)
+    check_pictures(features.featurizer.denoiser)
+    if num_draws is not None:
+        check_count("num_draws", num_draws, least=2)
     kernel = Kernel.of(features, damping)
     if not 1 <= top <= len(kernel.ids):
         raise ValueError(f"top must be between 1 and the {len(kernel.ids)} training images, got {top}")
@@ -111,6 +116,9 @@ def copies(
             f"held_out must be at least {MIN_HELD_OUT} images that were not trained on, got {count}: with fewer no "
             "p-value can be .05"
         )
+    if not features.featurizer.denoiser.is_latent:
+        _check_pixels(images)
+        _check_pixels(others)
     samples = encoded(images, conditions)
     told = samples.conditions(torch.zeros(len(samples), 1, dtype=torch.int64, device="cpu"))
     # A tensor, as the network takes it, has no captions.
@@ -132,6 +140,13 @@ def copies(
         )
         for query in range(len(cosines))
     ]
+
+
+def _check_pixels(images: Any) -> None:
+    """Warn of images that are most likely not in [-1, 1]: such look like copies of nothing."""
+    if not isinstance(images, Trajectory):
+        pictures = (image_of(images[i], f"images[{i}]") for i in range(len(images)))
+        check_range((picture.min(), picture.max()) for picture in pictures)
 
 
 def _opened(images: Pictures, features: Features) -> Any:

@@ -32,8 +32,8 @@ KINDS = {
         "Training on the image is predicted to make the model worse at the others.",
     ),
     "memorised": (
-        "Learned by heart",
-        "The model's error on the image depends most on having been trained on it; the strongest come first.",
+        "Most dependent on having been trained on",
+        "A ranking, of which there always is a first: images learned by heart stand here, if there are any.",
     ),
     "idle": (
         "Images that do nothing",

@@ -11,11 +11,20 @@ from torch import Tensor
 from journey.curvature.gram import DEFAULT_DAMPING, GramMatrix
 from journey.data.ids import Ids
 from journey.features.features import Features
+from journey.models.denoiser import Denoiser
 from journey.scores.columns import noises, products
 from journey.scores.queries import check_features
 from journey.scores.score import check_damping
 
 _BLOCK = 256  # rows that are solved at once: memory holds so many times the number of images
+
+
+def check_pictures(denoiser: Denoiser) -> None:
+    """Refuse a model of videos or sounds, which are not compared as pictures; ValueError names which."""
+    size = denoiser.sample_size
+    if size is not None and len(size) != 2:
+        made = "sounds" if len(size) == 1 else "videos"
+        raise ValueError(f"features must be of a model of images, got one of {made}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from journey.audit.kernel import Kernel, KernelBlock
 from journey.curvature.gram import DEFAULT_DAMPING
+from journey.data.ids import Ids, ids_of, positions_of
+from journey.data.items import Dataset, get_image
 from journey.features.features import Features
+from journey.files.fingerprint import fingerprint_tensors
 
 SAME = 0.5  # cosine from which two images count as one
 _NULL_PAIRS = 1 << 20  # that the null is taken from, at most, about
@@ -144,3 +147,31 @@ def _components(found: list[tuple[int, int, Pair]]) -> list[list[Pair]]:
         groups.setdefault(root(first), []).append(pair)
     ranked = [sorted(group, key=lambda pair: -pair.cosine) for group in groups.values()]
     return sorted(ranked, key=lambda group: -group[0].cosine)
+
+
+def equal_pictures(ids: Ids, dataset: Dataset) -> list[list[int | str]]:
+    """Return groups of images whose pixels are equal, whatever the model makes of them.
+
+    Args:
+        ids: Of the images to look at.
+        dataset: Holds them.
+
+    Returns:
+        Groups of two or more, in the order of ``ids``.
+    """
+    places = positions_of(ids_of(dataset))
+    groups: dict[str, list[int | str]] = {}
+    for i in ids:
+        if i in places:
+            groups.setdefault(fingerprint_tensors({"image": get_image(dataset, places[i])}), []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def with_equal(found: Duplicates, equal: list[list[int | str]]) -> Duplicates:
+    """Return near-duplicates with groups of equal pictures that are in none of them; those are undecided no more."""
+    known = [set(group) for group in found.groups]
+    fresh = [group for group in equal if not any(set(group) <= each for each in known)]
+    pairs = [[Pair((group[0], group[1]), 1.0, 0.0)] for group in fresh]
+    sets = [set(group) for group in equal]
+    undecided = [pair for pair in found.undecided if not any(set(pair.ids) <= some for some in sets)]
+    return replace(found, groups=fresh + found.groups, pairs=pairs + found.pairs, undecided=undecided)

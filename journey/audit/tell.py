@@ -137,7 +137,7 @@ class Teller:
                 Finding(
                     "memorised",
                     (i,),
-                    f"Place {place + 1} of {len(own.ids)} by influence on its own loss.",
+                    f"Place {place + 1} of {len(own.ids)}: how much the model's error on the image hangs on it.",
                     own.values[place].item(),
                     own.errors[place].item(),
                     "self-influence",

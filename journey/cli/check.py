@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from journey.audit.captions import FEWEST_CAPTIONS
 from journey.audit.check import check
 from journey.audit.page import write_page
 from journey.cli.arguments import (
@@ -20,6 +21,7 @@ from journey.cli.arguments import (
 )
 from journey.cli.inputs import load_data, load_denoiser, load_measuring
 from journey.cli.outputs import prepare_folder
+from journey.data.ids import ids_of
 from journey.features.featurize import featurize
 from journey.features.fit import fit
 
@@ -60,11 +62,19 @@ def _run(options: argparse.Namespace) -> None:
     denoiser = load_denoiser(options)
     data = load_data(options, denoiser)
     given, progress = load_measuring(options), not options.quiet
+    if len(data) < FEWEST_CAPTIONS:
+        raise ValueError(f"data must be at least {FEWEST_CAPTIONS} images to compare them, got {len(data)}")
+    if given["draws"].num_draws < 4:
+        raise ValueError(
+            f"num_draws must be at least 4, of which two halves tell the noise, got {given['draws'].num_draws}"
+        )
     if given["fit"] is None:
-        names = ("measurement", "projector", "checkpoints", "select")
+        names = ("measurement", "projector", "checkpoints", "select", "on_error")
         told = {name: given[name] for name in names}
         given["fit"] = fit(denoiser, data, out / "fit", **told, pseudo_gradients=_PSEUDO_GRADIENTS, progress=progress)
     features = featurize(denoiser, data, out / "features", **given, progress=progress)
+    gone = set(features.ids).difference(ids_of(data))
+    features = features.without(gone) if gone else features  # images that were taken out since an earlier run
     found = check(
         features,
         data,

@@ -80,16 +80,19 @@ class GradientEngine:
         if self._coverage.uncovered and uncovered == "error":
             raise CoverageError(describe_uncovered(model, self._coverage.uncovered))
         self._reaches_all = uncovered == "autograd"
+        self.may_miss = False  # whether a batch may reach no measured parameter: its gradient is zero then
         self._settled = 0  # rows of the batch that showed which rules apply
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made from: its parameters are others, so all that looks them up is made anew."""
-        return {"model": self.model, "names": list(self.parameters), "reaches_all": self._reaches_all}
+        names = list(self.parameters)
+        return {"model": self.model, "names": names, "reaches_all": self._reaches_all, "may_miss": self.may_miss}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the engine again for the copied model; what is not covered was accepted before."""
         uncovered = "autograd" if state["reaches_all"] else "error"
         self.__init__(state["model"], select=set(state["names"]).__contains__, uncovered=uncovered)  # type: ignore[misc]
+        self.may_miss = state["may_miss"]
 
     def add_gradients_(self, features: Tensor, values: RowValues, *, num_rows: int, projector: Projector) -> Tensor:
         """Add each group's projected gradient of the mean of its rows' values.
@@ -139,7 +142,7 @@ class GradientEngine:
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 (measured.sum() / (num_rows // num_groups)).backward()
-            elif not called and not self._coverage.uncovered:
+            elif not called and not self._coverage.uncovered and not self.may_miss:
                 raise CoverageError(describe_unreached(list(self.parameters)))
             with torch.no_grad():
                 collected.finish()
@@ -182,7 +185,7 @@ class GradientEngine:
             measured = values(slice(0, num_rows))
             if measured.requires_grad:
                 (measured.sum() / rows_per_group).backward()
-            elif not waiting and not self._coverage.uncovered:
+            elif not waiting and not self._coverage.uncovered and not self.may_miss:
                 raise CoverageError(describe_unreached(list(self.parameters)))
         self._find_strays(values, num_rows)
         whole: dict[str, Tensor] = {}

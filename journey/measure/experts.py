@@ -50,7 +50,9 @@ def shares(
         What each network that has draws answers.
     """
     timesteps = timesteps.cpu()
-    owner = torch.bucketize(timesteps, torch.tensor(boundaries, dtype=torch.int64, device="cpu"), right=True)
+    owner = torch.bucketize(
+        timesteps.contiguous(), torch.tensor(boundaries, dtype=torch.int64, device="cpu"), right=True
+    )
     draws = timesteps.shape[2]
     given = torch.ones(timesteps.shape, dtype=torch.float32, device="cpu") if weights is None else weights.cpu()
     for network in range(len(boundaries) + 1):

@@ -64,6 +64,8 @@ class Featurizer:
         self.budget = RowBudget(denoiser.network, rows_per_pass)
         chosen = selector(select, denoiser.network)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
+        # Of several networks one alone may be measured, which does not answer all draws.
+        self.engine.may_miss = bool(denoiser.boundaries)
 
     @property
     def rows_per_pass(self) -> int | None:

@@ -156,7 +156,8 @@ class LeftOutLoss(PixelMeasurement, name="left_out_loss"):
             )
         if self.prior.mean.shape != p.x0.shape[1:]:
             raise ValueError(
-                f"prior must be of images of shape {list(p.x0.shape[1:])}, got a mean of {list(self.prior.mean.shape)}"
+                f"prior must be of images of shape {list(p.x0.shape[1:])}, got a mean of "
+                f"{list(self.prior.mean.shape)}: these have another size, or number of frames, than those of the fit"
             )
         mean, variance = self.prior.mean.to(p.x0), self.prior.variance.to(p.x0)
         signal, sigma = p.schedule.factors(p.timesteps, p.x0)

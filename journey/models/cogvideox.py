@@ -40,6 +40,11 @@ class CogVideoX(VideoDenoiser, TextDenoiser):
             raise ValueError(
                 f"transformer of a {type(pipeline).__name__} must be told text alone, got one that is told an image"
             )
+        if self.prediction_type != "v_prediction":
+            raise ValueError(
+                f"scheduler of a {type(pipeline).__name__} must be one of v_prediction, as its network was trained, "
+                f"got {type(pipeline.scheduler).__name__} with {self.prediction_type}"
+            )
         self.patch_size = int(self.config.patch_size)
         # Latent frames that version 1.5 has before those of the video, to fill up the blocks that it works on.
         self._extra = int(self.config.patch_size_t or 1) - 1

@@ -12,6 +12,8 @@ from journey.models.condition import Condition
 from journey.models.latent import LatentDenoiser
 from journey.models.text import TextDenoiser
 
+_SCHEDULER = "CosineDPMSolverMultistepScheduler"
+
 
 class StableAudio(TextDenoiser, LatentDenoiser):
     """The transformer of a ``StableAudioPipeline``, on latents [C, L] of sounds [C, T].
@@ -38,6 +40,9 @@ class StableAudio(TextDenoiser, LatentDenoiser):
 
     def __init__(self, pipeline: Any, *, latents: str = "mean", seed: int = 0) -> None:
         super().__init__(pipeline, pipeline.transformer, latents=latents, seed=seed)
+        kind = type(pipeline.scheduler).__name__
+        if kind != _SCHEDULER:  # the network is told angles, which others do not have
+            raise ValueError(f"scheduler of a {type(pipeline).__name__} must be a {_SCHEDULER}, got a {kind}")
         self._hop = int(pipeline.vae.hop_length)
 
     @property

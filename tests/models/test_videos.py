@@ -166,6 +166,29 @@ def test_an_adapter_of_one_expert_alone_asks_for_the_other_to_be_frozen(wan22: A
         load_lora(wan22, "x")
 
 
+@pytest.mark.parametrize("one", ["transformer", "transformer_2"])
+def test_one_expert_alone_is_measured_on_its_own_draws(tmp_path: Path, one: str) -> None:
+    pipeline, family = make_quiet(VIDEOS["Wan 2.2"]), VIDEOS["Wan 2.2"]
+    options = {"projector": CountSketch(64), "draws": StratifiedDraws(num_draws=2, bins=10), "progress": False}
+    alone = journey.featurize(pipeline, family.dataset(2), tmp_path / one, select=f"{one}.*", **options)
+    assert alone.matrix().any()
+    (shard,) = alone.shards()
+    silent = (shard.features == 0).all(2).all(0)  # bins whose draws the other expert answers
+    assert silent.any()
+    assert not silent.all()
+    assert bool(silent[0]) == (one == "transformer")  # noise is highest in the last bin
+
+
+@pytest.mark.parametrize("name", ["Stable Audio", "CogVideoX 1.0"])
+def test_a_scheduler_of_another_kind_is_refused(name: str) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pipeline = make_quiet(next(family for key, family in VIDEOS.items() if key.startswith(name.split(" 1")[0])))
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match=r"scheduler of a .* must be .* got a? ?FlowMatchEulerDiscreteScheduler"):
+        as_denoiser(pipeline)
+
+
 def test_pipelines_of_wan_that_are_told_more_are_refused() -> None:
     pipeline = make_quiet(VIDEOS["Wan 2.1"])
     pipeline.register_to_config(expand_timesteps=True)
