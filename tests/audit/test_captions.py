@@ -109,3 +109,18 @@ def test_what_cannot_be_judged_is_refused() -> None:
         misfit_captions(features, dataset, num_captions=2)
     with pytest.raises(ValueError, match="got none of id 11"):
         misfit_captions(features, dataset[:11], progress=False)
+
+
+def test_a_caption_that_others_share_is_not_compared_with_itself() -> None:
+    # Four pictures of three images each; one image has the caption of another picture.
+    features, _ = make_run(CAPTIONS)
+    pictures = [i % 4 for i in range(12)]
+    told = [*pictures]
+    told[7] = 0
+    dataset = [{"image": IMAGES[p], "text": CAPTIONS[t]} for p, t in zip(pictures, told, strict=True)]
+    found = misfit_captions(features, dataset, progress=False)
+    assert found.reads
+    assert found.misfits == [7]
+    same = [{"image": image, "text": CAPTIONS[i % 3]} for i, image in enumerate(IMAGES)]
+    with pytest.raises(ValueError, match="at least 4 different captions to compare them, got 3"):
+        misfit_captions(features, same, progress=False)

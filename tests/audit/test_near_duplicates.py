@@ -6,9 +6,10 @@ import pytest
 import torch
 from cases import randn
 from made_features import PROJ_DIM, make_features, metric
+from models import Images, make_images
 from torch import Tensor
 
-from journey.audit.near_duplicates import near_duplicates
+from journey.audit.near_duplicates import Duplicates, Pair, equal_pictures, near_duplicates, with_equal
 
 
 def make_means(num: int = 30) -> Tensor:
@@ -66,3 +67,15 @@ def test_a_threshold_of_the_callers_own_must_be_a_cosine() -> None:
     for wrong in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="threshold must be a cosine"):
             near_duplicates(make_features(make_means()), threshold=wrong)
+
+
+def test_equal_pictures_are_duplicates_whatever_the_noise_says() -> None:
+    pictures = make_images(4)[[0, 1, 0, 2, 0, 1, 3]]
+    equal = equal_pictures(list(range(7)), Images(pictures))
+    assert equal == [[0, 2, 4], [1, 5]]
+    pair = Pair((0, 2), 0.5, 0.4)
+    found = Duplicates([[1, 5, 6]], [[Pair((1, 5), 0.9, 0.0)]], 0.8, [pair, Pair((3, 6), 0.5, 0.4)])
+    merged = with_equal(found, equal)
+    assert merged.groups == [[0, 2, 4], [1, 5, 6]]
+    assert merged.pairs[0] == [Pair((0, 2), 1.0, 0.0)]
+    assert merged.undecided == [Pair((3, 6), 0.5, 0.4)]
