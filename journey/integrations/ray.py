@@ -84,8 +84,8 @@ def featurize(
         StoreMismatchError: Likewise.
         IncompleteStoreError: If the store has shards that ``journey.featurize`` planned and did not finish.
     """
+    chosen, pool = _choices(choices, shard_size), _check_actors(actors)
     ray = _start(num_gpus)
-    chosen, pool = _choices(choices, shard_size), _pool(ray, actors)
     denoiser = as_denoiser(model() if callable(model) else model)
     tabular = isinstance(dataset, ray.data.Dataset)
     if tabular and chosen.id_of is not None:
@@ -119,7 +119,7 @@ def featurize(
         _Actor,
         fn_constructor_args=(of_store,),
         batch_size=shard_size,
-        compute=pool,
+        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
         num_gpus=num_gpus,
         num_cpus=num_cpus,
     )
@@ -218,13 +218,13 @@ class _Actor:
         return self._worker(batch)
 
 
-def _pool(ray: Any, actors: int | tuple[int, int]) -> Any:
+def _check_actors(actors: Any) -> tuple[int, int]:
+    """The fewest and the most."""
     pair = (actors, actors) if isinstance(actors, int) else actors
     whole = isinstance(pair, tuple | list) and len(pair) == 2 and all(type(number) is int for number in pair)
     if not whole or not 1 <= pair[0] <= pair[1]:
         raise ValueError(f"actors must be a positive integer, or the fewest and the most, got {actors!r}")
-    smallest, largest = pair
-    return ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest)
+    return pair[0], pair[1]
 
 
 def _start(num_gpus: float) -> Any:

@@ -216,6 +216,9 @@ def test_another_image_under_an_id_that_was_measured_is_refused(tmp_path: Path) 
 def test_choices_that_mean_nothing_on_ray_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size, workers cannot be chosen on Ray"):
         engine.featurize(make_model, make_dataset(), tmp_path / "f", workers=2, batch_size=4)
+    for actors in (0, (2,), (3, 2), "2", True, (1.5, 2)):
+        with pytest.raises(ValueError, match="actors must be a positive integer, or the fewest and the most, got"):
+            engine.featurize(make_model, make_dataset(), tmp_path / "f", actors=actors)
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
