@@ -136,7 +136,13 @@ def test_running_out_while_measuring_is_told_to_the_measurement(tmp_path, monkey
     assert FeatureStore.open(tmp_path / "f").is_complete
 
 
-@pytest.mark.parametrize("options", [{"memory": 10**9}, {"batch_size": "auto", "memory": 0}])
-def test_memory_without_auto_or_without_size_is_refused(tmp_path, options):
-    with pytest.raises(ValueError, match=r'memory must be a positive number of bytes with batch_size="auto"'):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": 10**9}, 'memory is the limit of batch_size="auto", got 1000000000 without it'),
+        ({"batch_size": "auto", "memory": 0}, "memory must be a positive integer, got 0"),
+    ],
+)
+def test_memory_without_auto_or_without_size_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
         run(tmp_path / "f", **options)

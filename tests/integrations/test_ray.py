@@ -88,15 +88,14 @@ def run_cluster(folder: Path) -> dict[str, Any]:
         engine.featurize(make_model, ray.data.from_items(part), folder / "table", fit=fit, shard_size=12, **OPTIONS)
     # The strongest scores, found in slices of the store, beside those that one process finds.
     features = journey.open_features(folder / "table", make_model(), fit=fit)
-    for options in ({}, {"candidates": IDS[3:20]}):
-        asked = {"images": make_images(2, seed=9), "top": 5, "progress": False, **options}
-        found, expected = engine.score(features, tasks=3, **asked), journey.score(features, **asked)
-        for side in ("proponents", "opponents"):
-            ours, theirs = getattr(found, side), getattr(expected, side)
-            assert (ours.ids == theirs.ids).all()
-            assert torch.equal(ours.values, theirs.values)
-            torch.testing.assert_close(ours.errors, theirs.errors, rtol=0, atol=0, equal_nan=True)
-        assert (found.num_train, torch.equal(found.solutions, expected.solutions)) == (expected.num_train, True)
+    asked = {"images": make_images(2, seed=9), "top": 5, "progress": False, "candidates": IDS[3:20]}
+    found, expected = engine.score(features, tasks=2, **asked), journey.score(features, **asked)
+    for side in ("proponents", "opponents"):
+        ours, theirs = getattr(found, side), getattr(expected, side)
+        assert (ours.ids == theirs.ids).all()
+        assert torch.equal(ours.values, theirs.values)
+        torch.testing.assert_close(ours.errors, theirs.errors, rtol=0, atol=0, equal_nan=True)
+    assert (found.num_train, torch.equal(found.solutions, expected.solutions)) == (expected.num_train, True)
     # A model from a module that only this process can import.
     (folder / "lonely").mkdir()
     (folder / "lonely" / "lonely_model.py").write_text(
@@ -130,7 +129,7 @@ def test_a_cluster_that_loses_a_machine_gives_the_rows_of_one_process(tmp_path: 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     # Workers search the driver's folder first: not this one, whose package may not be built.
     command, here = [sys.executable, __file__, str(tmp_path)], tmp_path
-    ran = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=280)
+    ran = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["killed_at"] < NUM_IMAGES // SHARD, "the machine died after the work"
