@@ -38,9 +38,14 @@ class Edm(Schedule):
         self._sign = 1.0 if told == "epsilon" else -1.0
         self._sigma_data = float(scheduler.config.sigma_data)
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        # As for flow matching: fresh, in descending order.
-        with torch.device("cpu"):
-            table = type(scheduler).from_config(scheduler.config).sigmas
+        # As for flow matching: fresh, in descending order. Diffusers makes the table in torch's default dtype.
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.device("cpu"):
+                table = type(scheduler).from_config(scheduler.config).sigmas
+        finally:
+            torch.set_default_dtype(before)
         self._ratios: Tensor = table[: self.num_train_timesteps].flip(0).double()
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

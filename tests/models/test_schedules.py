@@ -47,6 +47,21 @@ def test_a_perfect_prediction_leads_back_to_the_image(name: str) -> None:
     torch.testing.assert_close(found, x0, rtol=1e-3, atol=1e-3)  # the last timestep is nearly noise
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_does_not_depend_on_the_default_dtype(name: str) -> None:
+    scheduler = SCHEDULERS[name]()
+    expected = as_schedule(scheduler).signal_and_sigma(TIMESTEPS)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = as_schedule(scheduler).signal_and_sigma(TIMESTEPS)
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(before)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if "flow" in name])
 def test_flow_matching_noises_as_the_scheduler_and_tells_its_times(name: str) -> None:
     scheduler, schedule = SCHEDULERS[name](), as_schedule(SCHEDULERS[name]())
