@@ -180,8 +180,9 @@ class Sampler:
         if self._stochastic and not ancestral:
             if "stochastic_sampling" not in signature(type(given).__init__).parameters:
                 raise ValueError(
-                    "stochastic flow matching needs a FlowMatchEulerDiscreteScheduler of a diffusers that has "
-                    f"stochastic_sampling, got {type(given).__name__}"
+                    "completions need a scheduler that adds noise in every step, such as DDPM or DDIM, or for flow "
+                    "matching a FlowMatchEulerDiscreteScheduler of a diffusers that has stochastic_sampling, got "
+                    f"{type(given).__name__}"
                 )
             changes = {"stochastic_sampling": True}
         # Schedulers make their tables, and numbers in their steps, on torch's default device.

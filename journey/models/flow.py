@@ -79,6 +79,12 @@ class Flow(TextDenoiser, LatentDenoiser):
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         limits = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        absent = [name for name in limits if scheduler.config.get(name) is None]
+        if absent:
+            raise ValueError(
+                f"scheduler must tell {', '.join(absent)}, by which this pipeline shifts its steps, got "
+                f"{type(scheduler).__name__} without; keep the one that the pipeline came with"
+            )
         tokens = (shape[1] // self.patch_size) * (shape[2] // self.patch_size)
         return float(calculate_shift(tokens, *(scheduler.config[name] for name in limits)))
 

@@ -179,6 +179,15 @@ def test_one_expert_alone_is_measured_on_its_own_draws(tmp_path: Path, one: str)
     assert bool(silent[0]) == (one == "transformer")  # noise is highest in the last bin
 
 
+def test_a_scheduler_that_does_not_know_the_shift_is_refused_in_words() -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    pipeline = make_quiet(VIDEOS["LTX"])
+    pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(ValueError, match="scheduler must tell base_image_seq_len, .* got UniPCMultistepScheduler"):
+        journey.record(pipeline, prompt="two", num_inference_steps=2, size=VIDEO, progress=False)
+
+
 @pytest.mark.parametrize("name", ["Stable Audio", "CogVideoX 1.0"])
 def test_a_scheduler_of_another_kind_is_refused(name: str) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
