@@ -184,7 +184,7 @@ def test_a_scheduler_that_does_not_know_the_shift_is_refused_in_words() -> None:
 
     pipeline = make_quiet(VIDEOS["LTX"])
     pipeline.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    with pytest.raises(ValueError, match="scheduler must tell base_image_seq_len, .* got UniPCMultistepScheduler"):
+    with pytest.raises(ValueError, match=r"scheduler must tell base_image_seq_len, .* got UniPCMultistepScheduler"):
         journey.record(pipeline, prompt="two", num_inference_steps=2, size=VIDEO, progress=False)
 
 
