@@ -64,8 +64,7 @@ class Featurizer:
         self.budget = RowBudget(denoiser.network, rows_per_pass)
         chosen = selector(select, denoiser.network)
         self.engine = GradientEngine(denoiser.network, select=chosen, uncovered=uncovered)
-        # Of several networks one alone may be measured, which does not answer all draws.
-        self.engine.may_miss = bool(denoiser.boundaries)
+        self.engine.may_miss = bool(denoiser.boundaries)  # of several networks one may be measured, on its own draws
 
     @property
     def rows_per_pass(self) -> int | None:
@@ -159,8 +158,7 @@ class Featurizer:
             return self._project(values, num_samples * bins, num_draws, rows, check)
 
         features, measured = self.budget.run(project, values, timesteps.numel(), tuple(images.shape[1:]))
-        averages = measured.view(num_samples, bins, num_draws).mean(-1)
-        features = features.view(num_samples, bins, -1)
+        averages, features = measured.view(num_samples, bins, num_draws).mean(-1), features.view(num_samples, bins, -1)
         finite = torch.isfinite(features).all(-1) & torch.isfinite(averages)
         if not finite.all():
             where = (~finite.all(-1)).nonzero().flatten().tolist()
