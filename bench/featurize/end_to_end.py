@@ -24,7 +24,7 @@ from bench.featurize.loading import make_jpeg
 from bench.featurize.workload import NETWORKS
 
 PIXELS, DRAWS, ROUNDS, BATCH = 256, 4, 3, 16
-IMAGES = {"4.4M": 256, "35.7M": 48}
+IMAGES = {"4.4M": 128, "35.7M": 16}
 
 
 def main() -> int:

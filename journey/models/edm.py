@@ -23,7 +23,8 @@ class Edm(Schedule):
         scheduler: An ``EDMEulerScheduler`` or an ``EDMDPMSolverMultistepScheduler``.
 
     Raises:
-        ValueError: If its prediction type is another than ``epsilon`` and ``v_prediction``.
+        ValueError: If its prediction type is another than ``epsilon`` and ``v_prediction``, or torch's default dtype
+            has fewer than 32 bits.
 
     Reference:
         Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, Eq. 7 and
@@ -38,14 +39,14 @@ class Edm(Schedule):
         self._sign = 1.0 if told == "epsilon" else -1.0
         self._sigma_data = float(scheduler.config.sigma_data)
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        # As for flow matching: fresh, in descending order. Diffusers makes the table in torch's default dtype.
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.device("cpu"):
-                table = type(scheduler).from_config(scheduler.config).sigmas
-        finally:
-            torch.set_default_dtype(before)
+        if torch.get_default_dtype().itemsize < 4:  # in which diffusers makes the table
+            raise ValueError(
+                f"torch's default dtype must be float32 or float64 for the levels of a {type(scheduler).__name__}, "
+                f"which {torch.get_default_dtype()} would round; call torch.set_default_dtype(torch.float32)"
+            )
+        # As for flow matching: fresh, in descending order.
+        with torch.device("cpu"):
+            table = type(scheduler).from_config(scheduler.config).sigmas
         self._ratios: Tensor = table[: self.num_train_timesteps].flip(0).double()
 
     def signal_and_sigma(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,14 +48,17 @@ def test_a_perfect_prediction_leads_back_to_the_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_schedule_does_not_depend_on_the_default_dtype(name: str) -> None:
+def test_a_default_dtype_does_not_round_a_schedule(name: str) -> None:
     scheduler = SCHEDULERS[name]()
     expected = as_schedule(scheduler).signal_and_sigma(TIMESTEPS)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
+        if name.startswith("EDM"):
+            with pytest.raises(ValueError, match="torch's default dtype must be float32 or float64"):
+                as_schedule(scheduler)
+            return
         found = as_schedule(scheduler).signal_and_sigma(TIMESTEPS)
-        assert torch.get_default_dtype() == torch.bfloat16
     finally:
         torch.set_default_dtype(before)
     for ours, theirs in zip(found, expected, strict=True):
