@@ -94,8 +94,8 @@ def copies(
     Raises:
         TypeError: As ``journey.score``.
         ValueError: As ``journey.score``, or if the model is not one of images, there are fewer than 19 held-out images,
-            ``top`` is out of range, the features' draws do not tell their noise, or ``dataset`` lacks the nearest image
-            or has another size.
+            two of them are equal or one is in ``dataset``, ``top`` is out of range, the features' draws do not tell
+            their noise, or ``dataset`` lacks the nearest image or has another size.
     """
     check_features(features)
     check_pictures(features.featurizer.denoiser)
@@ -116,6 +116,7 @@ def copies(
             f"held_out must be at least {MIN_HELD_OUT} images that were not trained on, got {count}: with fewer no "
             "p-value can be .05"
         )
+    _check_held_out(others, None if dataset is None else _opened(dataset, features))
     if not features.featurizer.denoiser.is_latent:
         _check_pixels(images)
         _check_pixels(others)
@@ -140,6 +141,21 @@ def copies(
         )
         for query in range(len(cosines))
     ]
+
+
+def _check_held_out(others: Any, dataset: Dataset | None) -> None:
+    """Refuse held-out images that are one image several times, or training images: no p-value would hold."""
+    if isinstance(others, Trajectory):
+        return
+    names = [fingerprint_tensors({"image": image_of(others[i], f"held_out[{i}]")}) for i in range(len(others))]
+    if len(set(names)) < len(names):
+        raise ValueError("held_out must be different images, got two that are equal")
+    known = set(names)
+    if dataset is None:
+        return
+    for i in range(len(dataset)):
+        if fingerprint_tensors({"image": get_image(dataset, i)}) in known:
+            raise ValueError(f"held_out must be images that were never trained on, got one that is dataset[{i}]")
 
 
 def _check_pixels(images: Any) -> None:

@@ -62,6 +62,14 @@ def test_pixels_are_left_out_without_a_dataset(features: Features) -> None:
 def test_what_cannot_be_answered_is_refused(features: Features, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 19 images"):
         copies(features, TRAIN[:1], held_out=HELD_OUT[:18], progress=False)
+    with pytest.raises(ValueError, match="held_out must be different images, got two that are equal"):
+        copies(features, TRAIN[:1], held_out=HELD_OUT[[0] * 19], progress=False)
+    with pytest.raises(
+        ValueError, match=r"held_out must be images that were never trained on, got one that is dataset\[5\]"
+    ):
+        copies(
+            features, TRAIN[:1], held_out=torch.cat([HELD_OUT[:18], TRAIN[5:6]]), dataset=Images(TRAIN), progress=False
+        )
     with pytest.raises(ValueError, match="top must be between"):
         ask(features, TRAIN[:1], top=17)
     with pytest.raises(ValueError, match="got none of id 3"):
