@@ -59,7 +59,7 @@ def compare(name: str, num_images: int, folder: Path) -> list[tuple[float, float
 
     def measure(count: int, out: str) -> None:
         draws = journey.StratifiedDraws(DRAWS)
-        given = {"fit": fit, "draws": draws, "batch_size": BATCH // DRAWS, "workers": 1}
+        given: dict[str, Any] = {"fit": fit, "draws": draws, "batch_size": BATCH // DRAWS, "workers": 1}
         journey.featurize((network, scheduler), images[count], folder / out, **given, check=False, progress=False)
 
     x0 = torch.randn(BATCH, 3, 32, 32)

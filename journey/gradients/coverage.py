@@ -93,6 +93,10 @@ class Coverage:
         self.uncovered = list(dict.fromkeys([*self.uncovered, *names]))
         left = {module for layers in self.layers_of.values() for module in layers}
         self.rules = {module: rule for module, rule in self.rules.items() if module in left}
+        self._slots_in = {
+            module: {name: self._slot_of[id(p)] for name, p in module._parameters.items() if id(p) in self._slot_of}
+            for module in self.rules
+        }
 
     def leave_unserved(self, error: UnservedLayer | UnservedParameters) -> None:
         """Leave to autograd the parameters that an error is about."""
@@ -105,8 +109,9 @@ class Coverage:
         self, module: nn.Module, x: Tensor, g: Tensor, num_groups: int
     ) -> Iterator[tuple[ParameterSlot, Contribution]]:
         """What a call of a layer gives to each parameter that its rule covers."""
+        slots = self._slots_in[module]
         for contribution in self.rules[module](module, x, g, num_groups):
-            slot = self._slot_of.get(id(getattr(module, contribution.parameter)))
+            slot = slots.get(contribution.parameter)
             if slot is None:  # not trainable, not selected, or left to autograd
                 continue
             if slot.taps > 1 and isinstance(contribution, Direct):

@@ -282,11 +282,10 @@ class GradientEngine:
     ) -> Iterator[Counter[nn.Module]]:
         """Hand on what each call of a layer gives, and what each row gives to parameters that it has its own of."""
 
-        @torch.no_grad()
+        # Hooks of a backward pass run without gradients.
         def of_layer(module: nn.Module, x: Tensor, g: Tensor) -> None:
             take(self._coverage.contributions(module, x, g, num_groups))
 
-        @torch.no_grad()
         def of_rows(name: str, grads: Tensor) -> None:
             take([self._coverage.of_rows(name, grads, num_groups)])
 

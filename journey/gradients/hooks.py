@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,15 +58,13 @@ def captured(
         names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
         return names[layer]
 
-    def capture(
-        module: nn.Module, forward: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def capture(module: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = forward(*args, **kwargs)
         waiting[module] += 1
         if not torch.is_grad_enabled():
             return output
         x = args[0] if args else next(iter(kwargs.values()))
-        casts = x.is_floating_point() and output.dtype != x.dtype
+        casts = output.dtype != x.dtype and x.is_floating_point()
         if casts or torch.is_autocast_enabled(x.device.type):
             raise RuntimeError(
                 f"layer {name_of(module)!r} runs under torch.autocast within the network, so that it differs in dtype "
@@ -106,8 +105,7 @@ def captured(
     before = [vars(module).get("forward") for module in layers]
     try:
         for module in layers:
-            forward = module.forward
-            vars(module)["forward"] = lambda *args, _m=module, _f=forward, **kwargs: capture(_m, _f, args, kwargs)
+            vars(module)["forward"] = partial(capture, module, module.forward)
         yield waiting
     finally:
         for module, own in zip(layers, before, strict=True):

@@ -219,6 +219,9 @@ def expanded(
     Yields:
         Nothing.
     """
+    if not parameters:
+        yield
+        return
     meetings.begin(model, num_rows)
     values = {id(p): _value(name, p, meetings, receive) for name, p in parameters.items()}
     held = [
@@ -230,7 +233,7 @@ def expanded(
     try:
         for own, name, value in held:
             own[name] = value  # found before the module's parameters are looked at
-        with _functions_uncompiled() if held else nullcontext():
+        with _functions_uncompiled():
             yield
     finally:
         for own, name, _ in held:

@@ -6,7 +6,7 @@ Arguments were checked in ``journey.ops``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -119,7 +119,7 @@ class Kernels(ABC):
         a, g = self.as_read(a), self.as_read(g)
         walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
         numbers = (len(kernel_size), *walk, groups)
-        args = self.shared_args(features, nnz) | layer_args(a, g, key, numbers, 1.0, features.shape[0])
+        args = layer_args(a, g, key, numbers, 1.0, self.shared_args(features, nnz))
         self.run("sketch_outer", features, args)
 
     def sketch_outer_many_(
@@ -136,8 +136,8 @@ class Kernels(ABC):
         a, g = [self.as_read(x) for x in a], [self.as_read(x) for x in g]
         shared, layers = self.shared_args(features, nnz), []
         for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
-            numbers = geometries[i * _NUMBERS : (i + 1) * _NUMBERS]
-            layers.append(shared | layer_args(x, y, key, numbers, scale, features.shape[0]))
+            numbers = tuple(geometries[i * _NUMBERS : (i + 1) * _NUMBERS])
+            layers.append(layer_args(x, y, key, numbers, scale, shared))
         self.run("sketch_outer_many", features, {"layers": layers})
 
     def as_read(self, x: Tensor) -> Tensor:
@@ -228,19 +228,33 @@ def sketch_args(features: Tensor, grads: Tensor, key: int, row_begin: int, nnz: 
     }
 
 
-def layer_args(a: Tensor, g: Tensor, key: int, numbers: Sequence[int], scale: float, num_groups: int) -> dict[str, Any]:
+def layer_args(
+    a: Tensor, g: Tensor, key: int, numbers: tuple[int, ...], scale: float, shared: dict[str, Any]
+) -> dict[str, Any]:
     """Fields of SketchOuterArgs of a layer of a geometry (``ConvGeometry.numbers``)."""
+    layout = _layer_layout(a.shape, a.stride(), g.shape, g.stride(), numbers, shared["num_groups"])
+    pointers = {"a": a.data_ptr(), "g": g.data_ptr(), "dtype": _DTYPES[a.dtype]}
+    return {**shared, **layout, **pointers, "key": to_unsigned(key), "scale": scale}
+
+
+@lru_cache(maxsize=1 << 12)  # every pass asks for those of all layers
+def _layer_layout(
+    a_shape: tuple[int, ...],
+    a_strides: tuple[int, ...],
+    g_shape: tuple[int, ...],
+    g_strides: tuple[int, ...],
+    numbers: tuple[int, ...],
+    num_groups: int,
+) -> dict[str, Any]:
+    """Fields of SketchOuterArgs that are the same in every pass. Not to be changed: it is kept."""
     dims = numbers[0]
-    c_in, in_size, a_strides = _layout(a, dims)
-    c_out, out_size, g_strides = _layout(g, dims)
+    c_in, in_size, a_strides = _layout(a_shape, a_strides, dims)
+    c_out, out_size, g_strides = _layout(g_shape, g_strides, dims)
     return {
-        "a": a.data_ptr(),
-        "g": g.data_ptr(),
-        "dtype": _DTYPES[a.dtype],
         "channels_last": dims == 0,
         "a_strides": a_strides,
         "g_strides": g_strides,
-        "rows_per_group": a.shape[0] // max(1, num_groups),
+        "rows_per_group": a_shape[0] // max(1, num_groups),
         "c_in": c_in,
         "c_out": c_out,
         "conv_groups": numbers[13],
@@ -250,14 +264,13 @@ def layer_args(a: Tensor, g: Tensor, key: int, numbers: Sequence[int], scale: fl
         "stride": numbers[4:7],
         "padding": numbers[7:10],
         "dilation": numbers[10:13],
-        "key": to_unsigned(key),
-        "scale": scale,
     }
 
 
-def _layout(x: Tensor, dims: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], dims: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Channels of a layer's tensor, its size in three dimensions, and its strides of rows, channels, lines, columns."""
-    shape, strides = x.shape, x.stride()
     if dims == 0:  # channels last, and one line of positions
         return shape[2], (1, 1, shape[1]), (strides[0], strides[2], 0, strides[1])
     return shape[1], three(shape[2:], 1), (*strides[:2], *(0, *strides[2:])[-2:])
