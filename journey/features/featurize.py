@@ -85,7 +85,8 @@ def featurize(
         select: Which trainable parameters to measure, see ``journey.Featurizer``; all by default.
         uncovered: What to do about parameters without a gradient rule: ``"error"`` or ``"autograd"`` (slow).
         batch_size: Images whose draws go through the network at once. By default as many as make 64 draws, and no more
-            of these at once than keep 4 GiB for the backward pass, be it a part of one image's. ``"auto"`` measures
+            of these at once than keep 4 GiB for the backward pass, be it a part of one image's; on CUDA 256 draws, and
+            half of the free memory. ``"auto"`` measures
             small batches and takes the largest that fits ``memory``. Should memory run out all the same, batches are
             halved from there on, with a warning, and no finished row is lost. Changes features only by rounding; a
             store keeps the one that it was begun with.

@@ -19,8 +19,9 @@ from journey.models.condition import Encoded
 from journey.projectors.scaled import Scaled
 from journey.store.manifest import stored_manifest
 
-# Rows (samples x draws) of a batch where the caller names no batch size.
-_ROWS_PER_BATCH = 64
+# Rows (samples x draws) of a batch where the caller names no batch size. While the host of a GPU prepares a pass of
+# many layers, the GPU computes a hundred small rows.
+_ROWS_PER_BATCH = {"cpu": 64, "cuda": 256}
 _MOST_IMAGES = 256
 
 
@@ -79,16 +80,17 @@ class RowPlan:
             return RowPlan(int(batch_size) * each, each)
         stored = RowPlan.stored(out, each)
         if batch_size is None:
-            return stored or RowPlan.of(draws, num_images or _MOST_IMAGES)
+            return stored or RowPlan.of(draws, featurizer.denoiser.device.type, num_images or _MOST_IMAGES)
         rows = stored.rows if stored else _measured_rows(featurizer, dataset, draws, memory)
         featurizer.rows_per_pass = rows
         return RowPlan(rows, each)
 
     @staticmethod
-    def of(draws: Draws, most: int = _MOST_IMAGES) -> RowPlan:
-        """Return the plan where nothing is said: the images that make 64 rows, at least one and at most ``most``."""
+    def of(draws: Draws, device: str = "cpu", most: int = _MOST_IMAGES) -> RowPlan:
+        """Return the plan where nothing is said: images of 64 rows, on CUDA 256, at least one and at most ``most``."""
         each = draws.bins * draws.num_draws
-        return RowPlan(max(1, min(_ROWS_PER_BATCH // each, most)) * each, each)
+        rows = _ROWS_PER_BATCH.get(device, _ROWS_PER_BATCH["cpu"])
+        return RowPlan(max(1, min(rows // each, most)) * each, each)
 
     @staticmethod
     def stored(out: GivenPath | None, draws_per_image: int) -> RowPlan | None:

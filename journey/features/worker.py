@@ -53,8 +53,8 @@ class Worker:
         select: Likewise.
         uncovered: Likewise.
         row: Likewise.
-        images_per_pass: Images that are measured at once, by default as many as make 64 draws. Another number changes
-            rows by rounding, so all workers of a run have the same.
+        images_per_pass: Images that are measured at once, by default as many as make 64 draws, on CUDA 256. Another
+            number changes rows by rounding, so all workers of a run have the same.
         device: Where the model goes; by default the GPU that this process sees, if there is one.
 
     Example:
@@ -110,7 +110,7 @@ class Worker:
             weights = as_checkpoints(self.checkpoints)
             self._fitted = use_fit(self.fit, featurizer, fingerprint_model(featurizer, weights))
             draws = DEFAULT_DRAWS if self.draws is None else self.draws
-            size = self.images_per_pass or RowPlan.of(draws).images_per_batch
+            size = self.images_per_pass or RowPlan.of(draws, denoiser.device.type).images_per_batch
             self._measurer = Measurer(featurizer, draws, weights, size, check=True)
         return self._measurer
 

@@ -12,19 +12,21 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from journey.files.fingerprint import plain_parts
 from journey.gradients.engine import RowValues
-from journey.gradients.memory import is_out_of_memory
+from journey.gradients.memory import default_budget, is_out_of_memory
 from journey.gradients.rules import find_rule
 from journey.locks import exclusively
 
 # What autograd may keep for the backward pass of one batch where nobody says how many rows it has; the pass itself
-# takes about a third more. The same on every machine, so that batches are too.
+# takes about a third more. The same on every machine, so that batches are too; a GPU has room for more, or for less.
 _KEPT_BYTES = 4 << 30
 
 _T = TypeVar("_T")
 
 
 class RowBudget:
-    """How many rows go through a network at once: as many as its owner says, or as keep 4 GiB for the backward pass.
+    """How many rows go through a network at once: as many as its owner says, or as memory is for.
+
+    Where nobody says, they keep 4 GiB for the backward pass, on CUDA half of the memory that is free at first.
 
     Args:
         network: The network.
@@ -68,8 +70,12 @@ class RowBudget:
     def _by_need(self, values: RowValues, shape: tuple[int, ...]) -> int:
         if shape not in self._by_shape:
             kept = kept_bytes(self.network, lambda: values(slice(0, 1)))
-            self._by_shape[shape] = max(1, _KEPT_BYTES // max(1, kept))
+            self._by_shape[shape] = max(1, self._bytes() // max(1, kept))
         return self._by_shape[shape]
+
+    def _bytes(self) -> int:
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        return default_budget(device) if device.type == "cuda" else _KEPT_BYTES
 
 
 def split_rows(num_groups: int, rows_per_group: int, most: int) -> Iterator[slice]:

@@ -97,7 +97,8 @@ def featurize(
         form = Form(denoiser.sample_size, denoiser.in_channels or 3)
         some = dataset.take(IMAGES if chosen.fit is None else 1)
         source = [as_item(row, form, f"image {row.get('id')!r}") for row in some]
-        chosen = replace(chosen, batch_size=_images_per_pass(out, chosen.draws))
+    if tabular or num_gpus:
+        chosen = replace(chosen, batch_size=_images_per_pass(out, chosen.draws, "cuda" if num_gpus else "cpu"))
     given = prepare(denoiser, source, replace(chosen, id_of=None), out=out)
     features = begin_store(given, out, look=not tabular, progress=progress)
     worker = Worker(model, features.fit.path, **chosen.of_worker(), images_per_pass=images_per_pass(features))
@@ -201,11 +202,11 @@ def _choices(given: dict[str, Any], shard_size: int) -> Choices:
     return chosen
 
 
-def _images_per_pass(out: GivenPath, draws: Draws | None) -> int:
-    """Images that are measured at once of a table, whose length is not known: as the store has it, if there is one."""
+def _images_per_pass(out: GivenPath, draws: Draws | None, device: str) -> int:
+    """Images that are measured at once where this process cannot tell: as the store has it, if there is one."""
     draws = DEFAULT_DRAWS if draws is None else draws
     stored = RowPlan.stored(out, draws.bins * draws.num_draws)
-    return (stored or RowPlan.of(draws)).images_per_batch
+    return (stored or RowPlan.of(draws, device)).images_per_batch
 
 
 class _Actor:

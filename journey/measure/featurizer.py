@@ -39,7 +39,7 @@ class Featurizer:
             ``"*.attn*.to_k.*"``; all by default. With LoRA layers these are the adapters': peft freezes the others.
         uncovered: What to do about parameters without a gradient rule, see ``journey.gradients.engine.GradientEngine``.
         rows_per_pass: How many rows (draws of images) go through the network at once, which changes features only by
-            rounding; by default as many as keep 4 GiB for the backward pass.
+            rounding; by default as many as memory is for (``RowBudget``).
 
     Raises:
         CoverageError: If parameters are not covered, see ``journey.gradients.engine.GradientEngine``.
@@ -68,7 +68,7 @@ class Featurizer:
 
     @property
     def rows_per_pass(self) -> int | None:
-        """Rows that go through the network at once, at most; None is as many as keep 4 GiB for the backward pass."""
+        """Rows that go through the network at once, at most; None is as many as memory is for."""
         return self.budget.most
 
     @rows_per_pass.setter

@@ -21,7 +21,7 @@ from journey.curvature.ekfac import fit_ekfac
 from journey.curvature.kfac import fit_kfac
 from journey.curvature.whitened import Curvature
 from journey.gradients import passes
-from journey.gradients.passes import kept_bytes, split_rows
+from journey.gradients.passes import RowBudget, kept_bytes, split_rows
 from journey.measure.draws import StratifiedDraws
 from journey.measure.featurizer import Featurizer
 from journey.measure.measurements import TrainingLoss
@@ -155,6 +155,16 @@ def test_where_nobody_says_the_bytes_that_are_kept_decide(tmp_path: Path, monkey
     trajectory = journey.record((network, make_scheduler()), seed=[0, 1], num_inference_steps=3, progress=False)
     journey.score(features, trajectory, progress=False)  # 16 noises of each query
     assert max(network.seen) in (2, 3, 4)
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_half_of_the_free_memory_decides() -> None:
+    network = Watched().cuda()
+    probe, times = randn(1, *IMAGE).cuda(), torch.zeros(1, device="cuda")
+    kept = kept_bytes(network, lambda: network(probe, times).square().mean())
+    free = torch.cuda.mem_get_info()[0]
+    rows = RowBudget(network).at_once(lambda rows: network(probe[rows], times[rows]).square().mean((1, 2, 3)), IMAGE)
+    assert rows == pytest.approx(free / 2 / kept, rel=0.1)
 
 
 def test_larger_images_go_through_in_smaller_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
