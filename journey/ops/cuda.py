@@ -13,7 +13,7 @@ from torch import Tensor
 from journey.ops import _native
 from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 from journey.ops.kernels import FLOAT32, TF32, Kernels, with_contiguous_rows
-from journey.ops.weight_grad import weight_grad_tiles
+from journey.ops.weight_grad import sum_outputs_, weight_grad_tiles
 
 # Features that one block's shared memory holds on every device.
 _MANY_MOST_DIM = 8192
@@ -93,11 +93,14 @@ class CudaKernels(Kernels):
         geometries: list[int],
         scales: list[float],
         nnz: int,
+        sums: list[Tensor],
+        summed: list[int],
     ) -> None:
         """The fused kernel for all layers, or one after the other if there is a Conv3d among them."""
         count = len(LINEAR_NUMBERS)
         if 3 not in geometries[::count]:
-            return super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz)
+            return super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz, sums, summed)
+        sum_outputs_(sums, g, summed, geometries)
         for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
             dims, *walk, groups = geometries[i * count : (i + 1) * count]
             sizes = [walk[j : j + 3][3 - dims :] for j in range(0, 12, 3)]

@@ -131,6 +131,8 @@ class Kernels(ABC):
         geometries: list[int],
         scales: list[float],
         nnz: int,
+        sums: list[Tensor],
+        summed: list[int],
     ) -> None:
         """Sketches of the weight gradients of several layers; ``geometries`` are their numbers, one after the other."""
         a, g = [self.as_read(x) for x in a], [self.as_read(x) for x in g]
@@ -138,6 +140,8 @@ class Kernels(ABC):
         for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
             numbers = geometries[i * _NUMBERS : (i + 1) * _NUMBERS]
             layers.append(shared | layer_args(x, y, key, numbers, scale, features.shape[0]))
+        for i, into in zip(summed, sums, strict=True):
+            layers[i] |= {"sums": into.data_ptr(), "sums_stride": into.stride(0)}
         self.run("sketch_outer_many", features, {"layers": layers})
 
     def as_read(self, x: Tensor) -> Tensor:
@@ -252,6 +256,8 @@ def layer_args(a: Tensor, g: Tensor, key: int, numbers: Sequence[int], scale: fl
         "dilation": numbers[10:13],
         "key": to_unsigned(key),
         "scale": scale,
+        "sums": 0,
+        "sums_stride": 0,
     }
 
 
