@@ -40,9 +40,12 @@ class CudaKernels(Kernels):
         offsets = (rows.data_ptr(), rows.stride(0) * rows.element_size() if len(rows) > 1 else 0)
         return rows.clone(memory_format=torch.contiguous_format) if any(x % 16 for x in offsets) else rows
 
-    def precision(self) -> int:
-        """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
-        return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
+    def precision(self, convolution: bool = False) -> int:
+        """TF32 where torch's own products of the kind may use it: by its defaults those of convolutions."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        if hasattr(cudnn, "conv"):  # torch 2.9 and later: the names below raise once the caller has used these
+            return TF32 if (cudnn.conv if convolution else matmul).fp32_precision == "tf32" else FLOAT32
+        return TF32 if (cudnn if convolution else matmul).allow_tf32 else FLOAT32
 
     def sketch_many_(
         self,
