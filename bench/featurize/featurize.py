@@ -38,6 +38,7 @@ def cases(context: Context) -> Iterator[Case]:
     """Yield the cases: one draw beside whole per-sample gradients, several draws, and the dense projections."""
     if context.device.type == "cuda":
         yield _case(Sizes("35.7M", 32, 4), context, _several_draws)
+        yield _case(Sizes("35.7M", 32, 4, torch.bfloat16), context, _several_draws)
         return
     if context.quick:
         yield _case(Sizes("35.7M", 1, 4), context, _several_draws)

@@ -140,6 +140,8 @@ struct SketchOuterArgs {
     uint64_t key;
     int64_t nnz;  // independent sketches, summed and divided by sqrt(nnz)
     double scale;
+    float* sums;  // of g over positions and the rows of a group [num_groups, c_out], overwritten; CUDA alone, or null
+    int64_t sums_stride;  // in elements
 
     JOURNEY_FIELDS(
         a,
@@ -165,7 +167,9 @@ struct SketchOuterArgs {
         proj_dim,
         key,
         nnz,
-        scale)
+        scale,
+        sums,
+        sums_stride)
 };
 
 // The sketches of several layers, added one after the other to the same features.

@@ -26,6 +26,8 @@ struct OuterProblem {
     Divisor by_kernel_w;
     Divisor by_channels;  // of a group
     float* workspace;
+    float* sums;  // of g's rows, or null
+    int64_t sums_stride;
     int64_t rows_per_group;
     int proj_dim;
     Divisor by_bucket_rows;
@@ -146,6 +148,7 @@ OuterProblem make_problem(const SketchOuterArgs& args, float* workspace) {
     problem.a = Operand{static_cast<const char*>(args.a), as_strides(args.a_strides), as_int(args.stride[1]),
                         as_int(args.stride[2]),           as_int(args.in_size[1]),    as_int(args.in_size[2])};
     problem.workspace = workspace;
+    problem.sums = args.sums, problem.sums_stride = args.sums_stride;
     problem.rows_per_group = args.rows_per_group;
     problem.proj_dim = as_int(args.proj_dim);
     problem.key = args.key;

@@ -9,7 +9,9 @@
 // tile_matmul.h for types and precision), and adds each to proj_dim sums of its own in shared memory. Each warp column
 // owns one chunk of 32 columns and one copy of the sums: warps of different columns never meet. Stages of all tiles of
 // a block form one sequence, loaded two ahead, so the first stages of a tile travel while the tile before is added:
-// layers of 16 positions, which are one stage per tile, are not starved.
+// layers of 16 positions, which are one stage per tile, are not starved. Where the gradient of a bias is asked for, the
+// blocks of the first columns also sum the rows of g that they stage, as products with a column of ones; sketch_many.cu
+// sketches the sums.
 //
 // Two numbers, for 256 channels, 3x3, 16x16 positions, 4 draws, bf16, one sample: 2 * 1024 * 256 * 2304 = 1.21 GFLOP
 // and 1.0 MB of a and g. On an H200 (4.8 TB/s; 790 TFLOP/s bf16 as a large product measures, about 400 TF32): 1.5 us
@@ -17,10 +19,10 @@
 // 132 multiprocessors, adds 0.3 us. At 4x4 positions the sums cost more than the product: they are then the bound.
 // Predicted on 30 November 2026, not yet measured on a GPU: a stage issues 391 instructions for 32 products of a 3x3
 // layer in bf16, 333 of a Linear and 204 of a 1x1 (docs/results/machine-code.md). At one a cycle and scheduler, 1.75
-// GHz: at most 310, 365 and 595 TFLOP/s, so that the example takes 4 us. Tested on the CPU by emulation.
-// Layers with few output channels (the last of a UNet, LoRA, depthwise) stage and, in half types, multiply rows that
-// they do not have, and are far from the floor. Chips with 100 KiB of shared memory hold one block at a time.
-// Reference: journey/ops/reference.py::sketch_outer.
+// GHz: at most 310, 365 and 595 TFLOP/s, so that the example takes 4 us. Sums of g cost 20 more in one of 36 stages,
+// and no launch. Tested on the CPU by emulation. Layers with few output channels (the last of a UNet, LoRA, depthwise)
+// stage and, in half types, multiply rows that they do not have, and are far from the floor. Chips with 100 KiB of
+// shared memory hold one block at a time. Reference: journey/ops/reference.py::sketch_outer.
 #include "layer_tiles.h"
 #include "outer_partials.h"
 
@@ -139,6 +141,27 @@ __device__ __forceinline__ void sketch_entries(
     }
 }
 
+// Rows of g whose sums a warp keeps, in runs of 16: warps of the first column those with even numbers, warps of the
+// second the others.
+constexpr int kSumTiles = kMTiles / kWarpColumns;
+static_assert(kWarpColumns == 2 && kMTiles % kWarpColumns == 0, "two warps share the rows of one");
+
+__device__ __forceinline__ int sums_row(int i) {
+    return (warp_id() / kWarpColumns * kMTiles + i * kWarpColumns + warp_id() % kWarpColumns) * 16;
+}
+
+// Writes the sums over all pairs of the tile's rows of g: the gradient of a bias.
+__device__ __forceinline__ void write_sums(
+    const OuterProblem& problem, const TileAt& at, const float (&sums)[kSumTiles][2]) {
+    float* to = problem.sums + static_cast<int64_t>(blockIdx.x) * problem.sums_stride + at.row_begin;
+    if (lane_id() % 4 != 0) return;
+#pragma unroll
+    for (int i = 0; i < 2 * kSumTiles; ++i) {
+        const int row = sums_row(i / 2) + lane_id() / 4 + i % 2 * 8;
+        if (row < at.num_rows) to[row] = sums[i / 2][i % 2];
+    }
+}
+
 // A stage of a tile, in the order in which a block goes through them.
 struct Cursor {
     int tile;
@@ -226,12 +249,13 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
         const TileAt at = locate(tiling, tile);
         const bool multiplies = left_row < at.num_rows && warp_column * kLanes < at.num_cols;
         const int m_tiles = (at.num_rows - left_row + 15) / 16;
+        const bool sums_rows = problem.sums != nullptr && at.col_begin == 0 && left_row < at.num_rows;
         // Decode the lines of the last tile that loads reach during this one. Those of the tile before lay there, whose
         // last load began two barriers ago.
         decode_tile(problem, tiling, tile + kStages - 1, tile_end, shared);
 
         // For every stage: load, multiply.
-        float entries[kMTiles][kNTiles][4] = {};
+        float entries[kMTiles][kNTiles][4] = {}, row_sums[kSumTiles][2] = {};
 #pragma unroll 1
         for (int pair = 0; pair < problem.pairs.count; pair += kDepth) {
             wait_for_copies<kStages - 2>();
@@ -246,6 +270,10 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
             if (multiplies)
                 multiply_stage<input_t, kSplit>(
                     shared.stages[stage], left_row, shared.stages[stage], right_row, m_tiles, entries);
+            if (sums_rows) {
+#pragma unroll
+                for (int i = 0; i < kSumTiles; ++i) sum_stage<input_t>(shared.stages[stage], sums_row(i), row_sums[i]);
+            }
 
             if (loads) loader.finish(free_stage, shared);
             loading.advance<kDepth>(problem.pairs.count);
@@ -253,6 +281,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
             stage = stage + 1 == kStages ? 0 : stage + 1;
         }
 
+        if (sums_rows) write_sums(problem, at, row_sums);
         // Add the finished tile to the sums.
         sketch_entries<kSharedSums>(problem, tiling, at, entries, shared);
     }

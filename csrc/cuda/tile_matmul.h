@@ -171,6 +171,44 @@ __device__ __forceinline__ void multiply_by_fma(
     }
 }
 
+// 1 at every k of a word.
+template <typename input_t>
+constexpr uint32_t kOnes = 0x3F800000u;
+template <>
+constexpr uint32_t kOnes<__half> = 0x3C003C00u;
+template <>
+constexpr uint32_t kOnes<__nv_bfloat16> = 0x3F803F80u;
+
+// Adds the sums over k of 16 rows of a stage, the product with a column of ones: those of rows row + group and row +
+// group + 8 on every lane of a group. The tensor core sums a stage, from zero; float32 operands are split whatever
+// products are. The whole warp calls, with equal arguments.
+template <typename input_t>
+__device__ __forceinline__ void sum_stage(const uint32_t* stage, int row, float (&sums)[2]) {
+    if (has_tensor_cores()) {
+        constexpr bool kSplits = sizeof(input_t) == 4;
+        const uint32_t ones[2] = {kOnes<input_t>, kOnes<input_t>};
+        float products[4] = {};
+#pragma unroll
+        for (int step = 0; step < kStageWords / kStepWords; ++step) {
+            uint32_t a[4], a_low[4];
+            load_left(a, stage, row, step);
+#pragma unroll
+            for (int w = 0; w < 4; ++w) {
+                const Split split = prepare<input_t, kSplits>(a[w]);
+                a[w] = split.high, a_low[w] = split.low;
+            }
+            if (kSplits) mma<input_t>(products, a_low, ones);
+            mma<input_t>(products, a, ones);
+        }
+        sums[0] += products[0], sums[1] += products[2];
+    } else {
+        for (int word = 0; word < kStageWords; ++word)
+#pragma unroll
+            for (int i = 0; i < 2 * kPerWord<input_t>; ++i)
+                sums[i % 2] += element<input_t>(stage[staged_at(row + lane_id() / 4 + i % 2 * 8, word)], i / 2);
+    }
+}
+
 // Adds the products of rows [left_row, left_row + 16 * m_tiles), or more, and [right_row, right_row + 8 * kNTiles) of a
 // stage, which holds zeros on both sides where k ends. The whole warp calls, with equal arguments.
 template <typename input_t, bool kSplit, int kMTiles, int kNTiles>

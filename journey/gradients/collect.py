@@ -10,7 +10,7 @@ from torch import Tensor
 
 from journey.errors import InPlaceError
 from journey.gradients.names import name_some
-from journey.gradients.rules import Contribution, Outer, sum_groups
+from journey.gradients.rules import Contribution, Outer, Summed, sum_groups
 from journey.projectors.base import LayerGradient, ParameterSlot, Piece, Projector
 
 # Gradients of up to so many entries, biases and norms, are kept until the end of the backward pass and projected
@@ -44,15 +44,17 @@ class Collected:
         self._pieces: list[Piece] = []
         self._small: list[Tensor] = []  # their gradients. Each [num_groups or num_rows, entries]
 
-    def add(self, slot: ParameterSlot, contribution: Contribution) -> None:
+    def add(self, slot: ParameterSlot, contribution: Contribution | Summed) -> None:
         """Take what a layer's call gives to a parameter: now, or with what follows."""
+        if isinstance(contribution, Summed):
+            if self._is_summed(slot, contribution.g):
+                return
+            contribution = contribution.direct()
         if isinstance(contribution, Outer):
             _, a, g, conv = contribution
             self._layers.append(LayerGradient(slot, a, g, conv))
             self._versions += (a._version, g._version)
             self._bytes += a.nbytes + g.nbytes
-            if self._bytes > self._most:
-                self._add_layers()
             return
         grads, num_groups = contribution.grads, self._num_groups
         if grads.numel() // max(1, grads.shape[0]) * num_groups > _SMALL_ENTRIES:
@@ -63,6 +65,21 @@ class Collected:
             grads = sum_groups(grads, num_groups)
         self._pieces.append(Piece(slot, contribution.row_begin, grads.shape[1]))
         self._small.append(grads.flatten(1))
+
+    def hand_on(self) -> None:
+        """Hand the layers that are kept on if they are too large, after a call of a layer."""
+        if self._bytes > self._most:
+            self._add_layers()
+
+    def _is_summed(self, slot: ParameterSlot, g: Tensor) -> bool:
+        """Leave the sum of an output gradient to the kernel that reads it, if one does."""
+        if self._sums_alone or not self._layers or self._layers[-1].g is not g:
+            return False
+        sums = torch.empty(self._num_groups, slot.cols, dtype=torch.float32, device=g.device)
+        self._layers[-1] = self._layers[-1]._replace(sums=sums)
+        self._pieces.append(Piece(slot, 0, 1))
+        self._small.append(sums)
+        return True
 
     def finish(self) -> None:
         """Add to the features what is not in them yet."""

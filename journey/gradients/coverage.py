@@ -11,7 +11,7 @@ from journey.errors import CoverageError
 from journey.gradients.hooks import UnservedLayer
 from journey.gradients.names import name_some
 from journey.gradients.per_row import Meetings, UnservedParameters
-from journey.gradients.rules import Contribution, Direct, Rule, find_rule
+from journey.gradients.rules import Contribution, Direct, Rule, Summed, find_rule
 from journey.gradients.storage import is_computed_in
 from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot
@@ -107,7 +107,7 @@ class Coverage:
 
     def contributions(
         self, module: nn.Module, x: Tensor, g: Tensor, num_groups: int
-    ) -> Iterator[tuple[ParameterSlot, Contribution]]:
+    ) -> Iterator[tuple[ParameterSlot, Contribution | Summed]]:
         """What a call of a layer gives to each parameter that its rule covers."""
         slots = self._slots_in[module]
         for contribution in self.rules[module](module, x, g, num_groups):

@@ -23,13 +23,13 @@ from journey.gradients.coverage import Coverage
 from journey.gradients.hooks import UnservedLayer, captured
 from journey.gradients.names import describe_uncovered, describe_unreached
 from journey.gradients.per_row import UnservedParameters, expanded
-from journey.gradients.rules import Contribution, Direct, sum_groups
+from journey.gradients.rules import Contribution, Direct, Summed, of_groups
 from journey.gradients.storage import modules_of, weights_as_computed
 from journey.locks import exclusively
 from journey.ops.geometry import tap_major
 from journey.projectors.base import ParameterSlot, Projector
 
-_Contributions = Iterable[tuple[ParameterSlot, Contribution]]
+_Contributions = Iterable[tuple[ParameterSlot, Contribution | Summed]]
 
 RowValues = Callable[[slice], Tensor]
 """A batch's measurement: takes a slice of rows, runs the model on them, returns differentiable values. [num_rows]"""
@@ -137,6 +137,7 @@ class GradientEngine:
         def take(contributions: _Contributions) -> None:
             for slot, contribution in contributions:
                 collected.add(slot, contribution)
+            collected.hand_on()
 
         with self._watched(num_rows, num_groups, take) as called:
             measured = values(slice(0, num_rows))
@@ -175,9 +176,7 @@ class GradientEngine:
 
         def keep(contributions: _Contributions) -> None:
             for slot, contribution in contributions:
-                if isinstance(contribution, Direct):
-                    contribution = contribution._replace(grads=sum_groups(contribution.grads, num_groups))
-                found.setdefault(slot.name, []).append(contribution)
+                found.setdefault(slot.name, []).append(of_groups(contribution, num_groups))
             for name in [name for name in found if not any(waiting[layer] for layer in self._coverage.layers_of[name])]:
                 receive(self.slots[name], found.pop(name))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from journey.ops.geometry import ConvGeometry
-from journey.ops.weight_grad import TILE_FLOATS
+from journey.ops.weight_grad import TILE_FLOATS, sum_positions
 
 
 class Outer(NamedTuple):
@@ -44,13 +44,36 @@ class Direct(NamedTuple):
     row_begin: int = 0
 
 
+class Summed(NamedTuple):
+    """The gradient of a bias as the output gradient that it is the sum of, over positions (``sum_positions``).
+
+    The kernel that reads the output gradient for the weight may sum it too.
+    """
+
+    parameter: str
+    g: Tensor
+    channels_last: bool
+
+    def direct(self) -> Direct:
+        """Return the sums of each row."""
+        return Direct(self.parameter, sum_positions(self.g, self.channels_last).unsqueeze(1))
+
+
 Contribution = Outer | Direct
-Rule = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Contribution]]
+Rule = Callable[[nn.Module, Tensor, Tensor, int], Iterator[Contribution | Summed]]
 
 
 def sum_groups(grads: Tensor, num_groups: int) -> Tensor:
     """Return gradients of groups, or of each row summed over its group. [num_groups, *grads.shape[1:]]"""
     return grads if grads.shape[0] == num_groups else grads.unflatten(0, (num_groups, -1)).sum(1)
+
+
+def of_groups(contribution: Contribution | Summed, num_groups: int) -> Contribution:
+    """Return a contribution that is a pair of tensors, or gradients of groups."""
+    contribution = contribution.direct() if isinstance(contribution, Summed) else contribution
+    if isinstance(contribution, Outer):
+        return contribution
+    return contribution._replace(grads=sum_groups(contribution.grads, num_groups))
 
 
 def find_rule(module: nn.Module) -> Rule | None:
@@ -73,12 +96,12 @@ def _is_excluded(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.padding_mode not in _PADDING_MODES
 
 
-def _linear(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
+def _linear(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Outer | Summed]:
     a = x.reshape(x.shape[0], -1, x.shape[-1])
     g = g.reshape(g.shape[0], -1, g.shape[-1])
     yield Outer("weight", a, g, None)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g.transpose(1, 2)))
+        yield Summed("bias", g, channels_last=True)
 
 
 # Every pass asks for those of all layers.
@@ -86,7 +109,7 @@ _geometry = lru_cache(maxsize=1 << 12)(ConvGeometry)
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def _conv(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
+def _conv(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Outer | Summed]:
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     both_sides = module._reversed_padding_repeated_twice
     padding = tuple(both_sides[::-2])
@@ -99,10 +122,10 @@ def _conv(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[
     # Where the stride does not divide, the last input positions are seen by no output position.
     yield Outer("weight", x, g, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g))
+        yield Summed("bias", g, channels_last=False)
 
 
-def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
+def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Outer | Summed]:
     assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     padding = tuple(int(pad) for pad in module.padding)
     conv = _geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
@@ -113,7 +136,7 @@ def _conv_transpose(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) ->
         x = F.pad(x, [side for pad in reversed(extra) for side in (0, pad)])
     yield Outer("weight", g, x, conv)
     if module.bias is not None:
-        yield Direct("bias", _sum_positions(g))
+        yield Summed("bias", g, channels_last=False)
 
 
 def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
@@ -190,11 +213,6 @@ def _embedding(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iter
         grads = g.new_zeros(num_groups, count + 1, module.embedding_dim)
         grads.scatter_add_(1, local.unsqueeze(-1).expand_as(g), g)
         yield Direct("weight", grads[:, :count], row)
-
-
-def _sum_positions(g: Tensor) -> Tensor:
-    """Sum [num_rows, channels, *positions] over positions. [num_rows, 1, channels]"""
-    return (g if g.dim() == 3 else g.flatten(2)).sum(-1, dtype=torch.float32).unsqueeze(1)
 
 
 _RULES: dict[type[nn.Module], Rule] = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from journey.ops import _native
 from journey.ops.kernels import Kernels
+from journey.ops.weight_grad import sum_outputs_
 
 
 class CpuKernels(Kernels):
@@ -19,6 +20,22 @@ class CpuKernels(Kernels):
     def run(self, op: str, memory: Tensor, args: dict[str, Any]) -> None:
         """Run a kernel on the calling thread and its pool."""
         getattr(_native.cpu, op)(args, torch.get_num_threads())
+
+    def sketch_outer_many_(
+        self,
+        features: Tensor,
+        a: list[Tensor],
+        g: list[Tensor],
+        keys: list[int],
+        geometries: list[int],
+        scales: list[float],
+        nnz: int,
+        sums: list[Tensor],
+        summed: list[int],
+    ) -> None:
+        """The fused kernel, beside torch's sums of output gradients."""
+        sum_outputs_(sums, g, summed, geometries)
+        super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz, [], [])
 
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
         """Gram matrix in float64, a block of samples at a time: each is converted as a whole."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from journey.ops import _native
 from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 from journey.ops.kernels import FLOAT32, TF32, Kernels, with_contiguous_rows
-from journey.ops.weight_grad import weight_grad_tiles
+from journey.ops.weight_grad import sum_outputs_, weight_grad_tiles
 
 # Features that one block's shared memory holds on every device.
 _MANY_MOST_DIM = 8192
@@ -40,9 +40,12 @@ class CudaKernels(Kernels):
         offsets = (rows.data_ptr(), rows.stride(0) * rows.element_size() if len(rows) > 1 else 0)
         return rows.clone(memory_format=torch.contiguous_format) if any(x % 16 for x in offsets) else rows
 
-    def precision(self) -> int:
-        """TF32 where the caller allowed it to torch's own matmuls (``torch.set_float32_matmul_precision``)."""
-        return FLOAT32 if torch.get_float32_matmul_precision() == "highest" else TF32
+    def precision(self, convolution: bool = False) -> int:
+        """TF32 where torch's own products of the kind may use it: by its defaults those of convolutions."""
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        if hasattr(cudnn, "conv"):  # torch 2.9 and later: the names below raise once the caller has used these
+            return TF32 if (cudnn.conv if convolution else matmul).fp32_precision == "tf32" else FLOAT32
+        return TF32 if (cudnn if convolution else matmul).allow_tf32 else FLOAT32
 
     def sketch_many_(
         self,
@@ -93,11 +96,14 @@ class CudaKernels(Kernels):
         geometries: list[int],
         scales: list[float],
         nnz: int,
+        sums: list[Tensor],
+        summed: list[int],
     ) -> None:
         """The fused kernel for all layers, or one after the other if there is a Conv3d among them."""
         count = len(LINEAR_NUMBERS)
         if 3 not in geometries[::count]:
-            return super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz)
+            return super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz, sums, summed)
+        sum_outputs_(sums, g, summed, geometries)
         for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
             dims, *walk, groups = geometries[i * count : (i + 1) * count]
             sizes = [walk[j : j + 3][3 - dims :] for j in range(0, 12, 3)]

@@ -30,8 +30,8 @@ class Kernels(ABC):
     def run(self, op: str, memory: Tensor, args: dict[str, Any]) -> None:
         """Run a kernel where ``memory`` lies; what ``args`` point to must live until it returns."""
 
-    def precision(self) -> int:
-        """How products of float32 tensors are formed."""
+    def precision(self, convolution: bool = False) -> int:
+        """How products of float32 tensors are formed, those of a convolution or others."""
         return FLOAT32
 
     def philox_words(self, keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
@@ -120,6 +120,7 @@ class Kernels(ABC):
         walk = (*three(kernel_size, 1), *three(stride, 1), *three(padding, 0), *three(dilation, 1))
         numbers = (len(kernel_size), *walk, groups)
         args = layer_args(a, g, key, numbers, 1.0, self.shared_args(features, nnz))
+        args["precision"] = self.precision(convolution=numbers[0] > 0)
         self.run("sketch_outer", features, args)
 
     def sketch_outer_many_(
@@ -131,13 +132,19 @@ class Kernels(ABC):
         geometries: list[int],
         scales: list[float],
         nnz: int,
+        sums: list[Tensor],
+        summed: list[int],
     ) -> None:
         """Sketches of the weight gradients of several layers; ``geometries`` are their numbers, one after the other."""
         a, g = [self.as_read(x) for x in a], [self.as_read(x) for x in g]
         shared, layers = self.shared_args(features, nnz), []
+        precisions = self.precision(), self.precision(convolution=True)
         for i, (x, y, key, scale) in enumerate(zip(a, g, keys, scales, strict=True)):
             numbers = tuple(geometries[i * _NUMBERS : (i + 1) * _NUMBERS])
             layers.append(layer_args(x, y, key, numbers, scale, shared))
+            layers[-1]["precision"] = precisions[numbers[0] > 0]
+        for i, into in zip(summed, sums, strict=True):
+            layers[i] |= {"sums": into.data_ptr(), "sums_stride": into.stride(0)}
         self.run("sketch_outer_many", features, {"layers": layers})
 
     def as_read(self, x: Tensor) -> Tensor:
@@ -148,7 +155,6 @@ class Kernels(ABC):
         """Fields of SketchOuterArgs that all layers have in common."""
         return {
             "features": features.data_ptr(),
-            "precision": self.precision(),
             "num_groups": features.shape[0],
             "features_stride": features.stride(0),
             "proj_dim": features.shape[1],
@@ -264,6 +270,8 @@ def _layer_layout(
         "stride": numbers[4:7],
         "padding": numbers[7:10],
         "dilation": numbers[10:13],
+        "sums": 0,
+        "sums_stride": 0,
     }
 
 

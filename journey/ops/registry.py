@@ -22,7 +22,7 @@ for _schema in (
     "sketch_outer_(Tensor(a!) features, Tensor a, Tensor g, int key, int nnz, int[] kernel_size, int[] stride, "
     "int[] padding, int[] dilation, int groups) -> ()",
     "sketch_outer_many_(Tensor(a!) features, Tensor[] a, Tensor[] g, int[] keys, int[] geometries, float[] scales, "
-    "int nnz) -> ()",
+    "int nnz, Tensor(b!)[] sums, int[] summed) -> ()",
     "accumulate_gram_(Tensor(a!) gram, Tensor features, int block_size) -> ()",
     "pack_rows(Tensor rows, int bits) -> (Tensor, Tensor)",
     "packed_products_(Tensor(a!) out, Tensor queries, Tensor packed, Tensor scales, int bits) -> ()",

@@ -172,6 +172,7 @@ def sketch_outer_many_(
     convs: Sequence[ConvGeometry | None],
     scales: Sequence[float] | None = None,
     nnz: int = 1,
+    sums: Sequence[Tensor | None] | None = None,  # each [num_groups, d_out or c_out]
 ) -> None:
     """Add the sketches of the weight gradients of several layers: ``sketch_outer_`` of each, by one call.
 
@@ -185,30 +186,40 @@ def sketch_outer_many_(
         convs: Geometry of each convolution; None for a Linear layer.
         scales: What each one's gradient is multiplied by; 1 by default.
         nnz: Independent sketches that are summed, 1 to 64.
+        sums: Overwritten with each layer's ``g``, summed over positions and the rows of a group, float32 with
+            contiguous rows: the gradient of a bias. None for layers of which nobody asks; for all by default.
 
     Raises:
         ValueError: If the shapes disagree, the lists differ in length or an argument is out of range.
-        TypeError: If a dtype is not one of those of ``sketch_outer_``.
+        TypeError: If a dtype is not one of those of ``sketch_outer_``, or sums are not float32.
         NotImplementedError: For CUDA tensors when the package was built without CUDA kernels.
 
     Note:
-        As for ``sketch_outer_``. Where a scale is not 1, on the CPU one more float for each of the features; on CUDA
-        workspaces of several layers, up to 64 MiB or those of one.
+        As for ``sketch_outer_``, whose kernel on CUDA also sums what it reads of ``g``. Where a scale is not 1, on the
+        CPU one more float for each of the features; on CUDA workspaces of several layers, up to 64 MiB or those of one.
     """
     check_tensors(features=features, **{f"a[{i}]": x for i, x in enumerate(a)})
     check_tensors(**{f"g[{i}]": x for i, x in enumerate(g)})
     check_sketch_dim(_check_groups(features))
     check_nnz(nnz)
-    scales = _check_many(len(a), "a", keys, scales, g=g, convs=convs)
+    sums = [None] * len(a) if sums is None else sums
+    scales = _check_many(len(a), "a", keys, scales, g=g, convs=convs, sums=sums)
     kept = []
-    for i, (inputs, outputs, conv) in enumerate(zip(a, g, convs, strict=True)):
+    for i, (inputs, outputs, conv, into) in enumerate(zip(a, g, convs, sums, strict=True)):
         _check_layer(features, inputs, outputs, conv, f"[{i}]")
+        if into is not None:
+            _check_sums(into, features, outputs.shape[2 if conv is None else 1], f"sums[{i}]")
         if inputs.numel() and outputs.numel():  # else a sum of nothing
             kept.append(i)
+        elif into is not None:
+            into.zero_()
     geometries = [LINEAR_NUMBERS if conv is None else conv.numbers for conv in (convs[i] for i in kept)]
     numbers = [number for geometry in geometries for number in geometry]
     layers = [a[i] for i in kept], [g[i] for i in kept], [to_signed(keys[i]) for i in kept]
-    torch.ops.journey.sketch_outer_many_(features, *layers, numbers, [scales[i] for i in kept], nnz)
+    summed = [(into, at) for at, i in enumerate(kept) if (into := sums[i]) is not None]
+    torch.ops.journey.sketch_outer_many_(
+        features, *layers, numbers, [scales[i] for i in kept], nnz, [x for x, _ in summed], [at for _, at in summed]
+    )
 
 
 def _check_groups(features: Tensor) -> Tensor:
@@ -236,6 +247,17 @@ def _check_layer(features: Tensor, a: Tensor, g: Tensor, conv: ConvGeometry | No
         raise ValueError(
             f"a{at} must hold a whole number of rows per group, got {num_rows} rows for {num_groups} groups"
         )
+
+
+def _check_sums(sums: Tensor, features: Tensor, channels: int, name: str) -> None:
+    """Refuse what a layer's output gradients cannot be summed into."""
+    check_tensors(**{name: sums})
+    if list(sums.shape) != [features.shape[0], channels]:
+        raise ValueError(f"{name} must be {[features.shape[0], channels]}, got {list(sums.shape)}")
+    if sums.dtype != torch.float32 or sums.device != features.device:
+        raise TypeError(f"{name} must be float32 on {features.device}, got {sums.dtype} on {sums.device}")
+    if (channels > 1 and sums.stride(1) != 1) or (len(sums) > 1 and sums.stride(0) < channels):
+        raise ValueError(f"{name} must have contiguous rows that do not overlap, got strides {sums.stride()}")
 
 
 def _check_many(

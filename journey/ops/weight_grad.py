@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from journey.ops.geometry import ConvGeometry, tap_major
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry, tap_major
 
 # A tile holds at most this many floats (8 MiB in fp32) or, if that is more, one output channel of one group (one whole
 # group of channels for a grouped convolution).
@@ -112,6 +112,32 @@ def _matmul_tiles(g: Tensor, a: Tensor) -> Iterator[Tile]:
     for group in range(0, num_groups, step):
         some = slice(group, group + step)
         yield Tile(torch.bmm(_wide(g[some]), _wide(a[some]).transpose(1, 2)), group, 0)
+
+
+def sum_positions(g: Tensor, channels_last: bool) -> Tensor:
+    """Return a layer's output gradient summed over its positions: what each row gives to a bias.
+
+    Args:
+        g: Output gradient, of a Linear layer with channels last. [num_rows, positions, d_out] or
+            [num_rows, c_out, *output_spatial]
+        channels_last: Whether it is the first form.
+
+    Returns:
+        The sums, float32. [num_rows, d_out]
+    """
+    g = g.transpose(1, 2) if channels_last else g
+    return (g if g.dim() == 3 else g.flatten(2)).sum(-1, dtype=torch.float32)
+
+
+def sum_rows_(sums: Tensor, g: Tensor, channels_last: bool) -> None:
+    """Write a layer's output gradient, summed over its positions and the rows of each group, to [num_groups, d_out]."""
+    sums.copy_(sum_positions(g, channels_last).unflatten(0, (sums.shape[0], -1)).sum(1))
+
+
+def sum_outputs_(sums: list[Tensor], g: list[Tensor], layers: list[int], geometries: list[int]) -> None:
+    """Write such sums of some of many layers, see ``ops.sketch_outer_many_``."""
+    for into, i in zip(sums, layers, strict=True):
+        sum_rows_(into, g[i], channels_last=geometries[i * len(LINEAR_NUMBERS)] == 0)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from journey.files.named import Named
 from journey.ops.geometry import ConvGeometry
-from journey.ops.weight_grad import weight_grad_tiles
+from journey.ops.weight_grad import sum_rows_, weight_grad_tiles
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,16 @@ class Piece(NamedTuple):
 
 
 class LayerGradient(NamedTuple):
-    """A weight's gradients as layer input and output gradient, see ``ops.sketch_outer_``."""
+    """A weight's gradients as layer input and output gradient, see ``ops.sketch_outer_``.
+
+    ``sums`` [num_groups, rows] are to be overwritten with those of the layer's bias, see ``ops.sketch_outer_many_``.
+    """
 
     slot: ParameterSlot
     a: Tensor
     g: Tensor
     conv: ConvGeometry | None
+    sums: Tensor | None = None
 
 
 class Projector(Named):
@@ -101,11 +105,16 @@ class Projector(Named):
     def add_layers_(
         self, features: Tensor, layers: Sequence[LayerGradient], scales: Sequence[float] | None = None
     ) -> None:
-        """Add the images of the weight gradients of several layers, each times its scale, which is 1 by default."""
+        """Add the images of the weight gradients of several layers, each times its scale, which is 1 by default.
+
+        Sums of output gradients that a layer asks for are written beside.
+        """
         for i, layer in enumerate(layers):
             # The features are shorter than the layer's inputs and output gradients: they are scaled, not these.
             added = features if scales is None else torch.zeros_like(features)
-            self.add_outer_(added, *layer)
+            self.add_outer_(added, layer.slot, layer.a, layer.g, layer.conv)
+            if layer.sums is not None:
+                sum_rows_(layer.sums, layer.g, channels_last=layer.conv is None)
             if scales is not None:
                 features.add_(added, alpha=scales[i])
 

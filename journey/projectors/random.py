@@ -85,6 +85,7 @@ class CountSketch(ByColumn, name="count_sketch"):
             convs=[layer.conv for layer in layers],
             scales=scales,
             nnz=self.nnz,
+            sums=[layer.sums for layer in layers],
         )
 
     def _key(self, slot: ParameterSlot) -> int:

@@ -52,14 +52,18 @@ SCALES = {name: 0.3 + 0.1 * i for i, (name, _) in enumerate(Mixed().named_parame
 @pytest.mark.parametrize(
     "projector", [CountSketch(96, nnz=2), Scaled(CountSketch(96), SCALES), Scaled(Rademacher(64), SCALES)], ids=str
 )
-def test_how_many_layers_are_handed_on_at_once_shows_in_no_bit(monkeypatch, projector):
+@pytest.mark.parametrize("sums_alone", [["cpu"], []], ids=["on the CPU", "as on CUDA"])
+def test_how_many_layers_are_handed_on_at_once_shows_in_no_bit(monkeypatch, projector, sums_alone):
+    monkeypatch.setattr(collect, "_SUMS_ALONE", sums_alone)
     together = features_of(Mixed(), projector)
     for most in (0, 20_000):
         monkeypatch.setitem(collect._KEPT_BYTES, "cpu", most)
         assert torch.equal(features_of(Mixed(), projector), together)
 
 
-@pytest.mark.parametrize("projector", [CountSketch(96), Scaled(CountSketch(96), SCALES)], ids=str)
+@pytest.mark.parametrize(
+    "projector", [CountSketch(96), Scaled(CountSketch(96), SCALES), Scaled(Rademacher(64), SCALES)], ids=str
+)
 @pytest.mark.parametrize("groups", [1, 3, 12])
 def test_small_gradients_summed_at_once_are_those_summed_alone(monkeypatch, projector, groups):
     alone = features_of(Mixed(), projector, groups)

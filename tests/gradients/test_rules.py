@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from journey.gradients import rules as layer_rules
 from journey.gradients.engine import GradientEngine
-from journey.gradients.rules import Direct, Outer, find_rule
+from journey.gradients.rules import Direct, Outer, Summed, find_rule, of_groups
 from journey.ops import reference
 from journey.ops.keys import derive_key
 from journey.ops.weight_grad import weight_grad_tiles
@@ -145,7 +145,8 @@ def test_every_gradient_has_the_matrix_form_of_its_parameter(name: str) -> None:
     assert sorted(c.parameter for c in contributions) == sorted(slots)
     for contribution in contributions:
         slot = slots[contribution.parameter]
-        if isinstance(contribution, Direct):
+        if isinstance(contribution, Direct | Summed):
+            contribution = of_groups(contribution, NUM_GROUPS)
             assert contribution.grads.shape == (NUM_GROUPS, slot.rows, slot.cols)
         else:
             tiles = weight_grad_tiles(contribution.a, contribution.g, NUM_GROUPS, contribution.conv)
@@ -239,7 +240,7 @@ def test_an_index_that_pads_has_no_gradient() -> None:
 def test_weight_matrices_come_as_pairs_and_small_parameters_as_gradients() -> None:
     module = nn.Conv2d(3, 4, 3, padding=1)
     kinds = [type(c) for c in find_rule(module)(module, randn(2, 3, 5, 5), randn(2, 4, 5, 5), 2)]
-    assert kinds == [Outer, Direct], "a fused kernel can only skip the weight gradient of a pair"
+    assert kinds == [Outer, Summed], "a fused kernel can only skip the weight gradient of a pair"
 
 
 class ScaledLinear(nn.Linear):

@@ -50,6 +50,7 @@ def good() -> dict[str, dict[str, object]]:
             "keys": [1, 2],
             "convs": [CONVS["groups"].geometry, None],
             "scales": [1.0, 0.5],
+            "sums": [None, torch.zeros(2, 7)],
         },
         "accumulate_gram_": {"gram": torch.zeros(7, 7, dtype=torch.float64), "features": randn(5, 7)},
         "pack_rows": {"rows": randn(3, 64), "bits": 4},
@@ -117,6 +118,20 @@ SPOILT: list[tuple[str, dict[str, object], type[Exception], str]] = [
     ("sketch_outer_many_", {"keys": [1, 2**64]}, ValueError, r"key must be in \[0, 2\*\*64\), got 1844"),
     ("sketch_outer_many_", {"convs": [None, None]}, ValueError, r"a\[0\] must be \[num_rows, positions, d_in\], got"),
     ("sketch_outer_many_", {"features": torch.zeros(3, 96)}, ValueError, r"a\[0\] must hold a whole number of rows"),
+    ("sketch_outer_many_", {"sums": [None]}, ValueError, "sums must have one item for each of 2 in a, got 1"),
+    (
+        "sketch_outer_many_",
+        {"sums": [None, torch.zeros(2, 8)]},
+        ValueError,
+        r"sums\[1\] must be \[2, 7\], got \[2, 8\]",
+    ),
+    (
+        "sketch_outer_many_",
+        {"sums": [None, torch.zeros(2, 7).half()]},
+        TypeError,
+        r"sums\[1\] must be float32 on cpu, got",
+    ),
+    ("sketch_outer_many_", {"sums": [None, torch.zeros(7, 2).T]}, ValueError, r"sums\[1\] must have contiguous rows"),
     ("sketch_outer_many_", {"nnz": 0}, ValueError, "nnz must be between 1 and 64, got 0"),
     ("project_", {"grads": randn(2, 5, 7)}, ValueError, r"grads must be \[batch, grad_dim\], got \[2, 5, 7\]"),
     ("project_", {"grads": randn(7)}, ValueError, "features must have one row for each of the 7 in batch, got 2"),
@@ -309,7 +324,10 @@ def test_is_a_well_behaved_torch_op(name, device):
         ),
         "layers": (
             registered.sketch_outer_many_,
-            (torch.zeros(2, 96), [randn(4, 5, 6)], [randn(4, 5, 7)], [-3], [*LINEAR_NUMBERS], [0.5], 2),
+            (
+                *(torch.zeros(2, 96), [randn(4, 5, 6)], [randn(4, 5, 7)]),
+                *([-3], [*LINEAR_NUMBERS], [0.5], 2, [torch.zeros(2, 7)], [0]),
+            ),
         ),
         "project_": (registered.project_, (torch.zeros(2, 50), randn(2, 7), -3, 1, 4)),
         "outer": (

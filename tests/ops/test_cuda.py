@@ -256,9 +256,9 @@ def test_many_contracted_positions_stay_as_exact_as_torch():
     torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0), reason="needs tensor cores for TF32"
 )
 def test_tf32_is_used_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     a, g = randn(2, 50, 40, seed=1).cuda(), randn(2, 50, 33, seed=2).cuda()
     features = torch.zeros(1, 32 * 33 * 2, device="cuda")  # a bucket holds at most two entries
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     ops.sketch_outer_(features, a, g, key=KEY)
     expected = reference.sketch_outer(a.cpu(), g.cpu(), features.shape[1], KEY, rows_per_group=2)
     magnitude = torch.einsum("npo,npi->oi", g.abs(), a.abs()).max().item()

@@ -722,7 +722,10 @@ def test_python_hands_many_layers_what_they_ask_for(device_ops):
         numbers = [n for conv in convs for n in (LINEAR_NUMBERS if conv is None else conv.numbers)]
         features, expected = torch.zeros(2, 96), torch.zeros(2, 96, dtype=torch.float64)
         scales = [1.0, -2.0, 0.5]
-        device_ops.sketch_outer_many_(features, a, g, [to_signed(HIGH_KEY), KEY, 7], numbers, scales, 4)
+        sums = [torch.empty(2, g[0].shape[1]), torch.empty(2, 50)[:, :40]]
+        device_ops.sketch_outer_many_(features, a, g, [to_signed(HIGH_KEY), KEY, 7], numbers, scales, 4, sums, [0, 2])
+        assert torch.equal(sums[0], g[0].flatten(2).sum(2).unflatten(0, (2, 2)).sum(1))
+        assert torch.equal(sums[1], g[2].sum(1).unflatten(0, (2, 2)).sum(1))
         for x, y, key, conv, scale in zip(a, g, [HIGH_KEY, KEY, 7], convs, scales, strict=True):
             expected += scale * reference.sketch_outer(x, y, 96, key, rows_per_group=2, nnz=4, conv=conv)
         assert torch.equal(features.double(), expected)
@@ -734,9 +737,9 @@ def test_layers_summed_together_have_the_bits_of_each_alone(kernels):
     keys, scales = list(range(70)), [0.1 * i + 0.3 for i in range(70)]
     kernels.library.set_order(emulated.SHUFFLED)
     together, alone = torch.zeros(2, 96), torch.zeros(2, 96)
-    kernels.ops.sketch_outer_many_(together, a, g, keys, [*LINEAR_NUMBERS] * 70, scales, 2)
+    kernels.ops.sketch_outer_many_(together, a, g, keys, [*LINEAR_NUMBERS] * 70, scales, 2, [], [])
     for x, y, key, scale in zip(a, g, keys, scales, strict=True):
-        kernels.ops.sketch_outer_many_(alone, [x], [y], [key], [*LINEAR_NUMBERS], [scale], 2)
+        kernels.ops.sketch_outer_many_(alone, [x], [y], [key], [*LINEAR_NUMBERS], [scale], 2, [], [])
     assert torch.equal(together, alone)
 
 

@@ -333,6 +333,12 @@ def test_several_layers_are_the_scaled_sketches_of_each(dtype, device):
             alone = torch.zeros(2, 96, device=device)
             ops.sketch_outer_(alone, x, y, key=key, nnz=nnz, conv=conv)
             expected.add_(alone, alpha=scale)
-        ops.sketch_outer_many_(actual, a, g, keys=keys, convs=convs, scales=scales, nnz=nnz)
+        sums = [torch.full((2, y.shape[2 if conv is None else 1]), torch.nan) for conv, _, y in layers]
+        sums = [None if i % 3 == 1 else x.to(device) for i, x in enumerate(sums)]
+        ops.sketch_outer_many_(actual, a, g, keys=keys, convs=convs, scales=scales, nnz=nnz, sums=sums)
+        for (conv, _, y), into in zip(layers, sums, strict=True):
+            if into is not None:
+                terms = (y if conv is None else y.flatten(2).transpose(1, 2)).double().reshape(2, -1, into.shape[1])
+                assert torch.all((into.cpu() - terms.sum(1)).abs() <= 2**-22 * terms.abs().sum(1))
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
         ops.sketch_outer_many_(actual, [], [], keys=[], convs=[])

@@ -23,9 +23,8 @@ import pybind11
 import torch
 from torch import Tensor
 
-from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
-from journey.ops.geometry import ConvGeometry
+from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
 
 ROOT = Path(__file__).parents[3]
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -49,6 +48,7 @@ class CheckedKernels(CudaKernels):
         self.bindings = bindings  # as journey.ops._native.cuda, over the emulated kernels
         self.changes: dict[str, object] = {}
         self.workspace_floats: int | None = None
+        self.beside: list[Tensor] = []  # what the next run writes beside its memory and workspace
 
     @contextmanager
     def changed(self, workspace_floats: int | None = None, **changes: object) -> Iterator[None]:
@@ -83,7 +83,7 @@ class CheckedKernels(CudaKernels):
         if not hasattr(self.library, "add_output"):
             return
         self.library.clear_outputs()
-        for x in written:
+        for x in (*written, *self.beside):
             self.library.add_output(c_void_p(x.data_ptr()), c_int64(_span(x) * x.element_size()))
 
 
@@ -201,10 +201,27 @@ class Emulated:
         nnz: int = 1,
         precision: str = "float32",
     ) -> Tensor:
-        """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim]."""
-        sizes = ([], [], [], [], 1) if conv is None else conv_arguments(conv)
+        """Sketch of weight gradients; Linear where ``conv`` is None. [groups, proj_dim].
+
+        The sums of output gradients that come beside it are looked at, too.
+        """
+        numbers = [*(LINEAR_NUMBERS if conv is None else conv.numbers)]
+        channels = g.shape[2 if conv is None else 1]
+        buffer = torch.empty(groups + 2, channels + 64)
+        sums = buffer[1:-1, 32 : 32 + channels]
+
+        def add(features: Tensor, a: Tensor, g: Tensor) -> None:
+            buffer.copy_(_poisoned(buffer.numel(), torch.float32).view_as(buffer))
+            self.ops.beside = [sums]
+            self.ops.sketch_outer_many_(features, [a], [g], [key], numbers, [1.0], nnz, [sums], [0])
+            self.ops.beside = []
+            if a.numel() and g.numel():
+                _check_sums(sums, g, conv is None)
+            sums.copy_(_poisoned(sums.numel(), torch.float32).view_as(sums))
+            assert _same_bits(buffer, _poisoned(buffer.numel(), torch.float32).view_as(buffer)), "it wrote outside"
+
         with self.ops.changed(precision=PRECISIONS[precision]):
-            return self._added(groups, proj_dim, [a, g], lambda x, *y: self.ops.sketch_outer_(x, *y, key, nnz, *sizes))
+            return self._added(groups, proj_dim, [a, g], add)
 
     def set_device(
         self, *, tensor_cores: bool = True, max_shared_bytes: int = 227 << 10, addend_bits: int = -1
@@ -354,6 +371,17 @@ class Emulated:
         # x + x is exact, so the third run must give twice the second to the last bit.
         assert _same_bits(2 * results[1], results[2]), "the order of threads or blocks shows, or it does not add"
         return results[0]
+
+
+def _check_sums(sums: Tensor, g: Tensor, channels_last: bool) -> None:
+    """Hold sums of output gradients to those in float64: 16 terms by the tensor core, and these in float32."""
+    terms = (g if channels_last else g.flatten(2).transpose(1, 2)).double()
+    terms = terms.reshape(len(sums), -1, sums.shape[1])
+    expected, finite = terms.sum(1), terms.sum(1).isfinite()
+    assert torch.equal(sums.isfinite(), finite)
+    units = 0 if torch.equal(terms, terms.round()) else terms.shape[1] / 16 + 8
+    error = (sums - expected).abs()[finite]
+    assert torch.all(error <= units * 2.0**-23 * terms.abs().sum(1)[finite]), "the sums of g are off"
 
 
 def _span(x: Tensor) -> int:
