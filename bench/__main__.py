@@ -21,13 +21,13 @@ from bench.featurize import featurize
 from bench.harness import FULL, QUICK, Row, describe_goal, line
 from bench.machine import describe, measure_ceilings, result_name
 from bench.ops import gram as accumulate_gram
-from bench.ops import packed, philox, project, sketch, sketch_outer
+from bench.ops import norm, packed, philox, project, sketch, sketch_outer
 from journey.ops import _native
 
 RESULTS = Path("bench/results")
 
 SUITES: tuple[Callable[[Context], Iterator[Case]], ...] = tuple(
-    module.cases for module in (sketch, project, sketch_outer, accumulate_gram, packed, philox, featurize)
+    module.cases for module in (sketch, project, sketch_outer, norm, accumulate_gram, packed, philox, featurize)
 )
 
 

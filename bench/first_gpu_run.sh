@@ -53,6 +53,7 @@ CASES = (
     ("sketch_many.cu", "5 us", "sketch_many of 250 vectors", "many()"),
     ("sketch_outer.cu", "4 us", "sketch_outer 3x3, bfloat16, one sample of 64", "outer(bfloat16)"),
     ("", "", "sketch_outer 3x3, float32, one sample of 64", "outer(float32)"),
+    ("norm_grads.cu", "14 us", "norm_grads, group norm of 128 x 128 x 1024, bfloat16", "norm()"),
     ("project.cu", "2.9 ms", "project, signs, bfloat16", "signs(bfloat16)"),
     ("project.cu", "11 ms", "project, signs, float32", "signs(float32)"),
     ("gram.cu", "0.53 ms", "gram of 4096 x 4096, float32", "gram(4096, 4096, float32)"),
@@ -93,6 +94,10 @@ def calls(torch, device, scale=1):
         features, conv = zeros(samples, 4096), ConvGeometry((3, 3), (1, 1), (1, 1), (1, 1))
         return lambda: ops.sketch_outer_(features, a, g, key=1, conv=conv), samples
 
+    def norm():
+        x, g = (randn(128 // scale, 128, 1024, dtype=torch.bfloat16) for _ in range(2))
+        return lambda: ops.norm_grads(x, g, groups=32, eps=1e-5), 1
+
     def signs(dtype):
         features, grads = zeros(64 // scale, 4096), randn(64 // scale, 4_400_000 // scale**2, dtype=dtype)
         return lambda: ops.project_(features, grads, key=1, kind="rademacher"), 1
@@ -117,7 +122,7 @@ def calls(torch, device, scale=1):
         keys = torch.arange(20 * 256 // scale, device=device)
         return lambda: ops.philox_normal(keys, keys, 3072), 1
 
-    names = {f.__name__: f for f in (sketch, many, outer, signs, gram, pack, products, normals)}
+    names = {f.__name__: f for f in (sketch, many, outer, norm, signs, gram, pack, products, normals)}
     names |= {"float32": torch.float32, "bfloat16": torch.bfloat16}
     for _, _, name, call in CASES:
         yield name, *eval(call, names)

@@ -103,6 +103,7 @@ void bind_cuda(py::module_& m) {
     bind(module, "project", &cuda::project, &cuda::project_workspace_floats);
     bind(module, "sketch_outer", &cuda::sketch_outer, &cuda::sketch_outer_workspace_floats);
     bind(module, "sketch_outer_many", &cuda::sketch_outer_many, &cuda::sketch_outer_many_workspace_floats);
+    bind(module, "norm_grads", &cuda::norm_grads, &cuda::norm_grads_workspace_floats);
     bind(module, "accumulate_gram", &cuda::accumulate_gram, &cuda::accumulate_gram_workspace_floats);
     bind(module, "pack_rows", &cuda::pack_rows, &no_workspace<journey::PackRowsArgs>);
     bind(module, "packed_products", &cuda::packed_products, &no_workspace<journey::PackedProductsArgs>);

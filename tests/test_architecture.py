@@ -29,7 +29,12 @@ def test_the_package_imports_neither_bench_nor_tests(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("oracle", "allowed"), [("reference.py", {"journey.ops.geometry.ConvGeometry"}), ("reference_packed.py", set())]
+    ("oracle", "allowed"),
+    [
+        ("reference.py", {"journey.ops.geometry.ConvGeometry"}),
+        ("reference_norm.py", set()),
+        ("reference_packed.py", set()),
+    ],
 )
 def test_the_oracles_import_nothing_compiled(oracle: str, allowed: set[str]) -> None:
     own = {name for name in imported(PACKAGE / "ops" / oracle) if name.startswith("journey")}

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.case import PROJ_DIM
 from bench.featurize.workload import NETWORKS
-from journey.gradients import collect
+from journey.gradients import collect, rules
 from journey.gradients.engine import GradientEngine
 from journey.ops import cpu
 from journey.projectors.random import CountSketch
@@ -57,6 +57,11 @@ class NoKernels:
             self.calls[op] += 1
 
         return call
+
+    def norm_grads(self, x: Tensor, g: Tensor, groups: int = 0, **_: Any) -> Tensor:
+        """Stand for the operation that on the CPU is torch's."""
+        self.calls["norm_grads"] += 1
+        return torch.empty(len(x), 2, x.shape[1 if groups else 2], dtype=torch.float32, device=x.device)
 
 
 class Recorded(TorchDispatchMode):
@@ -184,12 +189,17 @@ def as_on_cuda() -> Iterator[NoKernels]:
     native, sums, kernels = cpu._native, list(collect._SUMS_ALONE), NoKernels()
     kept, untyped = collect._KEPT_BYTES["cpu"], cast(Any, cpu)
     untyped._native = SimpleNamespace(cpu=kernels)
+    norm_grads = rules.norm_grads
+    rules.norm_grads = kernels.norm_grads
+    rules._NORM_KERNELS.append("cpu")
     collect._SUMS_ALONE.clear()
     collect._KEPT_BYTES["cpu"] = collect._KEPT_BYTES["cuda"]
     try:
         yield kernels
     finally:
         untyped._native = native
+        rules.norm_grads = norm_grads
+        rules._NORM_KERNELS.remove("cpu")
         collect._SUMS_ALONE.extend(sums)
         collect._KEPT_BYTES["cpu"] = kept
 

@@ -179,6 +179,22 @@ struct SketchOuterManyArgs {
     JOURNEY_FIELDS(layers)
 };
 
+// Weight and bias gradients of a normalisation layer, of each row or of what is given as one.
+struct NormGradsArgs {
+    const void* x;  // layer input [num_rows, channels, positions], or [num_rows, positions, channels] without groups
+    const void* g;  // output gradient, likewise; both contiguous
+    float* grads;   // [num_rows, 2, channels], overwritten
+    DType dtype;    // of x and g
+    int64_t num_rows;
+    int64_t channels;
+    int64_t positions;
+    int64_t groups;  // of channels that are normalised together, over all positions; 0: all channels, at each position
+    bool centered;   // the mean is subtracted first
+    double eps;
+
+    JOURNEY_FIELDS(x, g, grads, dtype, num_rows, channels, positions, groups, centered, eps)
+};
+
 // gram[i, j] += sum over s of features[s, i] * features[s, j] for i <= j; entries below the diagonal are not touched.
 struct GramArgs {
     const void* features;  // [num_samples, proj_dim]

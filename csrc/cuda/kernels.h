@@ -40,6 +40,10 @@ int64_t sketch_outer_workspace_floats(const SketchOuterArgs& args);
 [[nodiscard]] cudaError_t sketch_outer_many(const SketchOuterManyArgs& args, Workspace workspace, cudaStream_t stream);
 int64_t sketch_outer_many_workspace_floats(const SketchOuterManyArgs& args);
 
+// In one launch, or two where a layer norm has many positions.
+[[nodiscard]] cudaError_t norm_grads(const NormGradsArgs& args, Workspace workspace, cudaStream_t stream);
+int64_t norm_grads_workspace_floats(const NormGradsArgs& args);
+
 // Takes any number of floats and gives the same bits. The function says the most that helps, at most 2^24.
 [[nodiscard]] cudaError_t accumulate_gram(const GramArgs& args, Workspace workspace, cudaStream_t stream);
 int64_t accumulate_gram_workspace_floats(const GramArgs& args);

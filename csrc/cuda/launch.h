@@ -196,6 +196,17 @@ __device__ __forceinline__ vector_t load_vector(const vector_t* from) {
 #endif
 }
 
+// kWidth entries that are loaded at once.
+template <typename input_t, int kWidth>
+struct alignas(sizeof(input_t) * kWidth) Vector {
+    input_t value[kWidth];
+};
+
+template <int kWidth, typename input_t>
+__device__ __forceinline__ const Vector<input_t, kWidth>* vector_at(const input_t* at) {
+    return reinterpret_cast<const Vector<input_t, kWidth>*>(at);
+}
+
 // Work items cut into runs of equal length, a function of their number alone.
 struct Slices {
     int64_t count;

@@ -72,17 +72,6 @@ __device__ __forceinline__ Route make_route(
         placement.lane_mask + 256u * static_cast<uint32_t>(columns < kLanes ? columns : kLanes)};
 }
 
-// kWidth entries that are loaded at once.
-template <typename input_t, int kWidth>
-struct alignas(sizeof(input_t) * kWidth) Vector {
-    input_t value[kWidth];
-};
-
-template <int kWidth, typename input_t>
-__device__ __forceinline__ const Vector<input_t, kWidth>* vector_at(const input_t* at) {
-    return reinterpret_cast<const Vector<input_t, kWidth>*>(at);
-}
-
 // Adds value i ^ mask of the vector to sum i, signed by the bit of its lane.
 template <typename input_t, int kWidth>
 __device__ __forceinline__ void add_vector(

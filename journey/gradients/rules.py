@@ -19,7 +19,9 @@ from diffusers.models.normalization import RMSNorm as DiffusersRMSNorm
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from journey.ops.checks import INPUT_DTYPES
 from journey.ops.geometry import ConvGeometry
+from journey.ops.norm import norm_grads
 from journey.ops.weight_grad import TILE_FLOATS, sum_positions
 
 
@@ -104,6 +106,10 @@ def _linear(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterato
         yield Summed("bias", g, channels_last=True)
 
 
+_NORM_PARAMETERS = ("weight", "bias")
+# Where norms are measured by ``norm_grads``. On the CPU torch's operations are as fast, and their bits are kept.
+_NORM_KERNELS = ["cuda"]
+
 # Every pass asks for those of all layers.
 _geometry = lru_cache(maxsize=1 << 12)(ConvGeometry)
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -143,6 +149,11 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
     assert isinstance(module, nn.GroupNorm)
     if module.weight is None:
         return
+    if _goes_to_kernel(x):
+        x, g = (t.reshape(*t.shape[:2], -1) for t in (x, g))
+        grads = norm_grads(x, g, groups=module.num_groups, eps=module.eps)
+        yield from (Direct(name, grads[:, i : i + 1]) for i, name in enumerate(_NORM_PARAMETERS))
+        return
     # Torch's own kernels: the forward one gives mean and inverse deviation, the backward one weight and bias gradients
     # in one pass, summed over the batch. Rows enter it as channels of a batch of one, so that nothing is summed over
     # rows. Three dimensions: an image of one pixel may count as channels last, where the backward kernel would read
@@ -165,12 +176,15 @@ def _group_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
         num_rows * module.num_groups,
         [False, True, True],
     )
-    for parameter, per_row in (("weight", weight), ("bias", bias)):
+    for parameter, per_row in zip(_NORM_PARAMETERS, (weight, bias), strict=True):
         yield Direct(parameter, per_row.view(num_rows, 1, channels))
 
 
 def _layer_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
     assert isinstance(module, nn.LayerNorm)
+    if _goes_to_kernel(x):
+        yield from _affine_by_kernel(module, x, g, num_groups, module.normalized_shape, module.eps, centered=True)
+        return
     normalized = F.layer_norm(x.float(), module.normalized_shape, None, None, module.eps)
     yield from _affine(module, normalized, g, num_groups, module.normalized_shape)
 
@@ -178,6 +192,9 @@ def _layer_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Ite
 def _rms_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
     assert isinstance(module, nn.RMSNorm)
     eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
+    if _goes_to_kernel(x):
+        yield from _affine_by_kernel(module, x, g, num_groups, module.normalized_shape, eps, centered=False)
+        return
     normalized = F.rms_norm(x.float(), module.normalized_shape, None, eps)
     yield from _affine(module, normalized, g, num_groups, module.normalized_shape)
 
@@ -185,6 +202,9 @@ def _rms_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Itera
 def _diffusers_rms_norm(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:
     assert isinstance(module, DiffusersRMSNorm)
     # Unlike torch's, it always normalises over the last dimension.
+    if _goes_to_kernel(x) and len(module.dim) == 1:
+        yield from _affine_by_kernel(module, x, g, num_groups, tuple(module.dim), module.eps, centered=False)
+        return
     normalized = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + module.eps)
     yield from _affine(module, normalized, g, num_groups, tuple(module.dim))
 
@@ -194,10 +214,26 @@ def _affine(
 ) -> Iterator[Contribution]:
     """Weight and bias of a norm whose parameters have the shape of the last dimensions."""
     rows = 1 if len(shape) == 1 else shape[0]
-    for parameter, product in (("weight", normalized * g), ("bias", g)):
+    for parameter, product in zip(_NORM_PARAMETERS, (normalized * g, g), strict=True):
         if getattr(module, parameter, None) is not None:
             summed = product.float().reshape(num_groups, -1, prod(shape)).sum(1)
             yield Direct(parameter, summed.reshape(num_groups, rows, -1))
+
+
+def _affine_by_kernel(
+    module: nn.Module, x: Tensor, g: Tensor, num_groups: int, shape: tuple[int, ...], eps: float, *, centered: bool
+) -> Iterator[Contribution]:
+    """The same of a norm over these dimensions, from its input. The rows of a group are positions of one."""
+    x, g = (t.reshape(num_groups, -1, prod(shape)) for t in (x, g))
+    grads, rows = norm_grads(x, g, centered=centered, eps=eps), 1 if len(shape) == 1 else shape[0]
+    for i, parameter in enumerate(_NORM_PARAMETERS):
+        if getattr(module, parameter, None) is not None:
+            yield Direct(parameter, grads[:, i].unflatten(1, (rows, -1)))
+
+
+def _goes_to_kernel(x: Tensor) -> bool:
+    """Whether a norm is measured by the kernel that reads its input once; elsewhere torch's operations do it."""
+    return x.device.type in _NORM_KERNELS and x.dtype in INPUT_DTYPES
 
 
 def _embedding(module: nn.Module, x: Tensor, g: Tensor, num_groups: int) -> Iterator[Contribution]:

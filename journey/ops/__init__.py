@@ -5,11 +5,12 @@ Functions that end in ``_`` write into memory of the caller and return None. Key
 ``journey.ops.reference_packed`` what packed rows are.
 
 In reading order: ``noise`` (random words and normals), ``sketch`` (the count sketch, of gradients and fused with the
-product that forms them), ``project`` (dense random projections), ``gram`` (the Gram matrix of features), ``packed``
-(rows of features in few bits, and products with them). Beside them ``keys`` (names of random streams), ``geometry``
-(how a convolution walks), ``weight_grad`` (per-sample weight gradients, tile by tile), ``reference`` and
-``reference_packed``. Below them ``checks`` (errors in words), ``registry`` (torch ops), ``kernels`` (the arguments of
-each kernel), ``cpu`` and ``cuda`` (the two kinds of memory), ``_native`` (the compiled module).
+product that forms them), ``norm`` (gradients of normalisation layers), ``project`` (dense random projections),
+``gram`` (the Gram matrix of features), ``packed`` (rows of features in few bits, and products with them). Beside them
+``keys`` (names of random streams), ``geometry`` (how a convolution walks), ``weight_grad`` (per-sample weight
+gradients, tile by tile), ``reference``, ``reference_norm`` and ``reference_packed``. Below them ``checks`` (errors in
+words), ``registry`` (torch ops), ``kernels`` (the arguments of each kernel), ``cpu`` and ``cuda`` (the two kinds of
+memory), ``_native`` (the compiled module).
 """
 
 from journey.ops import registry  # noqa: F401 - registers the torch ops
@@ -18,6 +19,7 @@ from journey.ops.geometry import ConvGeometry
 from journey.ops.gram import accumulate_gram_
 from journey.ops.keys import derive_key
 from journey.ops.noise import philox_normal, philox_words
+from journey.ops.norm import norm_grads
 from journey.ops.packed import pack_rows, packed_products_, unpack_rows
 from journey.ops.project import ProjectionKind, project_
 from journey.ops.sketch import sketch_, sketch_many_, sketch_outer_, sketch_outer_many_
@@ -28,6 +30,7 @@ __all__ = [
     "accumulate_gram_",
     "build_info",
     "derive_key",
+    "norm_grads",
     "pack_rows",
     "packed_products_",
     "philox_normal",

@@ -37,6 +37,17 @@ class CpuKernels(Kernels):
         sum_outputs_(sums, g, summed, geometries)
         super().sketch_outer_many_(features, a, g, keys, geometries, scales, nnz, [], [])
 
+    def norm_grads(self, x: Tensor, g: Tensor, groups: int, centered: bool, eps: float) -> Tensor:
+        """By torch's operations, in float32."""
+        x, g = x.float(), g.float()
+        if groups:
+            x = torch.nn.functional.group_norm(x, groups, eps=eps)
+        elif centered:
+            x = torch.nn.functional.layer_norm(x, x.shape[2:], eps=eps)
+        else:
+            x = x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps)
+        return torch.stack([x * g, g], dim=1).sum(3 if groups else 2)
+
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
         """Gram matrix in float64, a block of samples at a time: each is converted as a whole."""
         for block in features.split(block_size):

@@ -161,6 +161,16 @@ class Kernels(ABC):
             "nnz": nnz,
         }
 
+    def norm_grads(self, x: Tensor, g: Tensor, groups: int, centered: bool, eps: float) -> Tensor:
+        """Weight and bias gradients of a normalisation layer. [num_rows, 2, channels]"""
+        x, g = x.contiguous(), g.contiguous()
+        num_rows, (channels, positions) = x.shape[0], x.shape[1:] if groups else x.shape[:0:-1]
+        grads = torch.empty(num_rows, 2, channels, dtype=torch.float32, device=x.device)
+        args = {"x": x.data_ptr(), "g": g.data_ptr(), "grads": grads.data_ptr(), "dtype": _DTYPES[x.dtype]}
+        args |= {"num_rows": num_rows, "channels": channels, "positions": positions}
+        self.run("norm_grads", grads, args | {"groups": groups, "centered": centered, "eps": eps})
+        return grads
+
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
         """Upper triangle only, all samples at once, whatever ``block_size`` is."""
         features = with_contiguous_rows(features)

@@ -23,6 +23,7 @@ for _schema in (
     "int[] padding, int[] dilation, int groups) -> ()",
     "sketch_outer_many_(Tensor(a!) features, Tensor[] a, Tensor[] g, int[] keys, int[] geometries, float[] scales, "
     "int nnz, Tensor(b!)[] sums, int[] summed) -> ()",
+    "norm_grads(Tensor x, Tensor g, int groups, bool centered, float eps) -> Tensor",
     "accumulate_gram_(Tensor(a!) gram, Tensor features, int block_size) -> ()",
     "pack_rows(Tensor rows, int bits) -> (Tensor, Tensor)",
     "packed_products_(Tensor(a!) out, Tensor queries, Tensor packed, Tensor scales, int bits) -> ()",
@@ -43,6 +44,11 @@ def _(keys: Tensor, indices: Tensor, minors: Tensor, stream: int) -> Tensor:
 @torch.library.register_fake("journey::philox_normal")
 def _(keys: Tensor, minors: Tensor, numel: int) -> Tensor:
     return keys.new_empty((keys.shape[0], numel), dtype=torch.float32)
+
+
+@torch.library.register_fake("journey::norm_grads")
+def _(x: Tensor, g: Tensor, groups: int, centered: bool, eps: float) -> Tensor:
+    return x.new_empty((x.shape[0], 2, x.shape[1 if groups else 2]), dtype=torch.float32)
 
 
 @torch.library.register_fake("journey::pack_rows")

@@ -20,6 +20,7 @@ from journey.gradients.engine import GradientEngine
 from journey.gradients.rules import Direct, Outer, Summed, find_rule, of_groups
 from journey.ops import reference
 from journey.ops.keys import derive_key
+from journey.ops.norm import norm_grads
 from journey.ops.weight_grad import weight_grad_tiles
 from journey.projectors.random import CountSketch
 
@@ -132,6 +133,18 @@ def test_per_sample_gradients_of_a_layer_are_those_of_autograd(name: str, rows_p
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     assert_rule(randomize_(make()), shape, rows_per_group)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "norm" in name])
+def test_norms_that_go_to_the_kernel_have_the_gradients_of_autograd(monkeypatch, name: str) -> None:
+    monkeypatch.setattr(layer_rules, "_NORM_KERNELS", ["cpu"])
+    called: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        layer_rules, "norm_grads", lambda x, g, **options: called.append(x.shape) or norm_grads(x, g, **options)
+    )
+    make, shape = LAYERS[name]
+    assert_rule(randomize_(make()), shape, rows_per_group=2)
+    assert bool(called) == (name != "diffusers rms norm, two dimensions")
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -17,7 +17,7 @@ from cuda_emulation import emulated
 from torch import Tensor
 
 from journey.ops import cuda as _cuda_kernels
-from journey.ops import reference, reference_packed
+from journey.ops import reference, reference_norm, reference_packed
 from journey.ops.checks import conv_arguments
 from journey.ops.cuda import CudaKernels
 from journey.ops.geometry import LINEAR_NUMBERS, ConvGeometry
@@ -539,6 +539,42 @@ def test_fused_sketch_does_not_depend_on_the_batch(kernels):
     assert torch.equal(whole, torch.cat(alone))
 
 
+# ------------------------------------------------------------------------------------------------- norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "centered"), [(1, True), (4, True), (0, True), (0, False)])
+def test_norm_gradients_are_those_of_autograd(kernels, groups, centered, dtype):
+    # A chunk is 32 positions and a slice 128, a warp takes 32 vectors of up to 8.
+    for num_rows, channels, positions in [(1, 8, 1), (3, 12, 16), (2, 8, 33), (1, 20, 64), (1, 4, 300), (2, 264, 7)]:
+        shape = (num_rows, channels, positions) if groups else (num_rows, positions, channels)
+        x, g = (randn(*shape, seed=1) + 3).to(dtype), (randn(*shape, seed=2) + 1).to(dtype)
+        options = {"groups": groups, "centered": centered, "eps": 0.1}
+        actual, expected = kernels.norm_grads(x, g, **options), reference_norm.norm_grads(x, g, **options)
+        magnitudes = g.double().abs().sum(2 if groups else 1).unsqueeze(1)
+        assert torch.all((actual - expected).abs() <= 2**-18 * magnitudes), (num_rows, channels, positions)
+
+
+def test_norm_gradients_do_not_depend_on_the_other_rows_or_on_how_they_lie(kernels):
+    for groups, shape in [(2, (3, 8, 72)), (0, (3, 300, 6))]:
+        x, g = randn(*shape, seed=1), randn(*shape, seed=2)
+        options = {"groups": groups, "centered": True, "eps": 1e-5}
+        whole = kernels.norm_grads(x, g, **options)
+        alone = [kernels.norm_grads(x[i : i + 1], g[i : i + 1], **options) for i in range(3)]
+        assert torch.equal(torch.cat(alone), whole)
+        apart = [torch.nn.functional.pad(t.flatten(), (1, 0))[1:].view(shape) for t in (x, g)]  # no vectors
+        torch.testing.assert_close(kernels.norm_grads(*apart, **options), whole, rtol=1e-5, atol=1e-4)
+
+
+def test_a_mean_far_from_zero_costs_no_digits_of_a_norm(kernels):
+    for groups, shape in [(2, (1, 8, 64)), (0, (1, 64, 8))]:
+        x, g = 1000 + randn(*shape, seed=1).double(), randn(*shape, seed=2).double()
+        options = {"groups": groups, "centered": True, "eps": 1e-5}
+        actual = kernels.norm_grads(x.float(), g.float(), **options)
+        expected = reference_norm.norm_grads(x.float(), g.float(), **options)
+        assert (actual - expected).abs().max() <= 1e-3 * expected.abs().max()  # the mean is off by up to 2^-14
+
+
 # ------------------------------------------------------------------------------------------------- gram
 
 
@@ -714,6 +750,14 @@ def test_python_hands_linear_layers_and_grams_what_they_ask_for(device_ops):
     assert torch.equal(gram, reference.gram(rows).triu())
 
 
+@pytest.mark.parametrize("groups", [3, 0])
+def test_python_hands_norms_what_they_ask_for(device_ops, groups):
+    x, g = randn(2, 6, 9).transpose(1, 2), randn(2, 6, 9, seed=1).transpose(1, 2)  # to be made contiguous
+    actual = device_ops.norm_grads(x, g, groups, True, 0.1)
+    expected = reference_norm.norm_grads(x, g, groups=groups, eps=0.1).float()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_python_hands_many_layers_what_they_ask_for(device_ops):
     for names in (["3x3", "wide"], ["3x3", "3d"]):
         a, g = (list(column) for column in zip(*(layer_tensors(CONVS[name], 4) for name in names), strict=True))
@@ -811,6 +855,11 @@ def test_what_a_launch_cannot_do_is_an_error_and_nothing_is_touched(kernels):
     nothing = layer | {"rows_per_group": 0}
     for name in ("features", "num_groups", "features_stride", "proj_dim", "nnz"):  # must be alike
         refuses("InvalidValue", layers=[nothing, nothing | {name: 64}])
+    told.norm_grads(torch.zeros(1, 200, 4), torch.zeros(1, 200, 4), 0, True, 0.1)
+    refuses("InvalidValue")  # needs a workspace
+    refuses("InvalidValue", groups=3)
+    refuses("InvalidValue", groups=-1)
+    refuses("InvalidValue", positions=0)
     told.accumulate_gram_(torch.zeros(1, 1).double(), torch.zeros(600, 1), 1)
     refuses("InvalidValue", dtype=3)
     refuses("InvalidValue", precision=2)

@@ -242,6 +242,24 @@ class Emulated:
             results.append(gram.clone())
         assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
 
+    def norm_grads(self, x: Tensor, g: Tensor, *, groups: int, centered: bool, eps: float) -> Tensor:
+        """Weight and bias gradients, in every order. [num_rows, 2, channels]."""
+        results = []
+        for order in ORDERS:
+            self.library.set_order(order)
+            inputs = [guarded(t, at_end=order != SHUFFLED) for t in (x, g)]
+            channels, positions = x.shape[1:] if groups else x.shape[:0:-1]
+            buffer = _poisoned(len(x) * 2 * channels + 2 * _GUARD, torch.float32)
+            grads = buffer[_GUARD:-_GUARD]
+            args = {"x": inputs[0].data_ptr(), "g": inputs[1].data_ptr(), "grads": grads.data_ptr(), "eps": eps}
+            args |= {"num_rows": len(x), "channels": channels, "positions": positions, "dtype": DTYPES[x.dtype]}
+            self.ops.run("norm_grads", grads, args | {"groups": groups, "centered": centered})
+            results.append(grads.clone().view(len(x), 2, channels))
+            grads.copy_(_poisoned(grads.numel(), torch.float32))
+            assert _same_bits(buffer, _poisoned(buffer.numel(), torch.float32)), "it wrote outside"
+        assert all(_same_bits(results[0], other) for other in results), "the order shows in the result: a race"
+        return results[0]
+
     def pack_rows(self, rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """Codes and scales, written from poison in every order. [num_rows, proj_dim * bits / 8], [num_rows]."""
         (num_rows, proj_dim), results = rows.shape, []

@@ -25,6 +25,13 @@ def _conv(kernels: Emulated, name: str, dtype: torch.dtype) -> Tensor:
     return kernels.sketch_outer(a, g, 96, KEY, 2, conv=conv.geometry, nnz=2)
 
 
+def _norm(
+    kernels: Emulated, shape: tuple[int, ...], groups: int, dtype: torch.dtype = torch.float32, *, centered: bool = True
+) -> Tensor:
+    x, g = integers(*shape, seed=1).to(dtype), integers(*shape, seed=2).to(dtype)
+    return kernels.norm_grads(x, g, groups=groups, centered=centered, eps=0.1)
+
+
 def _gram(kernels: Emulated, samples: int, columns: int, dtype: torch.dtype) -> Tensor:
     gram = torch.zeros(columns, columns, dtype=torch.float64)
     kernels.accumulate_gram_(gram, integers(samples, columns).to(dtype))
@@ -51,6 +58,10 @@ EXERCISES: dict[str, Callable[[Emulated], Tensor]] = {
     "3x3": lambda k: _conv(k, "3x3", torch.bfloat16),
     "1x1": lambda k: _conv(k, "1x1", torch.float32),
     "wide": lambda k: _conv(k, "wide", torch.float16),
+    "group norm": lambda k: _norm(k, (2, 12, 200), 2),
+    "group norm, vectors": lambda k: _norm(k, (1, 12, 256), 2, torch.bfloat16),
+    "layer norm": lambda k: _norm(k, (2, 300, 262), 0, torch.bfloat16),
+    "RMS norm": lambda k: _norm(k, (1, 40, 33), 0, centered=False),
     "gram": lambda k: _gram(k, 520, 40, torch.bfloat16),
     "pack_rows, 8 bits": lambda k: k.pack_rows(integers(9, 288), 8)[0],
     "pack_rows, 4 bits": lambda k: k.pack_rows(integers(18, 288), 4)[0],
