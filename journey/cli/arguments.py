@@ -259,9 +259,7 @@ def add_projection(parser: argparse.ArgumentParser) -> None:
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     """Declare how images are measured and kept."""
     parser.add_argument(
-        "--batch-size",
-        type=_batch_size,
-        help="images per batch (default: 64 draws, or what keeps 4 GiB; on CUDA 256, or half of the memory), or auto",
+        "--batch-size", type=_batch_size, help="images per batch (default: 64 draws, on CUDA 256, or fewer), or auto"
     )
     parser.add_argument("--memory", type=float, help="GiB that a batch may take with --batch-size auto (default: half)")
     parser.add_argument("--shard-size", type=int, help="images per file (default: a 128th, 16 to 4,096)")
