@@ -47,7 +47,7 @@ class Directions:
     def of(
         gram: GramMatrix, blocks: Iterable[tuple[object, Tensor]], dims: int, *, damping: float = DEFAULT_DAMPING
     ) -> Directions:
-        """Find the directions, by an eigendecomposition in float64.
+        """Find the directions, by an eigendecomposition in float64, in the memory of about six Gram matrices.
 
         Args:
             gram: The Gram matrix of the fit, ``features.fit.gram(checkpoint)``.

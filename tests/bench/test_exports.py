@@ -16,8 +16,6 @@ from bench.retraining.tiers import TIERS
 from journey.curvature.directions import Directions
 from journey.methods.baselines import pixels
 
-pytest.importorskip("sklearn.datasets")
-
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
