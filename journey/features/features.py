@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from journey.curvature.directions import Directions
 from journey.data.ids import check_id
 from journey.errors import StoreMismatchError
 from journey.features.fitted import Fit
@@ -32,15 +33,27 @@ class Blocks:
     Attributes:
         features: The features.
         checkpoint: Under which checkpoint, by position.
+        directions: Those along which rows are cut; None leaves them as they are.
     """
 
     features: Features
     checkpoint: int
+    directions: Directions | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse directions of rows of another length."""
+        known = self.features.featurizer.features_dim
+        if self.directions is not None and len(self.directions.of_rows) != known:
+            raise ValueError(
+                f"directions must be of rows of {known} numbers, as these features have, got those of rows of "
+                f"{len(self.directions.of_rows)}"
+            )
 
     def __iter__(self) -> Iterator[tuple[list[int | str], Tensor]]:
         weights = self.features.draws.weights(self.features.featurizer.denoiser.num_train_timesteps).float()
         for shard in self.features.shards(self.checkpoint):
-            yield shard.ids, torch.einsum("nbk,b->nk", shard.features, weights)
+            rows = torch.einsum("nbk,b->nk", shard.features, weights)
+            yield shard.ids, rows if self.directions is None else self.directions.rows(rows)
 
 
 class _Piece(NamedTuple):
@@ -159,9 +172,20 @@ class Features:
         ends = [len(pieces) * i // count for i in range(count + 1)]
         return [Slice(pieces[first:end]) for first, end in pairwise(ends) if first < end]
 
-    def blocks(self, checkpoint: int = 0) -> Blocks:
-        """Return the whole-range rows some at a time, as ``journey.exports.vectors`` takes them; see ``matrix``."""
-        return Blocks(self, checkpoint)
+    def blocks(self, checkpoint: int = 0, *, directions: Directions | None = None) -> Blocks:
+        """Return the whole-range rows some at a time, as ``journey.exports.vectors`` takes them; see ``matrix``.
+
+        Args:
+            checkpoint: Which checkpoint, by position.
+            directions: Cut the rows, as ``directions.queries`` cuts solved queries; whole by default.
+
+        Returns:
+            Ids and rows, float32 [num, directions.dims], or [num, proj_dim] of whole ones.
+
+        Raises:
+            ValueError: If the directions are of rows of another length.
+        """
+        return Blocks(self, checkpoint, directions)
 
     def matrix(self, checkpoint: int = 0) -> Tensor:
         """Return the whole-range features of all training images under one checkpoint.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.check.__main__ import table as check_table
+from bench.retraining.exports import table as exports_table
 from bench.retraining.groups import table as groups_table
 from bench.retraining.library import DEFAULT
 from bench.retraining.planted import table as planted_table
@@ -37,6 +38,10 @@ def numbers(name: str) -> dict[str, Any]:
         ("retraining", "lds", "lds-digits8-table", table),
         ("steps", "lds-steps", "lds-digits8-steps-table", lambda document: step_table(document, SHOWN)),
         ("removals", "removals", "removals-digits8", lambda document: tables(document, short=True)),
+        *(
+            ("choices", f"exports-{name}", f"exports-{name}", exports_table)
+            for name in ("digits8", "digits16", "fashion")
+        ),
         ("planted", "planted", "planted-digits8", planted_table),
         ("check", "check-emoji", "check-emoji", check_table),
         ("speed", "bench", "cpu-2core", lambda document: speed_table(document, goals_only=True)),

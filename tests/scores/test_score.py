@@ -32,6 +32,7 @@ from score_runs import (
 from torch import Tensor, nn
 
 import journey
+from journey.curvature.directions import Directions
 from journey.errors import CorruptShardError, IncompleteStoreError, StoreMismatchError
 from journey.exports.vectors import write_faiss
 from journey.generation.trajectory import Trajectory
@@ -511,3 +512,30 @@ def test_faiss_finds_the_strongest_scores_with_the_solved_query(tmp_path: Path) 
     torch.testing.assert_close(torch.from_numpy(values), wanted.values.flatten(0, 1), rtol=2e-3, atol=1e-3)
     strongest = score(features, top=2)
     assert torch.equal(strongest.solutions, scores.solutions)
+
+
+def test_faiss_finds_the_strongest_cut_scores(tmp_path: Path) -> None:
+    import faiss
+
+    features = featurize(tmp_path / "f", checkpoints=[SmallDenoiser(1), SmallDenoiser(2)])
+    scores = score(features)
+    assert scores.solutions is not None
+    for number in range(2):
+        cut = Directions.of(features.fit.gram(number), features.blocks(number), 3, damping=0.1)
+        blocks = features.blocks(number, directions=cut)
+        assert [ids for ids, _ in blocks] == [ids for ids, _ in features.blocks(number)]
+        write_faiss(tmp_path / "index", blocks, 3, quantizer="float16")
+        index = faiss.read_index(str(tmp_path / "index"))
+        queries = cut.queries(scores.solutions[number].flatten(0, 1))
+        rows = features.matrix(number).double() @ cut.of_rows.double()
+        wanted = (queries.double() @ rows.T).float()
+        values, ids = index.search(queries.numpy(), NUM_TRAIN)
+        found = torch.empty_like(wanted).scatter_(1, torch.from_numpy(ids), torch.from_numpy(values))
+        torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3 * wanted.abs().max().item())
+        assert ids[:, 0].tolist() == wanted.argmax(1).tolist()
+        with pytest.raises(AssertionError):  # of the whole query
+            index.search(scores.solutions[number].flatten(0, 1).numpy(), 1)
+        with pytest.raises(ValueError, match=r"rows must be \[n, proj_dim\] = \[2, 4\], got \[2, 3\]"):
+            write_faiss(tmp_path / "other", blocks, 4)
+    with pytest.raises(ValueError, match=r"directions must be of rows of .* as these features have, got those of .* 3"):
+        features.blocks(directions=Directions(cut.of_rows[:3], cut.of_queries[:3]))

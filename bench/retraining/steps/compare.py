@@ -49,7 +49,7 @@ def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) ->
         rows[contender.name] = {
             "draws": 0 if contender.draws is None else contender.draws.bins * contender.draws.num_draws,
             "bytes": contender.stored,
-            "tuning": _tuning(truth, scores[contender.name]),
+            "tuning": tuning_lds(truth, scores[contender.name]),
         }
     document: dict[str, Any] = {"steps": truth.trajectory.timesteps.tolist(), "rows": rows, "ceiling": {}}
     subsets, losses = truth.reported()
@@ -59,8 +59,8 @@ def compare_steps(setting: Setting, truth: StepTruth, *, short: bool = False) ->
     return document
 
 
-def _tuning(truth: StepTruth, scores: Tensor) -> dict[str, float]:
-    """Mean LDS over steps and queries of a kind on the halves for tuning, on which choices are made, if there are."""
+def tuning_lds(truth: StepTruth, scores: Tensor) -> dict[str, float]:
+    """Return the mean LDS over steps and queries of a kind on the halves for tuning, if there are."""
     subsets, losses = truth.tuning()
     if not len(subsets):
         return {}
