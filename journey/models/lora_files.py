@@ -126,7 +126,7 @@ def _load_into(pipeline: Any, part: str, source: str | os.PathLike[str]) -> None
             raise ValueError(f"nothing in it is called as a layer of the network, such as {layer}")
         found = read_adapter(network, file, strict=False).tensors
     # Converters raise all sorts of errors where they expect other names.
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+    except Exception as error:
         told = f"{told_spelling(file.tensors)} ({type(error).__name__}: {error})"
         raise ValueError(f"{refused}: {error if 'it begins with' in str(error) else told}") from error
     state = network.state_dict()

@@ -177,7 +177,7 @@ def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> Spelled | N
         with torch.enable_grad():
             found = reader.lora_state_dict({name: tensor.clone() for name, tensor in given.items()}, **options)
     # What converters raise where they expect other names; that nothing fits is told by the caller.
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError):
+    except Exception:
         return None
     state, alphas = found if isinstance(found, tuple) else (found, None)
     _check_all_used(watched, state)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import save
+from adapters import add_adapter, save
+from families import make_family
 from flow_families import make_quiet
 from models import assert_same_gradients
 from torch import Tensor, nn
@@ -168,6 +169,23 @@ def test_a_spelling_that_nothing_converts_is_named_with_the_first_keys(layer: st
     with pytest.raises(ValueError, match=rf"mine\.safetensors was not read .* begins with {layer}\.lora_down") as error:
         load_lora(make_quiet(VIDEOS["Wan 2.1"]), path)
     assert error.match(REFUSED[layer])
+
+
+def test_a_file_that_trips_diffusers_converter_is_refused_in_words(tmp_path: Path) -> None:
+    layer = "lora_unet_single_blocks_0_linear1"  # of a size that no published Flux has
+    tensors = {f"{layer}.lora_down.weight": torch.ones(2, 32), f"{layer}.lora_up.weight": torch.ones(224, 2)}
+    path = save({**tensors, f"{layer}.alpha": torch.tensor(1.0)}, tmp_path / "mine.safetensors")
+    with pytest.raises(ValueError, match=r"mine\.safetensors was not read .* begins with lora_unet_.*AssertionError"):
+        load_lora(make_family("Flux"), path)
+    pipeline = make_family("Flux")
+    add_adapter(pipeline.transformer, targets=["attn.to_q"])
+    with pytest.raises(ValueError, match="checkpoint does not fit the adapter"), loaded(pipeline.transformer, path):
+        pass
+    alone = save({"diffusion_model.blocks.0.cross_attn.q.alpha": torch.tensor(1.0)}, tmp_path / "alone.safetensors")
+    with pytest.raises(
+        ValueError, match=r"alone\.safetensors was not read as an adapter .* begins with diffusion_model"
+    ):
+        load_lora(make_quiet(VIDEOS["Wan 2.1"]), alone)
 
 
 @pytest.fixture
