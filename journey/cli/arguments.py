@@ -115,7 +115,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         help="of the model's parts: each as it was saved (default), or one for all",
     )
     parser.add_argument("--variant", metavar="NAME", help="which of the model's weight files, such as fp16")
-    parser.add_argument("--lora", metavar="PATH", help="LoRA weights to load; then they alone are measured")
+    text = "LoRA weights to load; then they alone are measured. Two for a model of two networks, high noise first"
+    parser.add_argument("--lora", nargs="+", metavar="PATH", help=text)
     parser.add_argument(
         "--latents",
         choices=("mean", "sample"),

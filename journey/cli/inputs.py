@@ -37,7 +37,7 @@ def load_denoiser(options: argparse.Namespace) -> Denoiser:
     device, video_size = _device(options.device), getattr(options, "video_size", None)
     model = load_pipeline(options.model, dtype=options.dtype, variant=options.variant)
     if options.lora is not None:
-        load_lora(model, options.lora)
+        load_lora(model, *options.lora)
     denoiser = as_denoiser(model, latents=options.latents, seed=options.seed)
     if video_size is not None:
         if not isinstance(denoiser, VideoDenoiser):

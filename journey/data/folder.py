@@ -16,6 +16,7 @@ from journey.data.captions import add_captions, caption_files
 from journey.data.items import CAPTION_KEYS, LABEL_KEYS, captions_of, label_of
 from journey.data.listing import describe_passed_over, first_names, list_folder
 from journey.data.metadata import METADATA_NAMES, read_metadata
+from journey.data.numbers import as_size
 from journey.data.picture import Form
 
 # Folders of these names are parts of a data set, not classes.
@@ -63,6 +64,7 @@ class ImageFolder:
         root = Path(folder)
         if not root.is_dir():
             raise NotADirectoryError(f"dataset must be a folder of images, got {root}")
+        size = None if size is None else as_size(size, "size")
         if size is not None and len(size) == 1:
             raise ValueError(
                 f"dataset must hold tensors [C, T] in [-1, 1] for a model of sounds, got the folder {root}: files of "

@@ -1,7 +1,9 @@
-"""Numbers in the forms people have them, as tensors whatever torch's default dtype and device are."""
+"""Numbers in the forms people have them: as tensors whatever torch's default dtype and device are, and as sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -29,3 +31,28 @@ def as_tensor(numbers: Any) -> Tensor:
     if array.dtype == np.float64 and not isinstance(numbers, np.ndarray | np.generic):
         array = array.astype(np.float32)
     return torch.from_numpy(array)
+
+
+def as_size(given: Any, name: str) -> tuple[int, ...]:
+    """Return the size of an image, a video or a sound as a tuple.
+
+    Args:
+        given: What the caller gave.
+        name: Of the argument, for the error.
+
+    Returns:
+        Its numbers; how many there must be is the model's to say.
+
+    Raises:
+        TypeError: If it is no tuple of positive integers.
+    """
+    try:
+        numbers = tuple(index(number) for number in given) if isinstance(given, Iterable) else ()
+    except TypeError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise TypeError(
+            f"{name} must be a tuple of positive integers, (height, width) of an image, (frames, height, width) of a "
+            f"video or (samples,) of a sound, got {given!r}"
+        )
+    return numbers

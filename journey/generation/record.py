@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from journey.data.numbers import as_tensor
+from journey.data.numbers import as_size, as_tensor
 from journey.generation.sampler import Sampler
 from journey.generation.trajectory import Trajectory, packed
 from journey.models.condition import Condition
@@ -58,8 +58,8 @@ def record(
     Raises:
         ValueError: If a step is not among the sampler's timesteps, a number is not positive, or arguments exclude each
             other.
-        TypeError: If the model has an unknown form, does not tell the shape of its images, or is told what it cannot
-            read.
+        TypeError: If ``size`` is no tuple of positive integers, the model has an unknown form, does not tell the shape
+            of its images, or is told what it cannot read.
         RuntimeError: If an image becomes NaN or infinite; names the timestep.
 
     Reference:
@@ -85,7 +85,7 @@ def record(
         condition=told,
         guidance_scale=scale,
         negative=negative,
-        shape=denoiser.shape_of(size),
+        shape=denoiser.shape_of(None if size is None else as_size(size, "size")),
     )
     visited = sampler.timesteps
     kept = visited if steps is None else [int(t) for t in steps]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from journey.errors import GradientCheckError
+import torch
+from torch import Tensor, nn
+
+from journey.errors import CoverageError, GradientCheckError
 from journey.gradients.compare import ParameterSums, group_weights, row_tolerance, tolerance
 from journey.gradients.engine import GradientEngine, RowValues
-from journey.gradients.names import name_some
+from journey.gradients.names import describe_unreached, name_some
 from journey.projectors.base import Projector
 
 
@@ -29,7 +34,9 @@ def check_gradients(
         projector: As for ``GradientEngine.add_gradients_``.
 
     Raises:
-        GradientCheckError: If they differ, naming the parameters, or a row's gradient depends on the others.
+        CoverageError: If no parameter reaches the output.
+        GradientCheckError: If they differ, naming the parameters, a row's gradient depends on the others, or a layer
+            passes no gradient on.
     """
     num_groups = features.shape[0]
     expected = features.new_zeros(1, features.shape[1])
@@ -39,8 +46,11 @@ def check_gradients(
     def weighted(rows: slice) -> Tensor:
         return values(rows) * row_weights[rows]
 
-    whole = engine.by_autograd(weighted, slice(0, num_rows), num_rows // num_groups, list(engine.parameters))
-    grads = {slot.name: grad for slot, grad in whole}
+    with _uncut(engine.model):
+        whole = engine.by_autograd(weighted, slice(0, num_rows), num_rows // num_groups, list(engine.parameters))
+        grads = {slot.name: grad for slot, grad in whole}
+    if not grads and not engine.may_miss:
+        raise CoverageError(describe_unreached(list(engine.parameters)))
     for name, grad in grads.items():
         projector.add_(expected, engine.slots[name], grad)
     allowed = tolerance(engine.model)
@@ -56,6 +66,33 @@ def check_gradients(
         "functional or with samples in another dimension than the first, or rows of a batch influence each other. "
         'Leave these parameters out with select=..., or measure them with uncovered="autograd"'
     )
+
+
+@contextmanager
+def _uncut(model: nn.Module) -> Iterator[None]:
+    """Refuse layers that take what depends on measured parameters and give what does not, as autograd sees it.
+
+    Layers that are quantised for inference alone do so; then the gradient of what lies before them is but a part.
+    """
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.requires_grad]
+        made = isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad
+        if given and made and torch.is_grad_enabled():
+            raise GradientCheckError(
+                f"layer {names[layer]!r}, a {type(layer).__name__}, passes no gradient on to what lies before it, as "
+                "layers do that are quantised for inference alone. Load the model with weights that are quantised and "
+                "inputs that are not, such as nf4, or in 16 bits"
+            )
+
+    layers = [m for m in names if isinstance(getattr(m, "weight", None), Tensor) and not list(m.children())]
+    handles = [layer.register_forward_hook(look, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _check_alone(engine: GradientEngine, values: RowValues, num_rows: int) -> None:

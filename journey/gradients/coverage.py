@@ -34,7 +34,7 @@ class Coverage:
         uncovered: Names of the other parameters that no rule covers.
 
     Raises:
-        CoverageError: If a parameter is complex, or in a dtype that nothing is computed in.
+        CoverageError: If a parameter is complex, in a dtype that nothing is computed in, or made of other tensors.
     """
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
@@ -49,6 +49,13 @@ class Coverage:
             raise CoverageError(
                 f"parameters must be in 16 bits or more to be measured, got {parameters[coarse[0]].dtype} in "
                 f"{name_some(coarse)}; convert them, as with parameter.data = parameter.data.float()"
+            )
+        wrapped = [name for name, p in parameters.items() if hasattr(p, "__tensor_flatten__")]
+        if wrapped:
+            raise CoverageError(
+                f"parameters must be plain tensors to be measured, got {type(parameters[wrapped[0]].data).__name__} in "
+                f"{name_some(wrapped)}: a quantised base is frozen, network.requires_grad_(False), before its adapter "
+                "is added"
             )
         self.slots = parameter_slots(parameters)
         self._parameters = parameters

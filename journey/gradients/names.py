@@ -18,12 +18,13 @@ def describe_unreached(names: list[str]) -> str:
     """Say that nothing which was asked for has an effect, and what may be the matter."""
     return (
         f"no measured parameter reaches what is measured, of {name_some(names, 2)}: adapters that are fused into "
-        "the weights or disabled have no part in it. Take them out again (unfuse_lora(), enable_adapters()), or load "
-        "the model without fusing them"
+        "the weights or disabled have no part in it, and layers that were quantised for inference alone pass no "
+        "gradient on. Take adapters out again (unfuse_lora(), enable_adapters()), or load the model without fusing "
+        "them, with weights that are quantised and inputs that are not"
     )
 
 
-def name_some(names: list[str], most: int = 8) -> str:
+def name_some(names: list[str], most: int = 3) -> str:
     """Write the first few names of a list."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

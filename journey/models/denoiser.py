@@ -228,6 +228,10 @@ class Denoiser(Guidance):
             raise ValueError(
                 f"size must be {len(self.shape) - 1} numbers, as the model's images have, got {tuple(size)}"
             )
+        levels = len(getattr(self.network.config, "down_block_types", ())) if _halves_exactly(self.network) else 1
+        step = 2 ** (levels - 1)
+        if size is not None and any(pixels % step for pixels in size):
+            raise ValueError(f"size must be a height and width that {step} divides, as the model takes, got {size}")
         return self.shape if size is None else (self.shape[0], *size)
 
     @property
@@ -286,3 +290,8 @@ class Denoiser(Guidance):
             raise ValueError(
                 f"{what} must have {self.in_channels} channels, as the model takes, got {list(image.shape)}{cure}"
             )
+
+
+def _halves_exactly(network: nn.Module) -> bool:
+    """Whether a network cannot enlarge to odd sizes what it halved, as diffusers' conditional one can."""
+    return any(kind.__name__ == "UNet2DModel" for kind in type(network).__mro__)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from journey.models.network import unwrapped
+from journey.models.network import compute_dtype, unwrapped
 
 # By how much times may be off for having been divided and multiplied again.
 _ROUNDING = 1e-4
@@ -18,7 +18,8 @@ class Experts(nn.Module):
     """The networks of a pipeline that changes from one to the other on the way from noise to image.
 
     Rows of one part go through their network alone. Of mixed rows both networks see all while gradients are watched,
-    for layers must see the whole batch, and each row takes the answer of its own; else each sees its own rows.
+    for layers must see the whole batch, and each row takes the answer of its own; else each sees its own rows. Each is
+    given its rows in the dtype that it computes in.
 
     Args:
         transformer: For times of ``boundary`` or more.
@@ -47,6 +48,11 @@ class Experts(nn.Module):
                     f"weights such as {free[0]}; call {name}.requires_grad_(False), or load its adapter too"
                 )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The coarsest dtype that holds what either network computes in."""
+        return torch.promote_types(*(compute_dtype(part) for part in self.children()))
+
     def is_first(self, times: Tensor) -> Tensor:
         """Tell the times at which the first network answers. [num_rows]"""
         return times >= self.boundary - _ROUNDING
@@ -65,14 +71,21 @@ class Experts(nn.Module):
         first = self.is_first(timestep)
         rows, parts = (hidden_states, timestep, encoder_hidden_states), (self.transformer, self.transformer_2)
         if first.all() or not first.any():
-            return parts[0 if first.all() else 1](*rows)
+            return SimpleNamespace(sample=_answer(parts[0 if first.all() else 1], *rows))
         if torch.is_grad_enabled():
-            high, low = (part(*rows).sample for part in parts)
+            high, low = (_answer(part, *rows) for part in parts)
             return SimpleNamespace(sample=torch.where(first.view(-1, *(1,) * (high.dim() - 1)), high, low))
         found = torch.empty_like(hidden_states)
         for part, own in zip(parts, (first, ~first), strict=True):
-            found[own] = part(*(row[own] for row in rows)).sample
+            found[own] = _answer(part, *(row[own] for row in rows))
         return SimpleNamespace(sample=found)
+
+
+def _answer(network: nn.Module, x_t: Tensor, times: Tensor, states: Tensor) -> Tensor:
+    """What a network answers, in the dtype of its input, whatever it computes in."""
+    dtype = compute_dtype(network)
+    found: Tensor = network(x_t.to(dtype), times, states.to(dtype)).sample
+    return found.to(x_t.dtype)
 
 
 def _has_adapter(network: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from journey.models.lora_names import TEXT_ENCODERS, bare_name, first_keys, places, plain, spelled_as
+from journey.models.lora_names import TEXT_ENCODERS, bare_name, dotted, places, plain, spelled_as, told_spelling
 from journey.models.network import unwrapped
 from journey.models.weight_files import WeightFile, read_weights
 
@@ -51,11 +51,7 @@ def read_adapter(network: nn.Module, file: WeightFile, *, strict: bool = True) -
     Raises:
         ValueError: If a tensor has no place in the network or a place no tensor, or rank or scale differ.
     """
-    if any("dora_scale" in name for name in file.tensors):
-        raise ValueError(
-            f"checkpoint {file.path} is a DoRA with dora_scale, which diffusers leaves out when it converts the file: "
-            "give it as peft writes it, with lora_magnitude_vector"
-        )
+    _refuse_dora(file)
     where = places(network)
     own, elsewhere, alphas = spelled_as(set(where), network, file.tensors)
     unscaled = {f"{layer}.alpha" for layer in alphas if f"{layer}.lora_A.weight" not in own}
@@ -63,7 +59,7 @@ def read_adapter(network: nn.Module, file: WeightFile, *, strict: bool = True) -
     if unknown or missing:
         raise ValueError(
             f"checkpoint does not fit the adapter: {len(missing)} weights are missing {missing[:2]}, {len(unknown)} "
-            f"are unknown {unknown[:2]}; {file.path} begins with {first_keys(file.tensors)}"
+            f"are unknown {unknown[:2]}; of {file.path}, {told_spelling(file.tensors)}"
         )
     state = network.state_dict()
     for name, tensor in own.items():
@@ -76,50 +72,75 @@ def read_adapter(network: nn.Module, file: WeightFile, *, strict: bool = True) -
     return Adapter({where[name]: tensor for name, tensor in own.items()}, elsewhere)
 
 
-def load_lora(pipeline: Any, source: str | os.PathLike[str]) -> None:
+def load_lora(pipeline: Any, *sources: str | os.PathLike[str]) -> None:
     """Load an adapter into a pipeline, and see that all of it arrived.
 
     Args:
         pipeline: A diffusers pipeline, without an adapter. All of it is in eval mode afterwards, for the adapter may
             bring a dropout.
-        source: A file, a folder or a repo id.
+        *sources: A file, a folder or a repo id; of a pipeline with two networks two, the first for high noise.
 
     Raises:
-        ValueError: If the pipeline takes no adapters or has two networks, or a tensor of the file is not in the
+        ValueError: If the pipeline takes no adapters or another number of them, or a tensor of a file is not in its
             network afterwards.
-        OSError: If it is neither on the disk nor to be had.
+        OSError: If one is neither on the disk nor to be had.
     """
     if not hasattr(pipeline, "load_lora_weights"):
         raise ValueError(
             "lora needs a pipeline with load_lora_weights, such as StableDiffusionPipeline, got "
             f"{type(pipeline).__name__}"
         )
+    parts = ["unet" if hasattr(pipeline, "unet") else "transformer"]
     if getattr(pipeline, "transformer_2", None) is not None:
-        raise ValueError(
-            f"lora {source} does not say which of the two networks of {type(pipeline).__name__} it is for: call its "
-            "load_lora_weights(...), for the second with load_into_transformer_2=True, and requires_grad_(False) on a "
-            "network without one; then measure from Python"
+        parts.append("transformer_2")
+    if len(sources) != len(parts):
+        given = ", ".join(str(source) for source in sources)
+        alone = (
+            "; for one alone call load_lora_weights(...), for the second with load_into_transformer_2=True, and "
+            "requires_grad_(False) on the other, and measure from Python"
         )
-    path = Path(source)
-    file = read_weights(path) if path.exists() else _fetched(pipeline, os.fspath(source))
-    part = "unet" if hasattr(pipeline, "unet") else "transformer"
-    network = unwrapped(getattr(pipeline, part))
-    keys = first_keys(file.tensors)
-    refused = f"lora {source} was not read as an adapter of {type(pipeline).__name__}: it begins with {keys}"
-    try:
-        if not _loaded_by_its_names(network, part, file):
-            pipeline.load_lora_weights(file.path if path.exists() else os.fspath(source))
-        found = read_adapter(network, file, strict=False).tensors
-    # Converters raise all sorts of errors where they expect other names.
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{refused} ({type(error).__name__}: {error})") from error
-    state = network.state_dict()
-    other = [name for name, tensor in found.items() if not state[name].equal(tensor.to(state[name]))]
-    if other:
-        raise ValueError(f"{refused}, but {other[0]} of the network has other values")
+        raise ValueError(
+            f"lora of a {type(pipeline).__name__} must be {len(parts)} files, for {' and '.join(parts)}, got {given}"
+            f"{alone if len(parts) > 1 else ''}"
+        )
+    for part, source in zip(parts, sources, strict=True):
+        _load_into(pipeline, part, source)
     for module in vars(pipeline).values():
         if isinstance(module, nn.Module):
             module.eval()
+
+
+def _load_into(pipeline: Any, part: str, source: str | os.PathLike[str]) -> None:
+    """Load an adapter into one network of a pipeline."""
+    path = Path(source)
+    file = read_weights(path) if path.exists() else _fetched(pipeline, os.fspath(source))
+    network = unwrapped(getattr(pipeline, part))
+    refused = f"lora {source} was not read as an adapter of {type(pipeline).__name__}"
+    options = {"load_into_transformer_2": True} if part == "transformer_2" else {}
+    try:
+        _refuse_dora(file)
+        if not _loaded_by_its_names(network, part, file):
+            pipeline.load_lora_weights(file.path if path.exists() else os.fspath(source), **options)
+        if not getattr(network, "peft_config", None):
+            layer = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Linear))
+            raise ValueError(f"nothing in it is called as a layer of the network, such as {layer}")
+        found = read_adapter(network, file, strict=False).tensors
+    # Converters raise all sorts of errors where they expect other names.
+    except Exception as error:
+        told = f"{told_spelling(file.tensors)} ({type(error).__name__}: {error})"
+        raise ValueError(f"{refused}: {error if 'it begins with' in str(error) else told}") from error
+    state = network.state_dict()
+    other = [name for name, tensor in found.items() if not state[name].equal(tensor.to(state[name]))]
+    if other:
+        raise ValueError(f"{refused}: {told_spelling(file.tensors)}, but {other[0]} of the network has other values")
+
+
+def _refuse_dora(file: WeightFile) -> None:
+    if any("dora_scale" in name for name in file.tensors):
+        raise ValueError(
+            f"checkpoint {file.path} is a DoRA with dora_scale, which diffusers leaves out when it converts the file: "
+            "give it as peft writes it, with lora_magnitude_vector"
+        )
 
 
 def check_same_scale(network: nn.Module, other: nn.Module) -> None:
@@ -139,9 +160,10 @@ def check_same_scale(network: nn.Module, other: nn.Module) -> None:
 
 def _loaded_by_its_names(network: Any, part: str, file: WeightFile) -> bool:
     """Load an adapter whose tensors are named as the network's layers, without the prefix that diffusers asks for."""
-    if all(name.startswith((f"{part}.", *TEXT_ENCODERS)) for name in file.tensors):
+    prefixed = all(name.startswith((f"{part}.", *TEXT_ENCODERS)) for name in file.tensors)
+    if prefixed and not any(name.endswith(".alpha") for name in file.tensors):
         return False
-    own, elsewhere, alphas = plain(file.tensors)
+    own, elsewhere, alphas = plain(dotted(network, file.tensors))
     layers = dict(network.named_modules())
     if elsewhere or not all(".lora_" in name and name.partition(".lora_")[0] in layers for name in own):
         return False

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 # Which part of diffusers knows how the files of a network's adapters are written, and what they call the network.
@@ -29,6 +30,15 @@ _CONVERTERS = {
 # What stands before the name of a layer; several may.
 _PREFIXES = ("base_model.model.", "diffusion_model.", "unet.", "transformer.")
 TEXT_ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.", "lora_te")
+# Whose spelling it is that begins so, and what can be done where no converter of diffusers takes it.
+_SPELLINGS = {
+    "lora_unet_": "the spelling of kohya's sd-scripts and musubi-tuner, whose convert_lora.py --target other writes "
+    "the other one, diffusion_model.*",
+    "lycoris_": "the spelling of LyCORIS, which must be written as peft does, base_model.model.*",
+    "diffusion_model.": "the spelling of ComfyUI and of trainers on the original network, whose layers must be called "
+    "as diffusers' are",
+    "model.diffusion_model.": "the spelling of the original network, whose layers must be called as diffusers' are",
+}
 _ADAPTER = re.compile(r"lora|\.lokr_|\.hada_|\.oft_|dora_scale")
 
 
@@ -107,6 +117,13 @@ def plain(tensors: Mapping[str, Any]) -> Spelled:
     return Spelled(own, elsewhere, alphas)
 
 
+def dotted(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of kohya's spelling with the names of the network's own layers, where these are meant."""
+    joined = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in network.named_modules()}
+    split = {name: name.partition(".") for name in tensors}
+    return {joined.get(layer, layer) + dot + rest: tensors[name] for name, (layer, dot, rest) in split.items()}
+
+
 def _is_alpha(name: str) -> bool:
     return name.endswith(".alpha")
 
@@ -120,20 +137,28 @@ def spelled_as(expected: set[str], network: nn.Module, tensors: Mapping[str, Ten
         tensors: As they are in a file.
 
     Returns:
-        That spelling; their own if none fits.
+        That spelling; if none fits, the one with fewer unknown names.
 
     Raises:
-        ValueError: If two of them are the same tensor in different spellings.
+        ValueError: If two of them are the same tensor in different spellings, or diffusers leaves some out.
     """
-    found = plain(tensors)
+    found = plain(dotted(network, tensors))
     if set(found.own) <= expected:
         return found
     converted = _converted(network, tensors)
-    return converted if converted is not None and set(converted.own) <= expected else found
+    spellings = [found] if converted is None else [found, converted]
+    return min(spellings, key=lambda spelled: len(set(spelled.own) - expected))
+
+
+def told_spelling(tensors: Mapping[str, Any]) -> str:
+    """Return in whose spelling an adapter is written and how it begins, for a message."""
+    kinds = [cure for prefix, cure in _SPELLINGS.items() if any(name.startswith(prefix) for name in tensors)]
+    told = f"it begins with {first_keys(tensors)}"
+    return f"{told}, {kinds[0]}" if kinds else told
 
 
 def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> Spelled | None:
-    """What diffusers' own reader of the network's family makes of tensors; None if it cannot."""
+    """What diffusers' own reader of the network's family makes of tensors; None if it cannot. Nothing gets lost."""
     import diffusers.loaders
 
     config: Any = getattr(network, "config", None)
@@ -145,11 +170,35 @@ def _converted(network: nn.Module, tensors: Mapping[str, Tensor]) -> Spelled | N
     reader = getattr(diffusers.loaders, name, None)
     if reader is None:
         return None
+    # Some converters scale tensors in place.
+    given = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    watched = {name: tensor.requires_grad_() for name, tensor in given.items() if _is_weight(name, tensor)}
     try:
-        found = reader.lora_state_dict(dict(tensors), **options)
+        with torch.enable_grad():
+            found = reader.lora_state_dict({name: tensor.clone() for name, tensor in given.items()}, **options)
     # What converters raise where they expect other names; that nothing fits is told by the caller.
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError):
+    except Exception:
         return None
     state, alphas = found if isinstance(found, tuple) else (found, None)
-    own, elsewhere, inside = plain(state)
+    _check_all_used(watched, state)
+    own, elsewhere, inside = plain({name: tensor.detach() for name, tensor in state.items()})
     return Spelled(own, elsewhere, {**inside, **plain(alphas or {}).alphas})
+
+
+def _check_all_used(given: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+    """Refuse a conversion in which tensors got lost: whatever was made of a tensor depends on it."""
+    parts = [tensor.float().sum() for tensor in made.values() if tensor.requires_grad]
+    if not parts:
+        return
+    grads = torch.autograd.grad(torch.stack(parts).sum(), list(given.values()), allow_unused=True)
+    lost = [name for (name, tensor), grad in zip(given.items(), grads, strict=True) if grad is None and tensor.any()]
+    if lost:
+        raise ValueError(
+            f"diffusers leaves out {len(lost)} tensors when it converts the file, such as {', '.join(lost[:2])}, so "
+            "that the adapter would be another one; export it without them"
+        )
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    """Whether something must come of a tensor: not of a scale, which is a number and not looked at by autograd."""
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not _is_alpha(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from functools import partial
 from typing import Any
@@ -14,7 +15,17 @@ from torch.utils.checkpoint import checkpoint
 # Networks of diffusers whose arguments are known without their pipeline, and pipelines that know others.
 _KNOWN = {"UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"}
 _PIPELINES = {
+    "AuraFlowTransformer2DModel": "AuraFlowPipeline",
+    "ChromaTransformer2DModel": "ChromaPipeline",
+    "Flux2Transformer2DModel": "Flux2Pipeline or Flux2KleinPipeline",
     "FluxTransformer2DModel": "FluxPipeline",
+    "HiDreamImageTransformer2DModel": "HiDreamImagePipeline",
+    "HunyuanDiT2DModel": "HunyuanDiTPipeline",
+    "Lumina2Transformer2DModel": "Lumina2Pipeline",
+    "PixArtTransformer2DModel": "PixArtAlphaPipeline or PixArtSigmaPipeline",
+    "QwenImageTransformer2DModel": "QwenImagePipeline",
+    "SanaTransformer2DModel": "SanaPipeline",
+    "ZImageTransformer2DModel": "ZImagePipeline",
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "WanTransformer3DModel": "WanPipeline",
     "LTXVideoTransformer3DModel": "LTXPipeline",
@@ -55,8 +66,8 @@ def check_network(network: nn.Module) -> None:
 
     Raises:
         ValueError: If it or a dropout in it is in train mode, a layer is compiled, a parameter was made in
-            ``torch.inference_mode()`` or is offloaded to the meta device, gradient checkpointing is reentrant, or an
-            IP-Adapter is loaded.
+            ``torch.inference_mode()`` or is not at hand where its layer computes (see ``check_offload`` and
+            ``check_placed``) or packed for inference, gradient checkpointing is reentrant, or an IP-Adapter is loaded.
     """
     if network.training:
         raise ValueError("model must be in eval mode, got train mode; call model.eval()")
@@ -76,6 +87,8 @@ def check_network(network: nn.Module) -> None:
         )
 
     check_offload(network, "model")
+    check_placed(network)
+    _keep_unpacked(network)
     reentrant = [name or "all of it" for name, module in network.named_modules() if _is_reentrant(module)]
     if reentrant:
         raise ValueError(
@@ -115,14 +128,58 @@ def check_offload(module: nn.Module, what: str) -> None:
     """Refuse a module whose parameters are elsewhere until it runs.
 
     Raises:
-        ValueError: If there is a parameter on the meta device.
+        ValueError: If there is a parameter on the meta device, or one that group offloading keeps on the disk.
     """
     away = [name for name, p in module.named_parameters() if p.is_meta]
     if away:
         raise ValueError(
             f"{what} must have its parameters at hand, got {away[0]} on the meta device, as sequential offload leaves "
-            "it; load the pipeline without enable_sequential_cpu_offload(), or use enable_group_offload()"
+            "it; load it without enable_sequential_cpu_offload(), or a device_map that goes beyond memory, in 16 bits "
+            "or quantised"
         )
+    disk = [name or "all of it" for name, group in _offload_groups(module) if group.offload_to_disk_path is not None]
+    if disk:
+        raise ValueError(
+            f"{what} must have its parameters at hand, got group offloading of {disk[0]} to the disk, which leaves "
+            "nothing in their place; call enable_group_offload() without offload_to_disk_path"
+        )
+
+
+def check_placed(network: nn.Module) -> None:
+    """Refuse a network whose layers compute elsewhere than where its weights are, or not all in one place.
+
+    Raises:
+        ValueError: If weights are on several devices, or moved to another for as long as a layer runs.
+    """
+    devices = sorted({str(p.device) for p in network.parameters()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"model must have all its weights on one device, got {', '.join(devices)}, as a device_map over several "
+            'spreads them; load it without, or with device_map="cuda:0"'
+        )
+    moved = [(name, group.onload_device) for name, group in _offload_groups(network)]
+    moved += [(name, getattr(vars(m).get("_hf_hook"), "execution_device", None)) for name, m in network.named_modules()]
+    for name, device in moved:
+        if device is not None and [_kind(device)] != [_kind(found) for found in devices]:
+            raise ValueError(
+                f"model must keep its weights where its layers compute, for gradients need them after a layer has run, "
+                f"got {name or 'all of it'} offloaded to {devices[0]}; load it without enable_group_offload() and "
+                "enable_model_cpu_offload(), in 16 bits or quantised"
+            )
+
+
+def _kind(device: Any) -> str:
+    """What sort of device is meant; accelerate counts GPUs."""
+    return "cuda" if isinstance(device, int) else torch.device(device).type
+
+
+def _offload_groups(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Modules that diffusers' group offloading moves by themselves, by name, with what it knows of their groups."""
+    for name, part in module.named_modules():
+        registry = vars(part).get("_diffusers_hook")
+        hook = None if registry is None else registry.get_hook("group_offloading")
+        if hook is not None:
+            yield name, hook.group
 
 
 def check_chance(module: nn.Module, what: str) -> None:
@@ -164,6 +221,19 @@ def sample_of(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise TypeError(f"network must return a tensor or an object with .sample, got {type(output).__name__}")
     return found
+
+
+def _keep_unpacked(network: nn.Module) -> None:
+    """Keep bitsandbytes from packing weights, which it does on some CPUs when a layer first runs without gradients."""
+    for name, layer in network.named_modules():
+        if not getattr(layer, "support_avx512bf16_for_cpu", False):
+            continue
+        if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError(
+                f"model must not have run before on this CPU, for bitsandbytes packed the weights of {name} for "
+                "inference, so that they pass no gradient on; load it again and give it at once"
+            )
+        layer.support_avx512bf16_for_cpu = False
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from journey.data.items import check_finite
+from journey.data.numbers import as_tensor
 from journey.models.condition import Condition
 from journey.models.latent import LatentDenoiser
 from journey.models.text import TextDenoiser
@@ -125,9 +127,14 @@ class StableAudio(TextDenoiser, LatentDenoiser):
     def _end(self, item: Any, name: str) -> float:
         """Where the sound of an item ends, in seconds."""
         found = item.get("seconds_total", self._seconds) if isinstance(item, dict) else self._seconds
-        if not 0 < float(found) <= self._seconds:
-            raise ValueError(f"seconds_total of {name} must be above 0 and at most {self._seconds:g}, got {found}")
-        return float(found)
+        numbers = int | float | np.number | np.ndarray | Tensor
+        single = as_tensor(found) if isinstance(found, numbers) and not isinstance(found, bool) else None
+        if single is None or single.numel() != 1 or not 0 < float(single) <= self._seconds:
+            raise ValueError(
+                f"seconds_total of {name} must be above 0 and at most {self._seconds:g}, got {found!r}: it is the "
+                "number of seconds after which the sound ends, and left out for one of the model's length"
+            )
+        return float(single)
 
     def _encode(self, prompts: list[str], ends: list[float]) -> Condition:
         return self._with_lengths(self.pipeline.encode_prompt(list(prompts), self.text_device, False), ends)

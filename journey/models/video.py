@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from journey.data.items import check_finite
+from journey.data.numbers import as_size
 from journey.models.latent import LatentDenoiser
 
 
@@ -59,7 +60,7 @@ class VideoDenoiser(LatentDenoiser):
     @property
     def sample_size(self) -> tuple[int, ...]:
         """Frames, height and width of a video."""
-        return tuple(self.video_size)
+        return as_size(self.video_size, "video_size")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -69,6 +69,11 @@ class Wan(VideoDenoiser, Flow):
         return Experts(**parts, boundary=ratio * pipeline.scheduler.config.num_train_timesteps)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in, of two networks the finer, see ``Denoiser.dtype``."""
+        return self.network.dtype if isinstance(self.network, Experts) else super().dtype
+
+    @property
     def boundaries(self) -> tuple[int, ...]:
         """The first timestep of the network for high noise, see ``Denoiser.boundaries``."""
         if not isinstance(self.network, Experts):

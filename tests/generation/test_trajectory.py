@@ -150,6 +150,22 @@ def test_an_argument_out_of_range_is_refused(options: dict[str, Any], message: s
         quietly((SmallDenoiser(), make_scheduler()), **options)
 
 
+@pytest.mark.parametrize("size", [8, "8", (8.0, 8.0), (0, 8), (), None.__class__])
+def test_a_size_that_is_no_tuple_of_numbers_is_refused(size: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"size must be a tuple of positive integers, \(height, width\) of an image, .* got"
+    ):
+        quietly((SmallDenoiser(), make_scheduler()), size=size)
+
+
+def test_a_size_that_a_network_cannot_halve_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"size must be a height and width that 2 divides, as the model takes, got \(9, 8"
+    ):
+        quietly((make_unet(), make_scheduler()), size=(9, 8))
+    assert quietly((make_unet(), make_scheduler()), size=(10, 8)).x_t.shape[-2:] == (10, 8)
+
+
 def test_a_model_that_does_not_tell_the_size_of_its_images_is_refused() -> None:
     network = LinearDenoiser()
     del network.config

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from adapters import peft
 from cases import randn
 from models import Images, SmallDenoiser, make_images, make_scheduler, make_unet
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 
 import journey
-from journey.errors import CoverageError
+from journey.errors import CoverageError, GradientCheckError
 from journey.files.fingerprint import fingerprint_tensors
+from journey.gradients.check import check_gradients
 from journey.gradients.engine import GradientEngine
 from journey.gradients.passes import kept_bytes
 from journey.models.denoiser import Denoiser
+from journey.models.network import check_placed
 from journey.projectors.exact import Identity
 from journey.projectors.random import CountSketch
 
@@ -213,3 +217,115 @@ def test_a_base_that_a_library_quantised_is_measured(tmp_path: Path, library: st
     torch.testing.assert_close(exact(model), torch.stack(expected), rtol=1e-5, atol=1e-7)
     features = journey.featurize((model, make_scheduler()), Images(make_images(3)), tmp_path, progress=False)
     features.check_model()
+
+
+class InferenceOnly(nn.Module):
+    """A layer that passes no gradient on, as those whose inputs are quantised too; or as bitsandbytes' on some CPUs."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.weight = layer.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.detach(), self.weight)
+
+
+class Ended(Adapted):
+    """An adapter with such a layer behind it, around which some of the gradient passes, or none."""
+
+    def __init__(self, *, around: bool) -> None:
+        super().__init__(nn.Linear(64, 64).requires_grad_(False))
+        self.last, self.around = InferenceOnly(nn.Linear(64, 64)), around
+        self.eval()
+
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        h = super().forward(x, times).flatten(1)
+        return (self.last(h) + h if self.around else self.last(h)).view_as(x)
+
+
+@pytest.mark.parametrize("around", [True, False])
+def test_a_layer_that_passes_no_gradient_on_is_named(around: bool) -> None:
+    engine = GradientEngine(Ended(around=around))
+    values, features = values_of(engine.model), torch.zeros(3, engine.num_parameters)
+    engine.add_gradients_(features, values, num_rows=3, projector=Identity())
+    with pytest.raises(GradientCheckError, match=r"layer 'last', a InferenceOnly, passes no gradient on"):
+        check_gradients(engine, features, values, num_rows=3, projector=Identity())
+
+
+def test_values_that_no_measured_parameter_reaches_do_not_pass_the_check() -> None:
+    engine = GradientEngine(Adapted())
+    features = torch.zeros(3, engine.num_parameters)
+    with pytest.raises(CoverageError, match="no measured parameter reaches what is measured"):
+        check_gradients(engine, features, lambda rows: torch.ones(3)[rows], num_rows=3, projector=Identity())
+
+
+def test_a_measured_parameter_that_wraps_others_is_refused() -> None:
+    model = Adapted()
+    weight = model.up.weight.data
+    model.up.weight = nn.Parameter(TwoTensor(weight, weight.clone()))
+    with pytest.raises(CoverageError, match=r"plain tensors to be measured, got .* in up\.weight: a quantised base"):
+        GradientEngine(model)
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+def test_a_float_adapter_over_a_base_that_is_cast_is_measured(stored: torch.dtype) -> None:
+    def adapted(network: Any) -> Any:
+        peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]), network)
+        for name, p in network.named_parameters():
+            if ".lora_" in name:  # which peft makes in the dtype that the base is stored in
+                p.data = randn(*p.shape, seed=len(name))
+        return network.eval()
+
+    network, plain = (adapted(each) for each in cast(make_unet(), stored))
+    found = exact(network)
+    assert found.any(1).all()
+    assert torch.equal(found, exact(plain))
+
+
+def test_weights_that_bitsandbytes_would_pack_stay_as_they_are() -> None:
+    network = SmallDenoiser()
+    network.time.support_avx512bf16_for_cpu = True
+    Denoiser(network, make_scheduler())
+    assert network.time.support_avx512bf16_for_cpu is False
+    network.time.support_avx512bf16_for_cpu = True
+    network.time.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    with pytest.raises(ValueError, match="bitsandbytes packed the weights of time for inference"):
+        Denoiser(network, make_scheduler())
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_group_offloading_is_measured_where_weights_stay_and_refused_where_they_go(kind: str, tmp_path: Path) -> None:
+    cpu, plain = torch.device("cpu"), make_unet()
+    options = {"onload_device": cpu, "offload_device": cpu, "offload_type": kind, "num_blocks_per_group": 1}
+    network = make_unet()
+    network.enable_group_offload(**options)
+    Denoiser(network, make_scheduler())
+    assert torch.equal(exact(network), exact(plain))
+    network = make_unet()
+    network.enable_group_offload(**options, offload_to_disk_path=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"got group offloading of .* to the disk, which leaves nothing in their place"
+    ):
+        Denoiser(network, make_scheduler())
+    network = make_unet()
+    network.enable_group_offload(**options)
+    for module in network.modules():
+        registry = vars(module).get("_diffusers_hook")
+        if registry is not None and registry.get_hook("group_offloading") is not None:
+            registry.get_hook("group_offloading").group.onload_device = torch.device("cuda")
+    with pytest.raises(ValueError, match=r"must keep its weights where its layers compute, .* offloaded to cpu"):
+        Denoiser(network, make_scheduler())
+
+
+def test_a_network_on_several_devices_is_refused() -> None:
+    network = SmallDenoiser()
+    check_placed(network)
+    network.inward.to("meta")  # the only other device here
+    with pytest.raises(ValueError, match="must have all its weights on one device, got cpu, meta, as a device_map"):
+        check_placed(network)
+    network = SmallDenoiser()
+    network._hf_hook = SimpleNamespace(execution_device=0)  # as enable_model_cpu_offload() leaves it
+    with pytest.raises(
+        ValueError, match=r"got all of it offloaded to cpu; load it without .* enable_model_cpu_offload"
+    ):
+        check_placed(network)

@@ -128,8 +128,11 @@ def test_sounds_have_no_regions_and_their_own_length(tmp_path: Path) -> None:
     assert torch.equal(full["encoder_hidden_states"], denoiser.encode_prompt(["two"])["encoder_hidden_states"])
     assert not torch.equal(full["global_hidden_states"], short["global_hidden_states"])
     assert denoiser.describe(sound, "a") != denoiser.describe({**sound, "seconds_total": 2.0}, "a")
-    with pytest.raises(ValueError, match="seconds_total of a must be above 0 and at most 8, got 9"):
-        denoiser.encode_conditions([{**sound, "seconds_total": 9.0}], ["a"])
+    for wrong in (9.0, None, "2", True, float("nan"), torch.ones(2)):
+        with pytest.raises(
+            ValueError, match=r"seconds_total of a must be above 0 and at most 8, got .*: it is the number"
+        ):
+            denoiser.encode_conditions([{**sound, "seconds_total": wrong}], ["a"])
     with pytest.raises(ValueError, match=r"must be a sound \[C, T\] = \[2, 32\] at 4 samples a second, got \[2, 31\]"):
         denoiser.check_image(torch.zeros(2, 31), "a")
     with pytest.raises(ValueError, match="files of sounds are not read"):
@@ -149,6 +152,9 @@ def test_a_video_that_does_not_fit_is_refused_in_words(name: str) -> None:
         denoiser.shape_of((5, 8, 6))
     with pytest.raises(ValueError, match="size must be the frames, height and width of a video, got"):
         denoiser.shape_of((8, 8))
+    denoiser.video_size = 16  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"video_size must be a tuple of positive integers, .* got 16"):
+        denoiser.shape_of(None)
     with pytest.raises(ValueError, match="a has NaN or infinite pixels"):
         denoiser.check_image(torch.full((5, 3, 8, 8), torch.nan), "a")
 
@@ -162,7 +168,9 @@ def test_an_adapter_of_one_expert_alone_asks_for_the_other_to_be_frozen(wan22: A
     with pytest.raises(ValueError, match=r"transformer_2 must have an adapter .* call transformer_2.requires_grad_"):
         Experts(high, low, 875)
     Experts(high, low.requires_grad_(False), 875)
-    with pytest.raises(ValueError, match="lora x does not say which of the two networks of Short it is for"):
+    with pytest.raises(
+        ValueError, match="lora of a Short must be 2 files, for transformer and transformer_2, got x; for"
+    ):
         load_lora(wan22, "x")
 
 
