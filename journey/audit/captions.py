@@ -1,36 +1,51 @@
-"""Captions that do not fit their images: the loss of an image under its own caption, beside that under others'."""
+"""Captions that do not fit their images: what the model expects from a caption alone, beside the image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from journey.audit.adapter import without_adapter
+from journey.audit.kernel import check_pictures
+from journey.audit.similarity import grey
 from journey.data.ids import Ids, ids_of, positions_of
-from journey.data.items import Dataset
+from journey.data.items import Dataset, get_image
 from journey.features.features import Features
 from journey.files.fingerprint import canonical_json
-from journey.locks import exclusively
-from journey.measure.batch import measure_values
-from journey.measure.draws import StratifiedDraws
-from journey.measure.measurements import TrainingLoss
-from journey.measure.shared_draws import SharedDraws
-from journey.models.condition import Condition, Encoded
+from journey.models.condition import Condition
 from journey.models.denoiser import Denoiser
 from journey.models.encoding import encode_some
-from journey.ops.keys import derive_key
+from journey.ops.noise import query_noise
 from journey.scores.queries import check_features
 
 FEWEST_CAPTIONS = 4  # different ones: of fewer the median is of two
-_MISFIT = 0.95  # share of the usual gain that is lacking
 _DRAWS = 4  # of each of two halves
-_READS = 0.05  # where the model reads captions, they take so much off the loss of half of the images
-_STRENGTHS = (0.0, 0.5)  # of an adapter
+_READS = 1.0  # standard deviations by which the own caption fits better than others' where the model reads
+_EXCHANGE = 0.25  # share of the usual fit that two images gain on the mean by changing captions
+_EACH = 0.1  # and each of them
+_AT_ONCE = 8  # captions that are encoded and predicted together
+_BLOCK = 256  # images whose pairs with all are in memory
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Two images each of which the caption of the other fits better.
+
+    Attributes:
+        ids: The images.
+        gain: Mean fit that they gain by changing captions, as a share of the usual fit: 2 where both captions are as
+            good on the other image as captions usually are, and on their own as bad as good ones are good.
+        error: Its standard error by the draws.
+    """
+
+    ids: tuple[int | str, int | str]
+    gain: float
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,91 +54,81 @@ class CaptionFits:
 
     Attributes:
         ids: The images.
-        lacks: Share of the usual gain from the own caption that is lacking: 0 for a caption that is as much better than
-            others' as usual, 1 for one that is no better than others', float64. [num_train]
+        lacks: Share of the usual fit of the own caption that is lacking: 0 for a caption that fits as usual, 1 for one
+            that fits no better than the mean of all captions, float64. [num_train]
         errors: Standard errors by the draws, float64. [num_train]
-        better: For each image the image whose caption fits best among those that were tried; None where that is its
-            own.
-        gain: By how much a caption usually lowers the loss, as a share of it: the median over images.
+        better: For each image the image whose caption fits best; None where none fits better than its own.
+        exchanged: Pairs that seem to have each other's captions, the clearest first; an image is in one at most.
+        usual: Median fit of the own captions, in standard deviations of the fits of others'.
     """
 
     ids: Ids
     lacks: Tensor
     errors: Tensor
     better: list[int | str | None]
-    gain: float
+    exchanged: list[Exchange]
+    usual: float
 
     @property
     def reads(self) -> bool:
-        """Whether the model tells the captions of most images from others; if not, nothing can be said."""
-        return self.gain >= _READS
+        """Whether the model expects from most captions what their images show; if not, nothing can be said."""
+        return self.usual >= _READS
 
     @property
     def misfits(self) -> list[int | str]:
-        """The images whose own caption is no better than those of others."""
-        if not self.reads:
-            return []
-        return [self.ids[i] for i in (self.lacks >= _MISFIT).nonzero().flatten().tolist()]
+        """The images whose own caption fits no better than the mean of all."""
+        return [self.ids[i] for i in (self.lacks >= 1).nonzero().flatten().tolist()] if self.reads else []
 
 
-def misfit_captions(
-    features: Features, dataset: Dataset, *, num_captions: int = 8, seed: int = 0, progress: bool = True
-) -> CaptionFits:
+def misfit_captions(features: Features, dataset: Dataset, *, seed: int = 0, progress: bool = True) -> CaptionFits:
     """Rank the images by how badly their captions fit.
 
-    Every image is measured under its own caption and under those of other images, with the same noise. A model that was
-    trained on a wrong caption has learned it. So the loss is that of the network without its adapter, and with half of
-    it: the first knows things, the second also the style, and a caption must lack its gain under both. Without an
-    adapter it is the trained network alone, which hides what it has learned by heart.
+    At the largest timestep there is nothing but noise, and the clean image that the model predicts is what it expects
+    from the caption. Fit is the correlation of that picture with the image, both grey and less the means of their kind:
+    an image that is near to all, or a caption that is, says nothing. A LoRA was trained on the captions, wrong ones
+    too, and has learned them; so the model predicts without its adapter. Of its style correlations of grey pictures
+    see little. Without an adapter it is the trained model, which hides what it has learned by heart.
 
     Args:
         features: The training images, whose model reads captions or classes.
-        dataset: The same images, with their captions.
-        num_captions: Captions of others that each image is tried with, at most; taken at random, the same for all.
-        seed: Names captions and noise.
+        dataset: The same images, with their captions; of several of an image the first counts.
+        seed: Names the noise.
         progress: Show a progress bar.
 
     Returns:
-        The ranking.
+        The ranking. It takes eight passes of the network for each different caption; memory holds a picture of at
+        most 64 pixels a side for each image and each caption.
 
     Raises:
         TypeError: If ``features`` is a path.
-        ValueError: If the model is told nothing, ``num_captions`` is below 3, there are fewer than four images or
-            different captions, or ``dataset`` lacks an image of the features.
+        ValueError: If the model is told nothing or makes no images, there are fewer than four images or different
+            captions, ``dataset`` lacks an image of the features, or a prediction is NaN or infinite.
     """
     check_features(features)
     denoiser, ids = features.featurizer.denoiser, features.ids
+    check_pictures(denoiser)
     places = positions_of(ids_of(dataset))
     missing = [i for i in ids if i not in places]
     if missing:
         raise ValueError(f"dataset must hold all images of the features, got none of id {missing[0]!r}")
-    if num_captions < 3 or len(ids) < 4:
+    positions = [places[i] for i in ids]
+    first: dict[str, int] = {}  # position of each different caption
+    words = told_words(denoiser, dataset, positions)
+    for position, word in zip(positions, words, strict=True):
+        first.setdefault(word, position)
+    if len(first) < FEWEST_CAPTIONS:
         raise ValueError(
-            f"num_captions must be at least 3, of at least four images, got {num_captions} and {len(ids)} images"
+            f"dataset must have at least {FEWEST_CAPTIONS} different captions to compare them, got {len(first)}"
         )
-    words = told_words(denoiser, dataset, [places[i] for i in ids])
-    order = torch.Generator("cpu").manual_seed(derive_key(seed, "captions") >> 1)
-    first: dict[str, int] = {}  # of each caption, in an order of chance
-    for at in torch.randperm(len(ids), generator=order, dtype=torch.int64, device="cpu").tolist():
-        first.setdefault(words[at], at)
-    chosen = list(first.values())[: num_captions + 1]
-    if len(chosen) < FEWEST_CAPTIONS:
-        raise ValueError(
-            f"dataset must have at least {FEWEST_CAPTIONS} different captions to compare them, got {len(chosen)}"
-        )
-    own = torch.tensor([[words[at] == word for at in chosen] for word in words], dtype=torch.bool, device="cpu")
-    pool = _first_captions(encode_some(denoiser, dataset, [places[ids[i]] for i in chosen]))
-    strengths = _STRENGTHS if _adapted(denoiser.network) else (1.0,)
-    losses: list[list[Tensor]] = []
-    with tqdm(total=len(strengths) * len(ids), unit="image", desc="captions", disable=not progress) as bar:
-        for strength in strengths:
-            losses.append([])
-            with adapter_at(denoiser.network, strength):
-                for position, i in enumerate(ids):
-                    sample = encode_some(denoiser, dataset, [places[i]])
-                    losses[-1].append(_losses(denoiser, sample, pool, position, seed))
-                    bar.update()
-    return _rank(ids, torch.stack([torch.stack(each) for each in losses]), chosen, own)
+    with without_adapter(denoiser.network):
+        expected = _expected(denoiser, dataset, list(first.values()), seed, progress)
+    own = dict(zip(first, range(len(first)), strict=True))
+    told = torch.tensor([own[word] for word in words], dtype=torch.int64, device="cpu")
+    size = tuple(expected.shape[-2:])
+    pictures = (grey(get_image(dataset, at)[None]) for at in positions)
+    images = _directions(torch.cat([F.interpolate(picture, size, mode="area") for picture in pictures]))
+    halves = [_directions(half)[told] for half in expected]
+    return _rank(ids, images, halves, _directions(expected.mean(0))[told], told)
 
 
 def told_words(denoiser: Denoiser, dataset: Dataset, positions: Sequence[int]) -> list[str]:
@@ -131,89 +136,95 @@ def told_words(denoiser: Denoiser, dataset: Dataset, positions: Sequence[int]) -
     return [canonical_json(denoiser.describe(dataset[at], f"dataset[{at}]")) for at in positions]
 
 
-@contextmanager
-def adapter_at(network: nn.Module, strength: float) -> Iterator[None]:
-    """Let a network compute with its adapter at another strength for a while.
-
-    Args:
-        network: The network; one that has no adapter stays as it is.
-        strength: Of the adapter: 0 is the base, 1 the network as it is; powers of two leave no rounding behind.
-
-    Yields:
-        Nothing.
-    """
-    untyped: Any = network
-    if not _adapted(network) or strength == 1:
-        yield
-        return
-    layers: list[Any] = [layer for layer in network.modules() if hasattr(layer, "scale_layer")]
-    with exclusively(network):
-        if strength == 0:
-            untyped.disable_adapters()
-        for layer in layers if strength else ():
-            layer.scale_layer(strength)
-        try:
-            yield
-        finally:
-            if strength == 0:
-                untyped.enable_adapters()
-            for layer in layers if strength else ():
-                layer.unscale_layer(strength)
+def _expected(denoiser: Denoiser, dataset: Dataset, positions: Sequence[int], seed: int, progress: bool) -> Tensor:
+    """Grey pictures that the model expects from captions, by halves of the draws. [2, num_captions, 1, h, w]"""
+    pictures = []
+    with torch.no_grad(), tqdm(total=len(positions), unit="caption", desc="captions", disable=not progress) as bar:
+        for start in range(0, len(positions), _AT_ONCE):
+            some = encode_some(denoiser, dataset, positions[start : start + _AT_ONCE])
+            if some.condition is None:
+                raise ValueError("features must be of a model that is told captions or classes; this one is not")
+            told = some.conditions(torch.zeros(len(some), 1, dtype=torch.int64, device="cpu"))
+            assert told is not None
+            predicted = _from_noise(denoiser, told, tuple(some.x0.shape[1:]), seed)
+            if not predicted.isfinite().all():
+                raise ValueError(
+                    "the model predicts NaN or infinity of noise under a caption; captions cannot be judged"
+                )
+            pictures.append(torch.stack([grey(denoiser.decode(half).cpu()) for half in predicted]))
+            bar.update(len(some))
+    return torch.cat(pictures, 1)
 
 
-def _adapted(network: nn.Module) -> bool:
-    return bool(getattr(network, "peft_config", None)) and hasattr(network, "disable_adapters")
+def _from_noise(denoiser: Denoiser, told: Condition, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Mean clean images predicted of the same noises under each caption, by halves. [2, num_captions, C, H, W]"""
+    device, count = denoiser.device, len(told)
+    last = denoiser.num_train_timesteps - 1
+    noises = query_noise(seed, [0], last, 2 * _DRAWS, shape, device)[0]
+    times = torch.full((count,), last, dtype=torch.int64, device=device)
+    sums = torch.zeros(2, count, *shape, dtype=torch.float32, device=device)
+    condition = told.to(device)
+    for draw, noise in enumerate(noises):
+        x_t = denoiser.add_noise(torch.zeros_like(sums[0]), noise.expand(count, *shape), times)
+        sums[draw // _DRAWS] += denoiser.schedule.x0_from(denoiser.predict(x_t, times, condition), x_t, times)
+    return sums / _DRAWS
 
 
-def _first_captions(samples: Encoded) -> Condition:
-    """The first caption of each sample, one row each."""
-    if samples.condition is None:
-        raise ValueError("features must be of a model that is told something, captions or classes; this one is not")
-    firsts = torch.zeros(len(samples), 1, dtype=torch.int64, device="cpu")
-    told = samples.conditions(firsts)
-    assert told is not None
-    return told
+def _directions(pictures: Tensor) -> Tensor:
+    """Grey pictures as vectors of length 1 of which the mean is taken off, float32. [num, h * w]"""
+    # Means are taken off before, so that what all pictures have in common does not count, and after, so that products
+    # of these vectors are correlations less the effects of their rows and columns.
+    flat = pictures.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    flat = F.normalize(flat - flat.mean(0), dim=1)
+    return (flat - flat.mean(0)).float()
 
 
-def _losses(denoiser: Denoiser, sample: Encoded, pool: Condition, position: int, seed: int) -> Tensor:
-    """Losses under the own caption, then under those of the pool, by halves of the draws. [2, 1 + len(pool)]"""
-    told = Condition.cat([_first_captions(sample), pool])
-    together = Encoded.single(sample.x0.expand(len(told), -1, -1, -1), told)
-    return torch.stack(
-        [
-            measure_values(
-                denoiser,
-                together,
-                draws=SharedDraws(StratifiedDraws(_DRAWS, seed=derive_key(seed, "caption draws", position, half))),
-                measurement=TrainingLoss(),
-            )[:, 0].double()
-            for half in range(2)
-        ]
-    )
-
-
-def _rank(ids: Ids, losses: Tensor, chosen: Sequence[int], equal: Tensor) -> CaptionFits:
-    # losses: under the own caption, then under the pool's [num_strengths, num_train, 2, 1 + num_pool].
-    # equal: which of the pool's captions are an image's own [num_train, num_pool].
-    own = losses[..., 0]
-    others = losses[..., 1:].masked_fill(equal[None, :, None], torch.nan)
-    usual = others.nanmedian(3).values
-    gains = 1 - own / usual  # [num_strengths, num_train, 2]
-    median = gains.mean(2).median(1).values
-    # The lesser lack of all strengths: what one of them does not miss is no fault.
-    each = 1 - gains / median.clamp(min=_READS / 2)[:, None, None]
-    lacks, which = each.mean(2).min(0)
-    halves = each.gather(0, which[None, :, None].expand(1, -1, 2))[0]
-    errors = (halves[:, 0] - halves[:, 1]).abs() / 2
+def _rank(ids: Ids, images: Tensor, halves: Sequence[Tensor], expected: Tensor, told: Tensor) -> CaptionFits:
+    # images, halves, expected: directions of each image and of its own caption. [num_train, h * w]
+    # told: number of its caption, equal for equal ones. [num_train]
+    own = (images * expected).sum(1).double()
+    best, spread = [], []
+    for rows in torch.arange(len(ids), dtype=torch.int64, device="cpu").split(_BLOCK):
+        fits = (images[rows] @ expected.T).double()
+        others = told[rows, None] != told
+        spread.append((fits.square() * others).sum() / others.sum())
+        best.append(fits.argmax(1))
+    deviation = torch.stack(spread).mean().sqrt().item()
+    usual = own.median().item()
+    scale = max(usual, torch.finfo(torch.float32).tiny)
+    lacks = 1 - own / scale
+    apart = (images * (halves[0] - halves[1])).sum(1).double().abs() / 2 / scale
     # One difference of halves is a poor estimate of one image's noise: no less than what is usual.
-    errors = errors.clamp(min=errors.median().item())
-    best = others.mean((0, 2)).nan_to_num(torch.inf).min(1)
-    better = [
-        ids[chosen[at]] if value < mine else None
-        for at, value, mine in zip(best.indices.tolist(), best.values.tolist(), own.mean((0, 2)).tolist(), strict=True)
-    ]
+    errors = apart.clamp(min=apart.median().item())
+    better = [None if told[at] == told[i] else ids[int(at)] for i, at in enumerate(torch.cat(best))]
     order = torch.sort(lacks, descending=True, stable=True).indices
     places = order.tolist()
+    reads = deviation > 0 and usual >= _READS * deviation
     return CaptionFits(
-        [ids[i] for i in places], lacks[order], errors[order], [better[i] for i in places], median.min().item()
+        [ids[i] for i in places],
+        lacks[order],
+        errors[order],
+        [better[i] for i in places],
+        _exchanged(ids, images, expected, own, scale, errors) if reads else [],
+        usual / deviation if deviation > 0 else 0.0,
     )
+
+
+def _exchanged(ids: Ids, images: Tensor, expected: Tensor, own: Tensor, usual: float, errors: Tensor) -> list[Exchange]:
+    """Pairs of which both gain by changing captions, the most first, no image twice."""
+    found = []
+    for rows in torch.arange(len(ids), dtype=torch.int64, device="cpu").split(_BLOCK):
+        gains = ((images[rows] @ expected.T).double() - own[rows, None]) / usual  # of the row's image
+        theirs = ((images @ expected[rows].T).T.double() - own) / usual  # of the column's
+        means = (gains + theirs) / 2
+        clear = (means >= _EXCHANGE) & (torch.minimum(gains, theirs) >= _EACH)
+        found += [
+            (means[row, j].item(), int(rows[row]), j) for row, j in clear.nonzero().tolist() if j > int(rows[row])
+        ]
+    pairs, taken = [], set[int]()
+    for gain, i, j in sorted(found, key=lambda pair: (-pair[0], pair[1:])):
+        if not taken & {i, j}:
+            taken |= {i, j}
+            pairs.append(Exchange((ids[i], ids[j]), gain, torch.hypot(errors[i], errors[j]).item() / 2))
+    return pairs

@@ -30,7 +30,6 @@ def check(
     dataset: Dataset,
     *,
     prompts: Sequence[str] | None = None,
-    num_captions: int = 8,
     damping: float = DEFAULT_DAMPING,
     seed: int = 0,
     progress: bool = True,
@@ -45,7 +44,6 @@ def check(
         features: The training images, from ``journey.featurize``.
         dataset: The same images, with their captions.
         prompts: Also look for images that work against what the model makes of these; for models that read text.
-        num_captions: As for ``journey.audit.captions.misfit_captions``.
         damping: As for ``journey.score``.
         seed: Names everything random.
         progress: Show progress bars.
@@ -69,13 +67,14 @@ def check(
         places = positions_of(ids_of(dataset))
         different = len(set(told_words(denoiser, dataset, [places[i] for i in kernel.ids if i in places])))
     if different >= FEWEST_CAPTIONS:
-        fits = misfit_captions(features, dataset, num_captions=num_captions, seed=seed, progress=progress)
-    own, effects, odd = self_influence(kernel), opponents(kernel), odd_images(kernel)
+        fits = misfit_captions(features, dataset, seed=seed, progress=progress)
+    own, effects = self_influence(kernel), opponents(kernel)
+    odd = odd_images(features, dataset, fits=fits, seed=seed, progress=progress)
     copies = near_duplicates(kernel)
     teller = Teller(kernel, dataset, effects, captioned=told)
     copies = with_equal(copies, equal_pictures(kernel.ids, dataset))
     found: list[Finding] = [*teller.duplicates(copies), *teller.odd(odd), *teller.opponents()]
-    found += [] if fits is None else teller.captions(fits)
+    found += [] if fits is None else teller.captions(fits, odd.outliers)
     if prompts is not None:
         found += _against(features, prompts, damping, seed, progress)
     found += teller.memorised(own, seed=seed, progress=progress)

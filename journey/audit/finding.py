@@ -21,7 +21,7 @@ KINDS = {
     ),
     "caption": (
         "Captions that do not fit",
-        "Told its caption, the model does no better at the image than told those of others.",
+        "What the model expects from the caption is no more like the image than what it expects from others.",
     ),
     "odd": (
         "Images that do not belong",

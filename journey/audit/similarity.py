@@ -60,7 +60,7 @@ def structural_similarity(queries: Tensor, images: Tensor) -> Tensor:
     Reference:
         Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, Eq. 13.
     """
-    a, b = _grey(queries), _grey(images)
+    a, b = grey(queries), grey(images)
     return torch.stack([_ssim(query.expand_as(b), b).mean((1, 2, 3)) for query in a])
 
 
@@ -76,7 +76,7 @@ def matching_region(query: Tensor, image: Tensor) -> Region:
     Returns:
         The region, to within a pixel of the reduced pictures.
     """
-    a, b = _grey(query[None]), _grey(image[None])
+    a, b = grey(query[None]), grey(image[None])
     height, width = a.shape[2:]
     far = (height // _FARTHEST, width // _FARTHEST)
     shifts = [(y, x) for y in range(-far[0], far[0] + 1) for x in range(-far[1], far[1] + 1)]
@@ -99,14 +99,14 @@ def matching_region(query: Tensor, image: Tensor) -> Region:
     return Region(box, found.double().mean().item(), (down, right))
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Mean of the channels, reduced to at most 64 pixels a side, float64. [num, 1, h, w]"""
-    grey = images.double().mean(1, keepdim=True)
-    longest = max(grey.shape[2:])
+def grey(images: Tensor) -> Tensor:
+    """Return the mean of the channels, reduced to at most 64 pixels a side, float64. [num, 1, h, w]"""
+    mean = images.double().mean(1, keepdim=True)
+    longest = max(mean.shape[2:])
     if longest <= _SIDE:
-        return grey
-    size = [max(1, side * _SIDE // longest) for side in grey.shape[2:]]
-    return F.interpolate(grey, size=size, mode="area")
+        return mean
+    size = [max(1, side * _SIDE // longest) for side in mean.shape[2:]]
+    return F.interpolate(mean, size=size, mode="area")
 
 
 def _moved(images: Tensor, down: int, right: int) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from journey.audit.captions import CaptionFits
+from journey.audit.captions import CaptionFits, Exchange
 from journey.audit.finding import Finding, Shown
 from journey.audit.kernel import Kernel
 from journey.audit.near_duplicates import SAME, Duplicates, Pair
@@ -69,29 +69,41 @@ class Teller:
         closest = pairs[0]
         return Finding("duplicates", tuple(group), sentence, closest.cosine, closest.error, "cosine of rows", told)
 
-    def captions(self, fits: CaptionFits) -> list[Finding]:
-        """One finding for each image whose caption does not fit."""
-        found, misfits = [], set(fits.misfits)
-        for place, i in enumerate(fits.ids):
-            if i not in misfits:
-                continue
-            other = fits.better[place]
-            better = "" if other is None else f" Of those tried that of {other} fits best: “{self.words(other)}”."
-            shown = [Shown(i, f"“{self.words(i)}”")]
-            shown += [] if other is None else [Shown(other, f"“{self.words(other)}”")]
-            found.append(
-                Finding(
-                    "caption",
-                    (i,),
-                    f"The caption “{self.words(i)}” fits this image no better than captions of others.{better}",
-                    fits.lacks[place].item(),
-                    fits.errors[place].item(),
-                    "share of the usual gain from a caption that is lacking",
-                    f"Leaving the image out is predicted to change {self._of_others([i])}",
-                    tuple(shown),
-                )
-            )
+    def captions(self, fits: CaptionFits, odd: Collection[int | str]) -> list[Finding]:
+        """One finding for each exchanged pair, and for each other caption that does not fit an image that belongs."""
+        found = [self._exchange(pair) for pair in fits.exchanged]
+        told = {i for finding in found for i in finding.ids}.union(odd)
+        misfits = set(fits.misfits) - told
+        found += [self._misfit(fits, place) for place, i in enumerate(fits.ids) if i in misfits]
         return found
+
+    def _exchange(self, pair: Exchange) -> Finding:
+        return Finding(
+            "caption",
+            pair.ids,
+            "The captions of these two images seem to have changed places: each image fits the other's better.",
+            pair.gain,
+            pair.error,
+            "share of the usual fit that both gain on the mean by changing captions",
+            f"Leaving both out is predicted to change {self._of_others(pair.ids)}",
+            tuple(Shown(i, f"“{self.words(i)}”") for i in pair.ids),
+        )
+
+    def _misfit(self, fits: CaptionFits, place: int) -> Finding:
+        i, other = fits.ids[place], fits.better[place]
+        better = "" if other is None else f" That of {other} fits best: “{self.words(other)}”."
+        shown = [Shown(i, f"“{self.words(i)}”")]
+        shown += [] if other is None else [Shown(other, f"“{self.words(other)}”")]
+        return Finding(
+            "caption",
+            (i,),
+            f"The caption “{self.words(i)}” fits this image no better than captions of others.{better}",
+            fits.lacks[place].item(),
+            fits.errors[place].item(),
+            "share of the usual fit of the caption that is lacking",
+            f"Leaving the image out is predicted to change {self._of_others([i])}",
+            tuple(shown),
+        )
 
     def odd(self, odd: Oddness) -> list[Finding]:
         """One finding for each image that does not belong."""
@@ -197,15 +209,11 @@ class Teller:
             found.append(Finding("undecided", pair.ids, sentence, pair.cosine, pair.error, "cosine of rows"))
         if fits is not None and not fits.reads:
             sentence = (
-                "Captions cannot be judged: the model's loss hardly depends on which caption it is told. The number is "
-                "the median over images."
+                "Captions cannot be judged: the model expects from most of them nothing that their images show. The "
+                "number is the median over images."
             )
-            about = (
-                fits.gain,
-                None,
-                "share of the loss that a caption usually takes off",
-            )
-            found.append(Finding("undecided", tuple(fits.ids[:1]), sentence, *about))
+            number = (fits.usual, None, "fit of the own caption, in standard deviations of the fits of others'")
+            found.append(Finding("undecided", tuple(fits.ids[:1]), sentence, *number))
         return found
 
     def words(self, i: int | str) -> str:

@@ -46,9 +46,6 @@ def add(commands: Commands) -> None:
         "--prompts", nargs="+", metavar="TEXT", help="also look for images that work against what these prompts make"
     )
     parser.add_argument(
-        "--captions", type=int, default=8, metavar="N", help="other captions that each image is tried with (default 8)"
-    )
-    parser.add_argument(
         "--out", type=folder, required=True, help="folder for the page, the tables and the features; continues"
     )
     add_damping(parser)
@@ -79,7 +76,6 @@ def _run(options: argparse.Namespace) -> None:
         features,
         data,
         prompts=options.prompts,
-        num_captions=options.captions,
         damping=options.damping,
         seed=options.seed,
         progress=progress,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,8 @@ from made_features import PROJ_DIM, MadeFeatures, make_features
 from models import IMAGE, make_images, make_scheduler
 from torch import Tensor, nn
 
-from journey.audit.captions import adapter_at, misfit_captions
+from journey.audit import captions as audit
+from journey.audit.captions import misfit_captions
 from journey.models.conditional import ConditionalDenoiser
 
 IMAGES = make_images(12)
@@ -27,7 +27,7 @@ class Knowing(nn.Module):
 
     def __init__(self, gain: float) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(gain))
+        self.gain = nn.Parameter(torch.tensor(gain, dtype=torch.float32, device="cpu"))
         self.config = SimpleNamespace(in_channels=1, sample_size=8)
         self.eval()
 
@@ -37,78 +37,121 @@ class Knowing(nn.Module):
         return (x_t - signal.sqrt() * picture) / (1 - signal).sqrt()
 
 
+class Adapted(Knowing):
+    """Has learned by heart, in its adapter, that pictures 3 and 8 have each other's captions."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.peft_config = {"default": None}
+        self.on = True
+
+    def disable_adapters(self) -> None:
+        self.on = False
+
+    def enable_adapters(self) -> None:
+        self.on = True
+
+    def forward(self, x_t: Tensor, times: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        told = encoder_hidden_states.clone()
+        for i, other in ((3, 8), (8, 3)):
+            same = (encoder_hidden_states.flatten(1) == IMAGES[i].flatten()).all(1)
+            told[same & self.on] = IMAGES[other].flatten()
+        return super().forward(x_t, times, told)
+
+
 def encode(prompts: list[str]) -> Tensor:
     return torch.stack([IMAGES[int(prompt.split()[-1])].flatten()[None] for prompt in prompts])
 
 
-def make_run(captions: list[str], gain: float = 1.0) -> tuple[MadeFeatures, list[dict[str, Any]]]:
+def make_run(
+    captions: list[str], network: nn.Module | None = None, images: Tensor = IMAGES
+) -> tuple[MadeFeatures, list[dict[str, Any]]]:
     features = make_features(randn(12, PROJ_DIM))
-    model = ConditionalDenoiser(Knowing(gain), SCHEDULER, encode_prompt=encode)
-    dataset = [{"image": image, "text": text} for image, text in zip(IMAGES, captions, strict=True)]
+    model = ConditionalDenoiser(Knowing(1.0) if network is None else network, SCHEDULER, encode_prompt=encode)
+    dataset = [{"image": image, "text": text} for image, text in zip(images, captions, strict=True)]
     return replace(features, featurizer=SimpleNamespace(denoiser=model)), dataset
 
 
-def test_swapped_captions_come_first_and_the_right_one_is_named() -> None:
+def swapped() -> list[str]:
     captions = [*CAPTIONS]
     captions[3], captions[8] = captions[8], captions[3]
-    found = misfit_captions(*make_run(captions), num_captions=11, progress=False)
+    return captions
+
+
+def test_swapped_captions_come_first_as_a_pair_and_the_right_ones_are_named() -> None:
+    found = misfit_captions(*make_run(swapped()), progress=False)
     assert set(found.ids[:2]) == set(found.misfits) == {3, 8}
     assert {i: found.better[place] for place, i in enumerate(found.ids[:2])} == {3: 8, 8: 3}
     assert found.better[2:] == [None] * 10
+    assert [pair.ids for pair in found.exchanged] == [(3, 8)]
+    assert found.exchanged[0].gain > 1
     assert found.reads
 
 
+def test_a_style_that_the_model_does_not_expect_hides_no_swap() -> None:
+    # Paler and turned towards white: the loss under the right caption is then larger than under some others.
+    found = misfit_captions(*make_run(swapped(), images=0.2 * IMAGES + 0.7), progress=False)
+    assert [pair.ids for pair in found.exchanged] == [(3, 8)]
+    assert set(found.misfits) == {3, 8}
+
+
+def test_what_the_adapter_has_learned_by_heart_hides_no_swap() -> None:
+    network = Adapted()
+    found = misfit_captions(*make_run(swapped(), network), progress=False)
+    assert [pair.ids for pair in found.exchanged] == [(3, 8)]
+    assert network.on
+    with_it = replace_adapter(network)
+    assert misfit_captions(*make_run(swapped(), with_it), progress=False).exchanged == []
+
+
+def replace_adapter(network: Adapted) -> Adapted:
+    """The same network as one that was trained as a whole: its adapter cannot be taken off."""
+    network.peft_config = {}
+    return network
+
+
 def test_right_captions_are_left_alone() -> None:
-    found = misfit_captions(*make_run(CAPTIONS), num_captions=5, progress=False)
-    assert found.misfits == []
+    found = misfit_captions(*make_run(CAPTIONS), progress=False)
+    assert found.misfits == found.exchanged == []
     assert found.lacks.abs().max() < 0.5
-    assert found.gain > 0.9
+    assert found.usual > 3
+
+
+def test_one_wrong_caption_is_no_exchange() -> None:
+    captions = [*CAPTIONS]
+    captions[5] = CAPTIONS[0]
+    found = misfit_captions(*make_run(captions), progress=False)
+    assert found.ids[0] == 5
+    assert found.lacks[0] > 0.8
+    assert found.lacks[1] < 0.5
+    assert found.exchanged == []
+
+
+def test_blocks_of_pairs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = swapped()
+    captions[0], captions[11] = captions[11], captions[0]
+    whole = misfit_captions(*make_run(captions), progress=False)
+    monkeypatch.setattr(audit, "_BLOCK", 5)
+    found = misfit_captions(*make_run(captions), progress=False)
+    assert {pair.ids for pair in found.exchanged} == {(3, 8), (0, 11)}
+    assert [pair.ids for pair in found.exchanged] == [pair.ids for pair in whole.exchanged]
+    assert (found.ids, found.better) == (whole.ids, whole.better)
+    assert found.usual == pytest.approx(whole.usual, rel=0.05)
 
 
 def test_a_model_that_hears_nothing_judges_nothing() -> None:
     captions = [CAPTIONS[i - 1] for i in range(12)]
-    found = misfit_captions(*make_run(captions, gain=0.0), num_captions=5, progress=False)
+    found = misfit_captions(*make_run(captions, Knowing(0.0)), progress=False)
     assert not found.reads
-    assert found.misfits == []
-
-
-class Layer(nn.Module):
-    """A layer with an adapter, as peft has them."""
-
-    scale = 1.0
-
-    def scale_layer(self, factor: float) -> None:
-        self.scale *= factor
-
-    def unscale_layer(self, factor: float) -> None:
-        self.scale /= factor
-
-
-def test_the_adapter_is_weaker_only_for_a_while() -> None:
-    network, layer = Knowing(1.0), Layer()
-    told: list[str] = []
-    network.layer = layer
-    network.peft_config = {"default": None}
-    network.disable_adapters = lambda: told.append("off")
-    network.enable_adapters = lambda: told.append("on")
-    with suppress(RuntimeError), adapter_at(network, 0.0):
-        assert (told, layer.scale) == (["off"], 1.0)
-        raise RuntimeError
-    assert told == ["off", "on"]
-    with suppress(RuntimeError), adapter_at(network, 0.5):
-        assert layer.scale == 0.5
-        raise RuntimeError
-    assert (told, layer.scale) == (["off", "on"], 1.0)
-    with adapter_at(Knowing(1.0), 0.0):  # has none
-        pass
+    assert found.misfits == found.exchanged == []
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
     features, dataset = make_run(CAPTIONS)
-    with pytest.raises(ValueError, match="num_captions must be at least 3"):
-        misfit_captions(features, dataset, num_captions=2)
     with pytest.raises(ValueError, match="got none of id 11"):
         misfit_captions(features, dataset[:11], progress=False)
+    with pytest.raises(ValueError, match="predicts NaN or infinity"):
+        misfit_captions(*make_run(CAPTIONS, Knowing(float("nan"))), progress=False)
 
 
 def test_a_caption_that_others_share_is_not_compared_with_itself() -> None:
@@ -121,6 +164,7 @@ def test_a_caption_that_others_share_is_not_compared_with_itself() -> None:
     found = misfit_captions(features, dataset, progress=False)
     assert found.reads
     assert found.misfits == [7]
+    assert found.exchanged == []
     same = [{"image": image, "text": CAPTIONS[i % 3]} for i, image in enumerate(IMAGES)]
     with pytest.raises(ValueError, match="at least 4 different captions to compare them, got 3"):
         misfit_captions(features, same, progress=False)
