@@ -42,11 +42,12 @@ class Blocks:
 
     def __post_init__(self) -> None:
         """Refuse directions of rows of another length."""
-        known = self.features.featurizer.features_dim
-        if self.directions is not None and len(self.directions.of_rows) != known:
+        if self.directions is None:
+            return
+        known, given = self.features.featurizer.features_dim, len(self.directions.of_rows)
+        if given != known:
             raise ValueError(
-                f"directions must be of rows of {known} numbers, as these features have, got those of rows of "
-                f"{len(self.directions.of_rows)}"
+                f"directions must be of rows of {known} numbers, as these features have, got those of rows of {given}"
             )
 
     def __iter__(self) -> Iterator[tuple[list[int | str], Tensor]]:
