@@ -44,7 +44,7 @@ def _run(
         row,
         lambda: ops.norm_grads(*next(cold), groups=groups, centered=centered, eps=1e-5),
         effort=context.effort,
-        bound=context.ceilings.read_bound(cold),
+        bound=context.ceilings.read_bound(cold)._replace(work=cold.slice_bytes, probe_work=cold.slice_bytes),
         peers={EAGER: lambda: _eager(*next(cold), groups, centered)},
     )
 

@@ -38,8 +38,9 @@ struct Strides {
     int64_t x;
 };
 
-// How an operand is read: 16 bytes of consecutive pairs, 16 bytes of consecutive lines, or element by element.
-enum class Layout : int { kPairsContiguous, kLinesContiguous, kAnyStrides };
+// How an operand is read: 16 bytes of consecutive pairs, 16 bytes of consecutive lines, element by element, or 16 bytes
+// of consecutive channels at one kernel position, which are consecutive lines and may lie outside of the image.
+enum class Layout : int { kPairsContiguous, kLinesContiguous, kAnyStrides, kChannelsContiguous };
 
 struct Operand {
     const char* data;
@@ -72,19 +73,23 @@ struct alignas(16) Offset {
 // number of positions), they are stored at once, or registers would spill.
 constexpr int kLinesInFlight = 64;
 
-// How an operand may be read. `lines` of a convolution group are consecutive channels where it is pointwise; strides
-// are in elements.
+// How an operand may be read. `channels` of a convolution group are consecutive lines, at one kernel position where it
+// is not pointwise; strides are in elements.
 template <typename input_t>
 Layout choose_layout(
-    const void* data, const Strides4& strides, const Pairs& pairs, bool pointwise, bool unit_steps, int64_t lines) {
+    const void* data, const Strides4& strides, const Pairs& pairs, bool pointwise, bool unit_steps, int64_t channels) {
     const auto [row, channel, y, x] = strides;
     const int64_t vector = kVector<input_t>, out_height = pairs.positions / pairs.out_width;
-    if (!pointwise || !is_aligned(data) || row % vector != 0) return Layout::kAnyStrides;
+    if (!is_aligned(data) || row % vector != 0) return Layout::kAnyStrides;
+    if (!pointwise)
+        return channel == 1 && x % vector == 0 && y % vector == 0 && channels % vector == 0
+                   ? Layout::kChannelsContiguous
+                   : Layout::kAnyStrides;
     const bool dense_x = pairs.out_width == 1 || x == 1, dense_y = out_height == 1 || y == pairs.out_width;
     if (unit_steps && dense_x && dense_y && channel % vector == 0 && pairs.positions % vector == 0)
         return Layout::kPairsContiguous;
     const bool aligned_x = pairs.out_width == 1 || x % vector == 0, aligned_y = out_height == 1 || y % vector == 0;
-    if (channel == 1 && aligned_x && aligned_y && lines % vector == 0) return Layout::kLinesContiguous;
+    if (channel == 1 && aligned_x && aligned_y && channels % vector == 0) return Layout::kLinesContiguous;
     return Layout::kAnyStrides;
 }
 
@@ -125,19 +130,20 @@ __device__ __forceinline__ void begin_operand(
             at[half] = decode_pair(operand, pairs, begin + fetched_depth<input_t>() + half);
             from[half] = computed(data + at[half].bytes);
         }
-        if constexpr (kLayout == Layout::kLinesContiguous) {
-            fetch_across<input_t, kLines>(fetched, [&](int index, int half) {
-                const Offset line = load_vector(lines + index);
-                return Place{from[half] + line.bytes, (at[half].y | line.y) >= 0};
-            });
+        const auto place = [&](int index, int half) {
+            const Offset line = load_vector(lines + index);
+            if (kLayout == Layout::kLinesContiguous) return Place{from[half] + line.bytes, (at[half].y | line.y) >= 0};
+            const uint32_t y = static_cast<uint32_t>(at[half].y + line.y);
+            const uint32_t x = static_cast<uint32_t>(at[half].x + line.x);
+            const bool inside = y < static_cast<uint32_t>(operand.height) && x < static_cast<uint32_t>(operand.width);
+            return Place{from[half] + line.bytes, inside};
+        };
+        if constexpr (kLayout != Layout::kAnyStrides) {
+            fetch_across<input_t, kLines>(fetched, place);
         } else {
             const auto read = [&](int index, int half) -> uint32_t {
-                const Offset line = load_vector(lines + index);
-                const uint32_t y = static_cast<uint32_t>(at[half].y + line.y);
-                const uint32_t x = static_cast<uint32_t>(at[half].x + line.x);
-                const bool inside =
-                    y < static_cast<uint32_t>(operand.height) && x < static_cast<uint32_t>(operand.width);
-                return inside ? bits_of(reinterpret_cast<const input_t*>(from[half] + line.bytes)) : 0u;
+                const Place element = place(index, half);
+                return element.inside ? bits_of(static_cast<const input_t*>(element.at)) : 0u;
             };
             if constexpr (kLines <= kLinesInFlight) {
                 fetch_words<input_t, kLines>(fetched, 0, read);
@@ -155,7 +161,7 @@ __device__ __forceinline__ void begin_operand(
 
 template <typename input_t, int kLines, Layout kLayout>
 __device__ __forceinline__ void finish_operand(uint32_t* stage, const Fetched<input_t, kLines>& fetched) {
-    if constexpr (kLayout == Layout::kLinesContiguous)
+    if constexpr (kLayout == Layout::kLinesContiguous || kLayout == Layout::kChannelsContiguous)
         store_across<input_t, kLines>(stage, fetched);
     else if constexpr (kLayout == Layout::kAnyStrides && kLines <= kLinesInFlight)
         store_words<input_t, kLines>(stage, fetched, 0);

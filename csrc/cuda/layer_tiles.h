@@ -168,7 +168,7 @@ Layouts choose_layouts(const SketchOuterArgs& args, const Pairs& pairs, const Ti
                             args.in_size[2] == args.out_size[2];
     return Layouts{
         choose_layout<input_t>(args.g, args.g_strides, pairs, true, true, tiling.group_rows),
-        choose_layout<input_t>(args.a, args.a_strides, pairs, pointwise, same_image, tiling.cols)};
+        choose_layout<input_t>(args.a, args.a_strides, pairs, pointwise, same_image, tiling.group_channels)};
 }
 
 }  // namespace journey::cuda

@@ -306,13 +306,15 @@ using OuterKernel = void (*)(OuterProblem, Tiling, int);
 template <typename input_t, bool kSplit>
 OuterKernel choose_kernel(const Layouts& layouts, bool shared_sums) {
     constexpr Layout kPairs = Layout::kPairsContiguous, kLines = Layout::kLinesContiguous, kAny = Layout::kAnyStrides;
+    constexpr Layout kChannels = Layout::kChannelsContiguous;
     if (!shared_sums) return &sketch_outer_kernel<input_t, kSplit, false, kAny, kAny>;
     if (layouts.g == kPairs)
         return layouts.a == kPairs ? &sketch_outer_kernel<input_t, kSplit, true, kPairs, kPairs>
                                    : &sketch_outer_kernel<input_t, kSplit, true, kPairs, kAny>;
-    if (layouts.g == kLines)
-        return layouts.a == kLines ? &sketch_outer_kernel<input_t, kSplit, true, kLines, kLines>
-                                   : &sketch_outer_kernel<input_t, kSplit, true, kLines, kAny>;
+    if (layouts.g == kLines && layouts.a == kLines) return &sketch_outer_kernel<input_t, kSplit, true, kLines, kLines>;
+    if (layouts.g == kLines && layouts.a == kChannels)
+        return &sketch_outer_kernel<input_t, kSplit, true, kLines, kChannels>;
+    if (layouts.g == kLines) return &sketch_outer_kernel<input_t, kSplit, true, kLines, kAny>;
     return &sketch_outer_kernel<input_t, kSplit, true, kAny, kAny>;
 }
 

@@ -46,7 +46,8 @@ class CpuKernels(Kernels):
             x = torch.nn.functional.layer_norm(x, x.shape[2:], eps=eps)
         else:
             x = x * torch.rsqrt(x.square().mean(2, keepdim=True) + eps)
-        return torch.stack([x * g, g], dim=1).sum(3 if groups else 2)
+        positions = 2 if groups else 1
+        return torch.stack([(x * g).sum(positions), g.sum(positions)], dim=1)
 
     def accumulate_gram_(self, gram: Tensor, features: Tensor, block_size: int) -> None:
         """Gram matrix in float64, a block of samples at a time: each is converted as a whole."""

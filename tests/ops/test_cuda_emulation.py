@@ -431,10 +431,12 @@ def test_convolution_gradients_are_sketched_exactly_on_integers(kernels, name):
         assert torch.equal(actual.double(), reference.sketch_outer(a, g, proj_dim, KEY, **options))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("channels", "groups"), [(64, 1), (96, 1), (80, 1), (128, 2)])
-def test_tiles_of_one_kernel_position_and_of_two_are_sketched_exactly_on_integers(kernels, channels, groups):
-    conv = Conv(channels, 6, (4, 5), (3, 2), (1, 2), (1, 0), (1, 1), groups)
-    a, g = layer_tensors(conv, 4)
+def test_tiles_of_one_kernel_position_and_of_two_are_sketched_exactly(kernels, channels, groups, memory_format, dtype):
+    conv = Conv(channels, 16, (4, 5), (3, 2), (1, 2), (1, 0), (1, 2), groups)
+    a, g = (x.to(dtype).contiguous(memory_format=memory_format) for x in layer_tensors(conv, 4))
     actual = kernels.sketch_outer(a, g, 96, KEY, 2, conv=conv.geometry)
     expected = reference.sketch_outer(a, g, 96, KEY, rows_per_group=2, conv=conv.geometry)
     assert torch.equal(actual.double(), expected)

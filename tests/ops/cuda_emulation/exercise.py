@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from cases import CONVS, KEY, integers
@@ -18,10 +19,11 @@ def _outer(kernels: Emulated, c_in: int, c_out: int, dtype: torch.dtype, proj_di
     return kernels.sketch_outer(a, g, proj_dim, KEY, 2, nnz=nnz)
 
 
-def _conv(kernels: Emulated, name: str, dtype: torch.dtype) -> Tensor:
-    conv = CONVS[name]
-    a = integers(4, conv.c_in, *conv.size, seed=1).to(dtype)
-    g = integers(4, conv.c_out, *conv.size_out, seed=2).to(dtype)
+def _conv(kernels: Emulated, name: str, dtype: torch.dtype, *, channels_last: bool = False) -> Tensor:
+    conv = replace(CONVS[name], c_in=24, c_out=40) if channels_last else CONVS[name]
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    a = integers(4, conv.c_in, *conv.size, seed=1).to(dtype).contiguous(memory_format=order)
+    g = integers(4, conv.c_out, *conv.size_out, seed=2).to(dtype).contiguous(memory_format=order)
     return kernels.sketch_outer(a, g, 96, KEY, 2, conv=conv.geometry, nnz=2)
 
 
@@ -56,6 +58,7 @@ EXERCISES: dict[str, Callable[[Emulated], Tensor]] = {
     "linear, odd channels": lambda k: _outer(k, 73, 131, torch.float16),
     "linear, sums in memory": lambda k: _outer(k, 72, 40, torch.bfloat16, proj_dim=32_768),
     "3x3": lambda k: _conv(k, "3x3", torch.bfloat16),
+    "3x3, channels last": lambda k: _conv(k, "3x3", torch.bfloat16, channels_last=True),
     "1x1": lambda k: _conv(k, "1x1", torch.float32),
     "wide": lambda k: _conv(k, "wide", torch.float16),
     "group norm": lambda k: _norm(k, (2, 12, 200), 2),
