@@ -182,7 +182,12 @@ def _loaded_by_its_names(network: Any, part: str, file: WeightFile) -> bool:
 
 def _fetched(pipeline: Any, source: str) -> WeightFile:
     """The adapter of a repo, as diffusers reads it."""
-    found = pipeline.lora_state_dict(source)
+    try:
+        found = pipeline.lora_state_dict(source)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"lora must be an existing file or folder, or a repo id that is cached or reachable, got {source}: {error}"
+        ) from error
     return WeightFile(found[0] if isinstance(found, tuple) else found, Path(source))
 
 

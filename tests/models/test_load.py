@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline
-from families import make_clip, make_conditional_unet, make_tokenizer, make_vae
+from families import make_clip, make_conditional_unet, make_family, make_tokenizer, make_vae
 from models import make_scheduler, make_unet
 from torch import nn
 
@@ -87,6 +87,13 @@ def test_every_network_of_a_family_is_refused_alone_with_the_pipeline_that_knows
         bare = object.__new__(getattr(diffusers, network))
         with pytest.raises(TypeError, match=f"got {network}: give its {pipeline}$"):
             check_known(bare)
+
+
+def test_a_pipeline_without_its_network_is_refused() -> None:
+    pipeline = make_family("Stable Diffusion")
+    pipeline.unet = None
+    with pytest.raises(TypeError, match=r"network of the model must be a torch\.nn\.Module, got NoneType"):
+        as_denoiser(pipeline)
 
 
 def test_a_pipeline_of_unet_and_scheduler_alone_is_taken() -> None:
