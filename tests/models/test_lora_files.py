@@ -104,3 +104,10 @@ def test_an_adapter_that_is_nowhere_is_named() -> None:
         OSError, match=r"lora must be an existing file or folder, or a repo id .* got /nowhere/mine\.safe"
     ):
         load_lora(make_family("Stable Diffusion"), "/nowhere/mine.safetensors")
+
+
+def test_a_network_whose_weights_are_nowhere_takes_no_adapter(tmp_path: Path) -> None:
+    pipeline = make_family("Stable Diffusion")
+    pipeline.unet.to("meta")
+    with pytest.raises(ValueError, match=r"unet must have its parameters at hand, got .* on the meta device"):
+        load_lora(pipeline, as_kohya(trained(), tmp_path))
