@@ -188,7 +188,11 @@ class Sampler:
         # Schedulers make their tables, and numbers in their steps, on torch's default device.
         with torch.device("cpu"):
             scheduler = type(given).from_config(given.config, **changes)
-            self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
+            try:
+                self.denoiser.set_timesteps(scheduler, self.num_inference_steps, self.shape)
+            except (ValueError, IndexError) as error:  # of a sampler whose order needs more steps, say
+                steps = f"num_inference_steps={self.num_inference_steps}"
+                raise ValueError(f"{type(given).__name__} cannot make {steps}: {error}") from error
         if not ancestral or isinstance(given, DDPMScheduler):
             return scheduler
         # Through the same timesteps, so that what the scheduler recorded can be continued. A scheduler that never clips

@@ -157,6 +157,11 @@ def _read(checkpoint: Checkpoint | WeightFile) -> WeightFile:
         return WeightFile(checkpoint.state_dict(), Path(type(checkpoint).__name__))
     if isinstance(checkpoint, Mapping):
         return WeightFile(cast("Mapping[str, Tensor]", checkpoint), Path("the state dict"))
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(
+            f"checkpoint must be a file, a folder, a state dict or a module, got {type(checkpoint).__name__}: "
+            f"{checkpoint!r}"
+        )
     return read_weights(Path(checkpoint))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -68,6 +69,20 @@ _ADAPTERS: dict[str, Callable[..., Denoiser]] = {
     "LDMPipeline": LatentDiffusion,
 }
 
+# Parts of the names of other pipelines, and what keeps them from being measured.
+_IMAGE = (
+    "it is given an image besides the text, which items of a dataset do not have; give the family's pipeline from text"
+)
+_REASONS = {
+    "Edit|Kontext|Pix2Pix|Inpaint|Img2Img|ImageTo|Image2Video|I2V|VACE|Fill|Redux|Visual|Upscale|VideoTo": _IMAGE,
+    "Cascade|Prior|Decoder|Combined|UnCLIP|^IF|Kandinsky(?![356])|Wuerstchen|ShapE": "it makes an image in stages, by "
+    "networks that are trained apart",
+    "Control|Adapter|AnimateDiff|WanAnimate|PAG": "its network is led by another part, which no adapter tells; give "
+    "the family's pipeline without that part",
+    "Consistency|Sprint|Turbo|Lightning|Distill": "it was distilled and has no denoising loss; measure the model that "
+    "it came from, and record with it: Trajectory.on(model)",
+}
+
 # What diffusers calls the argument: the older name only warns by now.
 _DTYPE = "dtype" if hasattr(pipeline_utils, "_resolve_dtype") else "torch_dtype"
 
@@ -108,13 +123,20 @@ def as_denoiser(model: Any, *, latents: str = "mean", seed: int = 0) -> Denoiser
             return _bare(parts["unet"], model.scheduler)
         raise TypeError(
             f"model must be one of {', '.join(_ADAPTERS)} or a pipeline of unet and scheduler alone, got "
-            f"{type(model).__name__} of {', '.join(parts)}; other pipelines, such as those for inpainting, refining or "
-            "latent consistency models, are not covered"
+            f"{type(model).__name__} of {', '.join(parts)}: {_why_not(type(model))}"
         )
     raise TypeError(
         "model must be a diffusers pipeline, a pair (network, scheduler), or the path of a saved pipeline, "
         f"got {type(model).__name__}"
     )
+
+
+def _why_not(kind: type) -> str:
+    """Why a pipeline is not covered, as far as its name tells."""
+    for pattern, reason in _REASONS.items():
+        if any(re.search(pattern, base.__name__) for base in kind.__mro__ if issubclass(base, DiffusionPipeline)):
+            return reason
+    return "no adapter knows what its network must be told"
 
 
 def _bare(network: nn.Module, scheduler: Any) -> Denoiser:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from journey.models.lora_names import TEXT_ENCODERS, bare_name, dotted, places, plain, spelled_as, told_spelling
-from journey.models.network import unwrapped
+from journey.models.network import check_offload, unwrapped
 from journey.models.weight_files import WeightFile, read_weights
 
 # What of an adapter's config decides what its tensors mean.
@@ -115,6 +115,7 @@ def _load_into(pipeline: Any, part: str, source: str | os.PathLike[str]) -> None
     path = Path(source)
     file = read_weights(path) if path.exists() else _fetched(pipeline, os.fspath(source))
     network = unwrapped(getattr(pipeline, part))
+    check_offload(network, part)
     refused = f"lora {source} was not read as an adapter of {type(pipeline).__name__}"
     options = {"load_into_transformer_2": True} if part == "transformer_2" else {}
     try:
@@ -182,7 +183,12 @@ def _loaded_by_its_names(network: Any, part: str, file: WeightFile) -> bool:
 
 def _fetched(pipeline: Any, source: str) -> WeightFile:
     """The adapter of a repo, as diffusers reads it."""
-    found = pipeline.lora_state_dict(source)
+    try:
+        found = pipeline.lora_state_dict(source)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"lora must be an existing file or folder, or a repo id that is cached or reachable, got {source}: {error}"
+        ) from error
     return WeightFile(found[0] if isinstance(found, tuple) else found, Path(source))
 
 

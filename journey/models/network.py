@@ -42,7 +42,18 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
     That is ``torch.compile(network)``, ``PeftModel``, ``DataParallel`` and ``DistributedDataParallel``, and the mixed
     precision that accelerate's ``prepare`` leaves on a network's ``forward``.
+
+    Args:
+        network: The network.
+
+    Returns:
+        What is inside.
+
+    Raises:
+        TypeError: If it is no network.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network of the model must be a torch.nn.Module, got {type(network).__name__}")
     if any(kind.__name__ in ("PeftModel", "PeftMixedModel") for kind in type(network).__mro__):
         inside: nn.Module = network.get_base_model()  # type: ignore[operator]
         return unwrapped(inside)

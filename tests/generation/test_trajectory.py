@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from cases import randn
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from models import LinearDenoiser, SmallDenoiser, make_scheduler, make_unet
 from safetensors.torch import save_file
 from torch import Tensor
@@ -148,6 +155,11 @@ def test_tensors_that_do_not_belong_together_are_refused(name: str) -> None:
 def test_an_argument_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quietly((SmallDenoiser(), make_scheduler()), **options)
+
+
+def test_steps_that_a_sampler_cannot_make_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"PNDMScheduler cannot make num_inference_steps=3: "):
+        quietly((SmallDenoiser(), PNDMScheduler(num_train_timesteps=100)), num_inference_steps=3)
 
 
 @pytest.mark.parametrize("size", [8, "8", (8.0, 8.0), (0, 8), (), None.__class__])

@@ -212,6 +212,12 @@ def test_an_index_that_its_shards_do_not_bear_out_is_refused(tmp_path: Path) -> 
         pass
 
 
+def test_what_is_no_checkpoint_is_refused_by_its_kind() -> None:
+    message = "checkpoint must be a file, a folder, a state dict or a module, got int: 3"
+    with pytest.raises(TypeError, match=message), loaded(SmallDenoiser(), 3):  # type: ignore[arg-type]
+        pass
+
+
 def test_a_pattern_stands_for_what_it_matches_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     for step in (1000, 500, 20):
         make_unet(step).save_pretrained(tmp_path / f"checkpoint-{step}")

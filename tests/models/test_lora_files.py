@@ -97,3 +97,17 @@ def test_what_diffusers_would_drop_of_a_dora_is_refused(tmp_path: Path) -> None:
     path = save({**tensors, **scales}, tmp_path / "dora.safetensors")
     with pytest.raises(ValueError, match="is a DoRA with dora_scale, which diffusers leaves out"):
         load_lora(make_family("Stable Diffusion"), path)
+
+
+def test_an_adapter_that_is_nowhere_is_named() -> None:
+    with pytest.raises(
+        OSError, match=r"lora must be an existing file or folder, or a repo id .* got /nowhere/mine\.safe"
+    ):
+        load_lora(make_family("Stable Diffusion"), "/nowhere/mine.safetensors")
+
+
+def test_a_network_whose_weights_are_nowhere_takes_no_adapter(tmp_path: Path) -> None:
+    pipeline = make_family("Stable Diffusion")
+    pipeline.unet.to("meta")
+    with pytest.raises(ValueError, match=r"unet must have its parameters at hand, got .* on the meta device"):
+        load_lora(pipeline, as_kohya(trained(), tmp_path))
