@@ -212,8 +212,8 @@ class Teller:
                 "Captions cannot be judged: the model expects from most of them nothing that their images show. The "
                 "number is the median over images."
             )
-            measured = "fit of the own caption, in standard deviations of the fits of others'"
-            found.append(Finding("undecided", tuple(fits.ids[:1]), sentence, fits.usual, None, measured))
+            measures = "fit of the own caption, in standard deviations of the fits of others'"
+            found.append(Finding("undecided", tuple(fits.ids[:1]), sentence, fits.usual, None, measures))
         return found
 
     def words(self, i: int | str) -> str:
