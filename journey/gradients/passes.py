@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from journey.errors import CoverageError
 from journey.files.fingerprint import plain_parts
 from journey.gradients.engine import RowValues
 from journey.gradients.memory import default_budget, is_out_of_memory
@@ -120,6 +121,9 @@ def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
 
     Returns:
         The bytes.
+
+    Raises:
+        CoverageError: If a layer runs inside ``torch.vmap``.
     """
     tensors = (*network.parameters(), *network.buffers())
     own = {part.untyped_storage().data_ptr() for x in tensors for _, part in plain_parts(x)}
@@ -127,6 +131,11 @@ def kept_bytes(network: nn.Module, run: Callable[[], object]) -> int:
 
     def count(x: Tensor) -> None:
         for _, part in plain_parts(x):
+            if torch._C._functorch.is_batchedtensor(part):
+                raise CoverageError(
+                    "layers of the network must be called with the whole batch, got one inside torch.vmap, where rows "
+                    "cannot be told apart; call it without vmap"
+                )
             storage = part.untyped_storage()
             if storage.data_ptr() not in own:
                 kept[storage.data_ptr()] = storage.nbytes()

@@ -329,3 +329,9 @@ def test_a_network_on_several_devices_is_refused() -> None:
         ValueError, match=r"got all of it offloaded to cpu; load it without .* enable_model_cpu_offload"
     ):
         check_placed(network)
+
+
+def test_a_layer_inside_of_vmap_is_refused() -> None:
+    layer = nn.Linear(8, 8)
+    with pytest.raises(CoverageError, match=r"called with the whole batch, got one inside torch\.vmap"):
+        kept_bytes(layer, lambda: torch.vmap(layer)(torch.ones(2, 3, 8)))

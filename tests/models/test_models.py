@@ -244,7 +244,7 @@ def test_networks_that_take_more_are_refused() -> None:
         as_denoiser((make_conditional_unet(time_cond_proj_dim=8), pipeline.scheduler))
     inpainting = StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False)
     with pytest.raises(
-        TypeError, match=r"got StableDiffusionInpaintPipeline of .*; other pipelines, such as .* not covered"
+        TypeError, match=r"got StableDiffusionInpaintPipeline of .*: it is given an image besides the text"
     ):
         as_denoiser(inpainting)
     pipeline = make_family("Stable Diffusion XL")
