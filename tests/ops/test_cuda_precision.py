@@ -49,10 +49,10 @@ for setting in sys.argv[1:]:
 """
 
 
-def test_convolutions_and_other_products_follow_their_own_settings():
+def test_convolutions_and_other_products_follow_their_own_settings(tmp_path):
     settings = SETTINGS + (NEW_SETTINGS if NEW_NAMES else [])
     command = [sys.executable, "-c", _CHILD, *(setting for setting, *_ in settings)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
     expected = [f"{convolution} {other}" for _, convolution, other in settings]
     assert dict(zip((s for s, *_ in settings), told, strict=True)) == dict(
         zip((s for s, *_ in settings), expected, strict=True)
