@@ -29,6 +29,7 @@ from bench.featurize.workload import NETWORKS
 from journey.gradients import collect, rules
 from journey.gradients.engine import GradientEngine
 from journey.ops import cpu
+from journey.ops.kernels import Kernels
 from journey.projectors.random import CountSketch
 from journey.projectors.scaled import Scaled
 
@@ -58,10 +59,10 @@ class NoKernels:
 
         return call
 
-    def norm_grads(self, x: Tensor, g: Tensor, groups: int = 0, **_: Any) -> Tensor:
-        """Stand for the operation that on the CPU is torch's."""
-        self.calls["norm_grads"] += 1
-        return torch.empty(len(x), 2, x.shape[1 if groups else 2], dtype=torch.float32, device=x.device)
+
+def norm_grads(x: Tensor, g: Tensor, *, groups: int = 0, centered: bool = True, eps: float) -> Tensor:
+    """Stand for the operation, which on the CPU is torch's, without torch's dispatcher."""
+    return Kernels.norm_grads(cpu.CpuKernels(), x, g, groups, centered, eps)
 
 
 class Recorded(TorchDispatchMode):
@@ -189,16 +190,17 @@ def as_on_cuda() -> Iterator[NoKernels]:
     native, sums, kernels = cpu._native, list(collect._SUMS_ALONE), NoKernels()
     kept, untyped = collect._KEPT_BYTES["cpu"], cast(Any, cpu)
     untyped._native = SimpleNamespace(cpu=kernels)
-    norm_grads = rules.norm_grads
-    rules.norm_grads = kernels.norm_grads
+    of_norms, sum_outputs = rules.norm_grads, cpu.sum_outputs_
+    rules.norm_grads = norm_grads
     rules._NORM_KERNELS.append("cpu")
+    untyped.sum_outputs_ = lambda *_: None  # on CUDA the layers' kernel does it
     collect._SUMS_ALONE.clear()
     collect._KEPT_BYTES["cpu"] = collect._KEPT_BYTES["cuda"]
     try:
         yield kernels
     finally:
         untyped._native = native
-        rules.norm_grads = norm_grads
+        rules.norm_grads, untyped.sum_outputs_ = of_norms, sum_outputs
         rules._NORM_KERNELS.remove("cpu")
         collect._SUMS_ALONE.extend(sums)
         collect._KEPT_BYTES["cpu"] = kept
